@@ -1,0 +1,155 @@
+"""What every data source shares: its configuration, what a model must know of it, its datasets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+from torch import Tensor
+
+from qsdformer.errors import UserError
+
+SourceName = Literal["digits", "fashion_mnist", "image_folder"]
+EvaluateOn = Literal["test", "holdout"]
+
+Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) float32, normalised; labels (B,) int64
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataInfo:
+    """What a model needs to know about its inputs; stored in checkpoints as plain values.
+
+    `image_size` is the square side in pixels that the network sees; `mean` and `std` are per
+    channel, of pixels in [0, 1]; `crop_pct` is the share of the resized image that is kept.
+    """
+
+    image_size: int
+    channels: int
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bilinear"
+    crop_pct: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("class_names", "mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _require(self, "image_size", self.image_size >= 1, "at least 1 pixel")
+        _require(self, "channels", self.channels in (1, 3), "1 (grey) or 3 (RGB)")
+        for name in ("mean", "std"):
+            one_each = len(getattr(self, name)) == self.channels
+            _require(self, name, one_each, f"one value for each of {self.channels} channels")
+        _require(self, "std", min(self.std) > 0, "above 0")
+        _require(self, "crop_pct", 0 < self.crop_pct <= 1, "in (0, 1]")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, as stored in checkpoints."""
+        values = dataclasses.asdict(self)
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DataInfo:
+        """The inverse of `to_dict`; unknown fields are an error that names them."""
+        unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown data information fields: {', '.join(unknown)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images to train and evaluate on, and how training images are varied.
+
+    Training images of an image folder always go through timm's random resized crop and flip;
+    `hflip` and `crop_padding` are for the sources held in memory, `auto_augment` for folders.
+    """
+
+    name: SourceName
+    root: str | None = None  # the source's folder; digits need none
+    download: bool = False  # fashion_mnist: torchvision's download, if no folder has it
+    image_size: int | None = None  # None: digits 32, fashion_mnist 28, image_folder 224
+    train_limit: int | None = None  # train on this many images of a fixed permutation
+    evaluate_on: EvaluateOn = "test"  # holdout: training images that are left out of training
+    hflip: bool = False  # mirror every other image
+    crop_padding: int = 0  # pixels of black border before a random crop of the same size
+    random_erasing: float = 0.0  # probability that a box of the image becomes noise
+    auto_augment: str | None = None  # a timm policy, for example rand-m9-mstd0.5-inc1
+    workers: int = 0  # loader processes; 0 loads in the training process
+
+    def __post_init__(self) -> None:
+        for name, literal in (("name", SourceName), ("evaluate_on", EvaluateOn)):
+            allowed = get_args(literal)
+            _require(self, name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
+        for name in ("image_size", "train_limit"):
+            value = getattr(self, name)
+            _require(self, name, value is None or value >= 1, "at least 1, or none")
+        for name in ("crop_padding", "workers"):
+            _require(self, name, getattr(self, name) >= 0, "0 or more")
+        _require(self, "random_erasing", 0 <= self.random_erasing <= 1, "in [0, 1]")
+        self._check_source_options()
+
+    def _check_source_options(self) -> None:
+        in_folder = self.name == "image_folder"
+        rules = {
+            "root": (None, self.name != "digits", "none: digits come with scikit-learn"),
+            "download": (False, self.name == "fashion_mnist", "false: only fashion_mnist has one"),
+            "crop_padding": (0, not in_folder, "0: image_folder trains on random resized crops"),
+            "auto_augment": (None, in_folder, "none: it is for image_folder"),
+        }
+        for name, (unused, usable, allowed) in rules.items():
+            ok = usable or getattr(self, name) == unused
+            _require(self, name, ok, f"{allowed} (the data is {self.name})")
+
+
+class ImageDataset(Protocol):
+    """Labelled images that answer for a whole batch at once.
+
+    An entry of a batch request is `index + epoch * len(dataset)`, so that what is random about
+    an image follows from the request alone, in whatever process it is served.
+    """
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, requests: Sequence[int]) -> Batch: ...
+
+    def select(self, indices: Tensor) -> ImageDataset:
+        """The same dataset with only the images at `indices` (K,) int64, in that order."""
+        ...
+
+    def without_augmentation(self) -> ImageDataset:
+        """The same images as evaluation sees them."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a source provides: `train` augments, `test` does not."""
+
+    info: DataInfo
+    train: ImageDataset
+    test: ImageDataset
+
+
+class DataError(UserError):
+    """A `UserError` about one file of a dataset that stays one line across loader processes.
+
+    A DataLoader rebuilds a worker's exception from its type and the text of its whole traceback;
+    the last line of that text is the message this error began with.
+    """
+
+    def __init__(self, message: str) -> None:
+        if message.startswith("Caught ") and "\n" in message:
+            message = message.strip().splitlines()[-1].partition(": ")[2]
+        super().__init__(message)
+
+
+def _require(config: object, name: str, ok: bool, allowed: str) -> None:
+    if not ok:
+        raise ValueError(f"{name}={getattr(config, name)!r}: must be {allowed}")

@@ -1,0 +1,91 @@
+"""Datasets that fit in memory, served a batch at a time by tensor operations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qsdformer.data.augment import BatchAugment, crop_and_flip, erase, image_keys
+from qsdformer.data.base import Batch, DataConfig, DataInfo, Source
+
+RESIZE_CHUNK = 4096  # images converted to float at a time, to bound memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryDataset:
+    """Images (N, C, H, W) uint8 and labels (N,) int64 in memory; an `ImageDataset`."""
+
+    images: Tensor
+    labels: Tensor
+    info: DataInfo
+    augment: BatchAugment | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, requests: Sequence[int]) -> Batch:
+        wanted = torch.as_tensor(requests, dtype=torch.int64)
+        indices = wanted % len(self)
+        images = self.images[indices]
+        if self.augment is None:
+            return normalise(images, self.info), self.labels[indices]
+        epochs = wanted // len(self)
+        keys = image_keys(self.augment.seed, epochs, indices)
+        batch = normalise(crop_and_flip(images, keys, self.augment), self.info)
+        if self.augment.random_erasing:
+            batch = erase(batch, keys, self.augment.random_erasing)
+        return batch, self.labels[indices]
+
+    def select(self, indices: Tensor) -> MemoryDataset:
+        """The same dataset with only the images at `indices` (K,) int64, in that order."""
+        return dataclasses.replace(self, images=self.images[indices], labels=self.labels[indices])
+
+    def without_augmentation(self) -> MemoryDataset:
+        """The same images as evaluation sees them."""
+        return dataclasses.replace(self, augment=None)
+
+
+def memory_source(
+    config: DataConfig,
+    seed: int,
+    info: DataInfo,
+    *,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+) -> Source:
+    """A source from (images, labels) of both splits; images (N, C, h, w) uint8 are resized."""
+    augment = BatchAugment(
+        seed=seed,
+        hflip=config.hflip,
+        crop_padding=config.crop_padding,
+        random_erasing=config.random_erasing,
+    )
+    train_images, test_images = (resize(images, info.image_size) for images, _ in (train, test))
+    return Source(
+        info=info,
+        train=MemoryDataset(images=train_images, labels=train[1], info=info, augment=augment),
+        test=MemoryDataset(images=test_images, labels=test[1], info=info),
+    )
+
+
+def normalise(images: Tensor, info: DataInfo) -> Tensor:
+    """uint8 images (B, C, H, W) as float32: (pixel / 255 - mean) / std, per channel."""
+    mean = torch.tensor(info.mean).view(1, -1, 1, 1)
+    std = torch.tensor(info.std).view(1, -1, 1, 1)
+    return images.float().div_(255).sub_(mean).div_(std)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """uint8 images (N, C, h, w) as (N, C, size, size), bilinear, antialiased when shrinking."""
+    if images.shape[-2:] == (size, size):
+        return images
+    chunks = [
+        F.interpolate(chunk.float(), size=(size, size), mode="bilinear", antialias=True)
+        for chunk in images.split(RESIZE_CHUNK)
+    ]
+    return torch.cat([chunk.round().clamp(0, 255).to(torch.uint8) for chunk in chunks])

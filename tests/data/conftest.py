@@ -1,0 +1,49 @@
+"""Small datasets written in exactly the published formats."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    """Write uint8 values as a gzipped IDX file."""
+    header = bytes((0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape)
+    path.write_bytes(gzip.compress(header + values.astype(np.uint8).tobytes()))
+
+
+@pytest.fixture
+def idx_writer() -> Callable[[Path, np.ndarray], None]:
+    return write_idx
+
+
+@pytest.fixture
+def fashion_folder(tmp_path: Path) -> Path:
+    """Fashion-MNIST's four files with 50 training and 20 test images of noise."""
+    folder = tmp_path / "fashion"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 50), ("t10k", 20)):
+        write_idx(folder / f"{split}-images-idx3-ubyte.gz", rng.integers(0, 256, (count, 28, 28)))
+        write_idx(folder / f"{split}-labels-idx1-ubyte.gz", np.arange(count) % 10)
+    return folder
+
+
+@pytest.fixture
+def image_root(tmp_path: Path) -> Path:
+    """An image folder of two classes with 6 training and 3 validation images each."""
+    root = tmp_path / "images"
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 3)):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{index}.jpg")
+    return root

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch._utils import ExceptionWrapper
+
+from qsdformer.data.base import DataConfig, DataError, DataInfo
+
+INFO = DataInfo(image_size=32, channels=1, class_names=("a", "b"), mean=(0.5,), std=(0.25,))
+
+
+def test_info_survives_a_round_trip_through_plain_values() -> None:
+    values = INFO.to_dict()
+    assert all(isinstance(v, (int, float, str, list)) for v in values.values())
+    assert DataInfo.from_dict(values) == INFO
+
+
+def test_info_refuses_unknown_fields_and_names_them() -> None:
+    with pytest.raises(ValueError, match="colour"):
+        DataInfo.from_dict({**INFO.to_dict(), "colour": 1})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"channels": 2}, {"image_size": 0}, {"mean": (0.5, 0.5)}, {"std": (0.0,)}, {"crop_pct": 0.0}],
+)
+def test_info_refuses_impossible_values_and_names_the_field(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        DataInfo(**{**INFO.to_dict(), **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "allowed"),
+    [
+        ({"name": "mnist"}, "digits, fashion_mnist, image_folder"),
+        ({"evaluate_on": "train"}, "test, holdout"),
+        ({"train_limit": 0}, "at least 1"),
+        ({"image_size": 0}, "at least 1"),
+        ({"crop_padding": -1}, "0 or more"),
+        ({"workers": -1}, "0 or more"),
+        ({"random_erasing": 1.5}, r"\[0, 1\]"),
+        ({"auto_augment": "original"}, "image_folder"),
+        ({"download": True}, "only fashion_mnist"),
+        ({"root": "somewhere"}, "scikit-learn"),
+        ({"name": "image_folder", "crop_padding": 2}, "random resized crops"),
+    ],
+)
+def test_config_refuses_bad_values_and_says_what_is_allowed(
+    change: dict[str, Any], allowed: str
+) -> None:
+    with pytest.raises(ValueError, match=allowed):
+        DataConfig(**{"name": "digits", **change})
+
+
+def test_a_data_error_is_one_line_again_after_a_loader_process_passed_it_on() -> None:
+    try:
+        try:
+            raise OSError("inner: cause")
+        except OSError as error:
+            raise DataError("cannot read image a: b.png: truncated") from error
+    except DataError:
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(DataError) as caught:
+        wrapped.reraise()
+    assert str(caught.value) == "cannot read image a: b.png: truncated"

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import random
+import shutil
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qsdformer.data import DataConfig, DataModule, load_images
+from qsdformer.errors import UserError
+
+
+def module(root: Path | None, **options: object) -> DataModule:
+    config = DataConfig(
+        name="image_folder", root=root and str(root), **{"image_size": 32, **options}
+    )
+    return DataModule(config, batch_size=4)
+
+
+def one_line_error(root: Path | None, **options: object) -> str:
+    with pytest.raises(UserError) as caught:
+        module(root, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_batches_and_class_names_come_from_the_folders(image_root: Path) -> None:
+    data = module(image_root, auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25)
+    assert (data.train_size, data.eval_size) == (12, 6)
+    assert data.info.class_names == ("cat", "dog")
+    images, labels = next(iter(data.train_dataloader()))
+    assert images.shape == (4, 3, 32, 32)
+    assert images.dtype == torch.float32
+    assert set(labels.tolist()) <= {0, 1}
+
+
+def test_prediction_sees_files_exactly_as_evaluation_does(image_root: Path) -> None:
+    data = module(image_root)
+    images, labels = next(iter(data.val_dataloader()))
+    paths = sorted((image_root / "val" / "cat").iterdir())
+    assert labels[:3].tolist() == [0, 0, 0]
+    assert torch.equal(load_images(paths, data.info), images[:3])
+
+
+def test_default_size_and_statistics_are_those_of_imagenet(image_root: Path) -> None:
+    info = module(image_root, image_size=None).info
+    assert (info.image_size, info.crop_pct, info.interpolation) == (224, 0.875, "bicubic")
+    assert info.mean == (0.485, 0.456, 0.406)
+
+
+def test_loading_leaves_the_global_random_generators_alone(image_root: Path) -> None:
+    def draws() -> tuple[float, float, float]:
+        return random.random(), np.random.random(), torch.rand(1).item()  # noqa: NPY002
+
+    def seed() -> None:
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        torch.manual_seed(1)
+
+    data = module(image_root, auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5)
+    seed()
+    expected = draws()
+    seed()
+    list(data.train_dataloader())
+    assert draws() == expected
+
+
+@pytest.mark.parametrize("gone", [".", "train", "val"])
+def test_missing_folders_are_named(image_root: Path, gone: str) -> None:
+    shutil.rmtree(image_root / gone)
+    message = one_line_error(image_root)
+    assert str(image_root) in message
+    assert gone == "." or gone in message
+
+
+def test_a_missing_root_option_is_asked_for() -> None:
+    assert "--data.root" in one_line_error(None)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_empty_splits_are_refused(image_root: Path, split: str) -> None:
+    for path in (image_root / split).glob("*/*.jpg"):
+        path.unlink()
+    assert f"{image_root / split} holds no images" in one_line_error(image_root)
+    for path in (image_root / split).iterdir():
+        path.rmdir()
+    assert f"{image_root / split} has no class folders" in one_line_error(image_root)
+
+
+def test_an_empty_class_is_named(image_root: Path) -> None:
+    for path in (image_root / "train" / "dog").iterdir():
+        path.unlink()
+    assert str(image_root / "train" / "dog") in one_line_error(image_root)
+
+
+def test_a_single_class_is_refused(image_root: Path) -> None:
+    for split in ("train", "val"):
+        shutil.rmtree(image_root / split / "dog")
+    assert "only one class, cat" in one_line_error(image_root)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_classes_that_differ_between_splits_are_named(image_root: Path, split: str) -> None:
+    shutil.copytree(image_root / split / "dog", image_root / split / "emu")
+    message = one_line_error(image_root)
+    assert "class emu" in message
+
+
+def test_an_unknown_policy_is_refused(image_root: Path) -> None:
+    assert "'magic'" in one_line_error(image_root, auto_augment="magic")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_image_met_while_loading_is_one_line_that_names_it(
+    image_root: Path, workers: int
+) -> None:
+    path = image_root / "val" / "dog" / "1.jpg"
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(UserError) as caught:
+        list(module(image_root, workers=workers).val_dataloader())
+    assert str(caught.value).startswith(f"cannot read image {path}: ")
+    assert "\n" not in str(caught.value)
+    # Ends the loader's process now; torch waits 5 s for one left to the garbage collector.
+    traceback.clear_frames(caught.tb)
