@@ -6,10 +6,12 @@ QSD-Transformer (Qiu et al., ICLR 2025). Legend: T time steps, B batch.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import timm
-import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from qsdformer.blocks import ConvBlock, Downsample
 from qsdformer.config import ModelConfig
 from qsdformer.errors import UserError
 from qsdformer.neurons import make_neuron
-from qsdformer.quantizers import QuantLinear
+from qsdformer.quantizers import QuantLinear, quantized_layers, quantized_together
 
 # Named sizes; beside each the publication's name.
 SIZES: dict[str, dict[str, Any]] = {
@@ -34,6 +36,40 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
+class _Replay:
+    """Context of a recomputation: batch norms start from, and keep, the statistics of before.
+
+    Without it each recomputation would update the running statistics once more, and `BorderNorm`,
+    which reads them in training, would recompute another output than the first pass gave.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        self.norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
+        self.before = [_copies(m) for m in self.norms]
+
+    def __enter__(self) -> None:
+        # Exchanged rather than written to: autograd would refuse tensors changed in place.
+        self.after = [dict(m._buffers) for m in self.norms]
+        for norm, buffers in zip(self.norms, self.before, strict=True):
+            norm._buffers.update(buffers)
+
+    def __exit__(self, *_: object) -> None:
+        for norm, buffers in zip(self.norms, self.after, strict=True):
+            norm._buffers.update(buffers)
+
+
+def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """`block(x)`, computed again in the backward pass instead of kept."""
+    replay = _Replay(block)
+    return checkpoint(
+        block, x, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), replay)
+    )
+
+
+def _copies(module: nn.Module) -> dict[str, Tensor | None]:
+    return {k: None if b is None else b.clone() for k, b in module._buffers.items()}
+
+
 class Stage(nn.Module):
     """A downsampling convolution and the blocks at its resolution."""
 
@@ -43,17 +79,15 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.checkpointing = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(T*B, C_in, H, W) to (T*B, C_out, H/stride, W/stride)."""
-        return self.run_blocks(self.downsample(x))
+    def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
+        """(B, C_in, H, W) to (repeats*B, C_out, H/stride, W/stride).
 
-    def run_blocks(self, x: Tensor) -> Tensor:
-        """The blocks alone, at constant shape."""
+        The downsampled input is repeated, for the stem of a still image seen at every time step.
+        """
+        x = self.downsample(x)
+        x = x if repeats == 1 else x.repeat(repeats, 1, 1, 1)
         for block in self.blocks:
-            if self.checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = _recomputed(block, x) if self.checkpointing and self.training else block(x)
         return x
 
 
@@ -119,17 +153,18 @@ class MetaSpikeFormer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes), the mean over time steps; without a head, features (B, C)."""
-        return self.forward_head(self.forward_features(images))
+        # A recomputed block quantises its weights anew, so they must not come from outside it.
+        if not self.training or self.stages[0].checkpointing:
+            return self.forward_head(self.forward_features(images))
+        with quantized_together(list(quantized_layers(self).values())):
+            return self.forward_head(self.forward_features(images))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Membrane potentials after the last stage, (T*B, C, H, W)."""
         x = self._stem(images)
-        for stage in self._later_stages():
+        for stage in self.stages[1:]:
             x = stage(x)
         return x
-
-    def _later_stages(self) -> list[Stage]:
-        return [stage for stage in self.stages[1:] if isinstance(stage, Stage)]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Spatial mean, neuron, mean over time steps, linear head: (T*B, C, H, W) to logits."""
@@ -142,8 +177,6 @@ class MetaSpikeFormer(nn.Module):
 
     def _stem(self, images: Tensor) -> Tensor:
         """The first stage; a still image passes its convolution once and is then repeated."""
-        stage = self.stages[0]
-        assert isinstance(stage, Stage)
         steps, channels = self.config.time_steps, self.config.in_channels
         shape = tuple(images.shape)
         if images.dim() not in (4, 5) or images.shape[-3] != channels:
@@ -159,18 +192,15 @@ class MetaSpikeFormer(nn.Module):
         if images.dim() == 5:
             if shape[0] != steps:
                 raise UserError(f"images with {shape[0]} frames: this model has {steps} time steps")
-            x = stage.downsample(images.flatten(0, 1))
-        else:
-            x = stage.downsample(images)
-            x = x if steps == 1 else x.repeat(steps, 1, 1, 1)
-        return stage.run_blocks(x)
+            return self.stages[0](images.flatten(0, 1))
+        return self.stages[0](images, repeats=steps)
 
     # What follows is timm's interface.
 
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | list[int] | None = None,
+        indices: int | Sequence[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
@@ -193,19 +223,23 @@ class MetaSpikeFormer(nn.Module):
                 maps.append(self._time_mean(x))
         return maps if intermediates_only else (x, maps)
 
-    def _feature_indices(self, indices: int | list[int] | None) -> list[int]:
+    def _feature_indices(self, indices: int | Sequence[int] | None) -> list[int]:
         count = len(self.feature_stages)
         if indices is None:
             return list(range(count))
         if isinstance(indices, int):
-            indices = list(range(count - indices, count))
-        if any(not -count <= i < count for i in indices):
-            raise ValueError(f"feature indices {list(indices)}: must lie in 0..{count - 1}")
+            if not 1 <= indices <= count:
+                raise ValueError(f"the last {indices} feature maps: there are {count}")
+            indices = range(count - indices, count)
+        if not indices or any(not -count <= i < count for i in indices):
+            raise ValueError(
+                f"feature indices {list(indices)}: one or more, in {-count}..{count - 1}"
+            )
         return [i % count for i in indices]
 
     def prune_intermediate_layers(
         self,
-        indices: int | list[int] = 1,
+        indices: int | Sequence[int] = 1,
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
@@ -282,10 +316,22 @@ default_cfgs = generate_default_cfgs(
 
 
 def _build_for_timm(cfg: dict[str, Any], **kwargs: Any) -> MetaSpikeFormer:
-    """timm's keyword arguments to a model: `in_chans` is its name for our `in_channels`."""
+    """timm's keyword arguments to a model: `in_chans` is its name for our `in_channels`.
+
+    Values of timm's that ask for what the model does anyway are accepted, all others refused.
+    """
     fields = {**cfg, **kwargs}
     if "in_chans" in fields:
         fields["in_channels"] = fields.pop("in_chans")
+    if fields.pop("drop_rate", 0) != 0:
+        raise ValueError("drop_rate: this model has no dropout; use drop_path_rate")
+    if fields.pop("global_pool", "avg") != "avg":
+        raise ValueError("global_pool: only 'avg' is available")
+    if "img_size" in fields:
+        raise ValueError("img_size: this model takes images of any size; leave it out")
+    unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(ModelConfig)})
+    if unknown:
+        raise TypeError(f"unknown model arguments: {', '.join(unknown)}")
     return MetaSpikeFormer(ModelConfig(**fields))
 
 
@@ -301,7 +347,6 @@ def _register(name: str, size: dict[str, Any]) -> None:
             name,
             pretrained,
             model_cfg=size,
-            kwargs_filter=("img_size",),
             feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
             **kwargs,
         )
@@ -309,7 +354,8 @@ def _register(name: str, size: dict[str, Any]) -> None:
     entrypoint.__name__ = name
     entrypoint.__module__ = __name__
     entrypoint.__doc__ = f"{name}: dims {size['dims']}, depth {size.get('depth', 8)}."
-    register_model(entrypoint)
+    # timm lists the name in this module's __all__, so it has to exist here.
+    globals()[name] = register_model(entrypoint)
 
 
 for _name, _size in SIZES.items():
