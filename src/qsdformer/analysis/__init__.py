@@ -1,0 +1,1 @@
+"""What a trained model can be asked: information, firing rates, size."""

@@ -1,0 +1,109 @@
+"""How much information spikes carry, how often neurons fire, and how large a packed model is.
+
+Entropy is that of the empirical spike-count distribution, in bits; a neuron with D levels carries
+at most log2(D + 1). Firing rate is the mean count / D: the mean of the binary spikes per virtual
+step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from qsdformer.errors import UserError
+from qsdformer.neurons import SpikingNeuron
+from qsdformer.quantizers import quantized_layers
+from qsdformer.taps import on_call, spiking_neurons
+
+FLOAT_BITS = 32
+QKV = ("q_neuron", "k_neuron", "v_neuron")
+
+
+def histogram_entropy(histogram: Tensor) -> float:
+    """Entropy in bits of a histogram of any shape; 0 for an empty one."""
+    p = histogram.double().flatten()
+    p = p[p > 0] / p.sum().clamp_min(1)
+    return float(-(p * p.log2()).sum())
+
+
+def count_entropy(counts: Tensor, levels: int) -> float:
+    """Entropy in bits of spike counts, integers in 0..levels, of any shape."""
+    return histogram_entropy(torch.bincount(counts.flatten().long(), minlength=levels + 1))
+
+
+def spike_histograms(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    """How often each neuron layer emitted each count over `batches` of images.
+
+    Returns name -> int64 histogram (D + 1,). The model is used as it is: put it in eval mode
+    first. Raises `UserError` for a model without spiking neurons or without images.
+    """
+    neurons = spiking_neurons(model)
+    if not neurons:
+        raise UserError("this model has no spiking neurons: it is an ANN; give a spiking one")
+    histograms = {
+        name: torch.zeros(neuron.levels + 1, dtype=torch.int64) for name, neuron in neurons.items()
+    }
+
+    def recorder(name: str) -> object:
+        def record(neuron: nn.Module, _x: Tensor, y: Tensor) -> None:
+            assert isinstance(neuron, SpikingNeuron)
+            counts = neuron.counts(y).flatten()
+            histograms[name] += torch.bincount(counts, minlength=neuron.levels + 1).cpu()
+
+        return record
+
+    device = next(model.parameters()).device
+    images_seen = 0
+    with ExitStack() as stack, torch.no_grad():
+        for name, neuron in neurons.items():
+            stack.enter_context(on_call(neuron, recorder(name)))  # type: ignore[arg-type]
+        for images in batches:
+            model(images.to(device))
+            images_seen += len(images)
+    if not images_seen:
+        raise UserError("no images to measure spikes on: the data set is empty")
+    return histograms
+
+
+def firing_rate(histogram: Tensor) -> float:
+    """Mean count / D of a spike histogram (D + 1,)."""
+    counts = torch.arange(len(histogram), dtype=torch.float64)
+    return float((histogram * counts).sum() / (histogram.sum().clamp_min(1) * (len(histogram) - 1)))
+
+
+def mean_firing_rate(histograms: dict[str, Tensor]) -> float:
+    """Firing rate over all neurons together, each counted as often as it was evaluated."""
+    spikes = sum(firing_rate(h) * float(h.sum()) for h in histograms.values())
+    return spikes / max(1.0, sum(float(h.sum()) for h in histograms.values()))
+
+
+def qkv_histograms(histograms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The histograms of q, k and v, each summed over the transformer blocks."""
+    return {
+        kind[0]: torch.stack([h for n, h in histograms.items() if n.endswith(kind)]).sum(0)
+        for kind in QKV
+    }
+
+
+def qkv_entropy(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
+    """Entropy in bits of the spike counts of q, k and v over `batches`, all blocks together."""
+    histograms = qkv_histograms(spike_histograms(model, batches))
+    return {name: histogram_entropy(h) for name, h in histograms.items()}
+
+
+def packed_bytes(model: nn.Module) -> int:
+    """Bytes of the weights at their real bit width and everything else in fp32.
+
+    Rounded up to whole bytes per tensor; batch norm statistics count, file headers do not.
+    """
+    layers = quantized_layers(model)
+    packed = {f"{n}.weight": m.bits for n, m in layers.items() if m.bits is not None}
+    total = 0
+    for name, value in model.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        total += -(-value.numel() * (packed.get(name) or FLOAT_BITS) // 8)
+    return total

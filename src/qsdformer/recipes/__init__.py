@@ -1,0 +1,18 @@
+"""The recipes that come with the package, one YAML file each; the first line says what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """The recipes' files by name."""
+    return {file.stem: file for file in sorted(FOLDER.glob("*.yaml"))}
+
+
+def first_line(recipe: Path) -> str:
+    """What a recipe says of itself in its first line, a comment."""
+    with recipe.open(encoding="utf-8") as file:
+        return file.readline().strip("# \n")
