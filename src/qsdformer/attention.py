@@ -58,6 +58,13 @@ class Attention(nn.Module):
     in both, so that taps read student and teacher by the same names.
     """
 
+    q: nn.Module
+    k: nn.Module
+    v: nn.Module
+    q_neuron: nn.Module
+    k_neuron: nn.Module
+    v_neuron: nn.Module
+
     def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()
         spiking = config.is_spiking

@@ -121,8 +121,10 @@ class BorderNorm(nn.BatchNorm2d):
         """(T*B, C, H, W) to the shifted output of the same shape and the border value (C,)."""
         assert self.running_mean is not None
         assert self.running_var is not None
+        # Autograd keeps the mean for the backward pass, after batch_norm has updated the buffer.
+        mean = self.running_mean.clone() if self.training else self.running_mean
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-        border = self.bias - self.running_mean * scale
+        border = self.bias - mean * scale
         if not self.training:
             return x * scale.view(1, -1, 1, 1), border
         assert self.num_batches_tracked is not None
@@ -148,8 +150,8 @@ class RepConv(nn.Module):
         bits = config.weight_bits
         self.fully_spiking = config.fully_spiking
         self.pointwise1 = QuantConv2d(width, width, 1, bias=False, bits=bits)
-        self.norm1 = _between_convolutions(config, width) if config.fully_spiking else (
-            BorderNorm(width)
+        self.norm1 = (
+            _between_convolutions(config, width) if config.fully_spiking else (BorderNorm(width))
         )
         self.depthwise = QuantConv2d(
             width, width, 3, padding=1, groups=width, bias=False, bits=bits

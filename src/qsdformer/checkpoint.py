@@ -11,6 +11,8 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,10 @@ FORMAT_VERSION = 1
 KEY = "qsdformer"
 MODEL_PREFIX = "model."
 EMA_PREFIX = "ema.module."
+
+PICKLE_STARTS = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
+# What torch.load raises on files that are not what it wrote.
+DAMAGED = (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,21 +112,30 @@ def load_tensors(path: str | os.PathLike[str], device: str = "cpu") -> Any:
         raise UserError(f"{path} is a folder, not a checkpoint{hint}")
     if not file.exists():
         raise UserError(f"no checkpoint {path}: check the path, or make one with qsd train")
+    damaged = UserError(
+        f"{path}: not a checkpoint, or cut short or damaged; copy or train it again"
+    )
     try:
-        return torch.load(file, map_location=device, weights_only=True)
+        with file.open("rb") as opened:
+            pickled = opened.read(2) in (b"PK", *PICKLE_STARTS)
+        # torch itself would not notice damage inside a tensor.
+        if zipfile.is_zipfile(file) and zipfile.ZipFile(file).testzip() is not None:
+            raise damaged
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        if pickled and ("Unsupported" in str(error) or "GLOBAL" in str(error)):
             raise UserError(
                 f"{path}: refused, it holds Python objects besides tensors and plain values"
             ) from error
-        raise UserError(f"{path}: not a checkpoint, or damaged; copy or train it again") from error
+        raise damaged from error
     except OSError as error:
         reason = error.strerror or _one_line(error)
         raise UserError(f"cannot read checkpoint {path}: {reason}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise UserError(
-            f"{path}: not a checkpoint, or cut short or damaged; copy or train it again"
-        ) from error
+    except UserError:
+        raise
+    except (*DAMAGED, zipfile.BadZipFile) as error:
+        raise damaged from error
 
 
 def write(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from qsdformer.analysis.information import (
 )
 from qsdformer.checkpoint import load_checkpoint
 from qsdformer.data import DataModule
+from qsdformer.evaluation import evaluate
 from qsdformer.files import atomic_path, write_json
 from qsdformer.recipe import Recipe, load_recipe
 from qsdformer.training import train
@@ -42,11 +42,9 @@ def run(output: Path, seed: int = 0, console: Console | None = None) -> dict[str
     histograms: dict[str, Tensor] = {}
     for name, recipe_name in RECIPES.items():
         console.rule(TITLES[name])
-        recipe = dataclasses.replace(
-            load_recipe(recipe_name), seed=seed, output=str(output / name)
-        )
+        recipe = dataclasses.replace(load_recipe(recipe_name), seed=seed, output=str(output / name))
         trained = train(recipe, overwrite=True, console=console)
-        measured, histograms = evaluate(trained.best_path, recipe)
+        measured, histograms = measure(trained.best_path, recipe)
         rows[name] = {**measured, "train_seconds": round(trained.seconds, 1)}
     results = {"seed": seed, "seconds": round(time.perf_counter() - begin, 1), "models": rows}
     write_json(output / "results.json", results)
@@ -60,31 +58,22 @@ def run(output: Path, seed: int = 0, console: Console | None = None) -> dict[str
     return results
 
 
-def evaluate(checkpoint: Path, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def measure(checkpoint: Path, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Accuracy, size and spikes of a checkpoint on its held-out images, and the histograms."""
     model = load_checkpoint(checkpoint).model
     data = DataModule(recipe.data, batch_size=256, seed=recipe.seed)
-    right = total = 0
-    with torch.no_grad():
-        for images, labels in data.val_dataloader():
-            right += int((model(images).argmax(1) == labels).sum())
-            total += len(labels)
+    evaluation = evaluate(model, data.val_dataloader(), torch.device("cpu"))
     config = model.config
     row: dict[str, Any] = {
-        "accuracy": right / total,
-        "images": total,
+        "accuracy": evaluation.top1,
+        "images": evaluation.images,
         "weight_bits": config.weight_bits or 32,
         "parameters": sum(p.numel() for p in model.parameters()),
         "packed_bytes": packed_bytes(model),
     }
     if not config.is_spiking:
         return row, {}
-
-    def images_only() -> Iterator[Tensor]:
-        for images, _ in data.val_dataloader():
-            yield images
-
-    histograms = spike_histograms(model, images_only())
+    histograms = spike_histograms(model, (images for images, _ in data.val_dataloader()))
     row["entropy_bits"] = {n: histogram_entropy(h) for n, h in qkv_histograms(histograms).items()}
     row["firing_rate"] = mean_firing_rate(histograms)
     return row, histograms

@@ -5,10 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+GRID_PREFIX = "ablation"
 
 
 def packaged_recipes() -> dict[str, Path]:
     """The recipes' files by name."""
+    return {name: file for name, file in _files().items() if not name.startswith(GRID_PREFIX)}
+
+
+def packaged_grids() -> dict[str, Path]:
+    """The files of the ablations that come with the package, by name."""
+    return {name: file for name, file in _files().items() if name.startswith(GRID_PREFIX)}
+
+
+def _files() -> dict[str, Path]:
     return {file.stem: file for file in sorted(FOLDER.glob("*.yaml"))}
 
 

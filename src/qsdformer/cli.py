@@ -1,0 +1,91 @@
+"""The command `qsd`: parse, call, print. Heavy imports wait for the command they serve."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from qsdformer import __version__
+from qsdformer.errors import UserError
+from qsdformer.process import restart_with_allocator_settings
+
+# Name, module below qsdformer.commands, one line of help.
+COMMANDS = (
+    ("train", "train", "train a model from a recipe"),
+    ("ablate", "ablate", "train and compare a grid of variants and seeds"),
+    ("eval", "evaluate", "accuracy of a checkpoint on its dataset"),
+    ("predict", "predict", "classify image files"),
+    ("import-reference", "import_reference", "turn a published .pth into a checkpoint"),
+    ("analyze", "analyze", "firing rates, entropy and the energy ledger of checkpoints"),
+    ("report", "report", "one HTML page about one or several runs"),
+    ("quickstart", "quickstart", "train an ANN and a 4-bit student on digits, and compare them"),
+    ("recipes", "recipes", "list the recipes that come with the package"),
+)
+TRAINING = ("train", "quickstart")
+DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command and exit: 0 done, 2 bad input, 130 interrupted, 1 a bug (with traceback)."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """The exit status of `qsd` with these arguments (None: those of the process)."""
+    from_shell = arguments is None
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(given, from_shell)
+    except UserError as error:
+        print(f"qsd: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if not int(os.environ.get("LOCAL_RANK", 0)):  # the other processes got the same signal
+            print("qsd: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `qsd recipes | head -1`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in DISK_FULL | FORBIDDEN:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        print(f"qsd: error: cannot access{where}: {error.strerror}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(given: list[str], from_shell: bool) -> int:
+    parser = argparse.ArgumentParser(
+        prog="qsd",
+        description="Low-bit spike-driven vision transformers.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"qsd {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    chosen = next((word for word in given if not word.startswith("-")), None)
+    for name, module_name, text in COMMANDS:
+        sub = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == chosen:
+            if from_shell and name in TRAINING and not {"-h", "--help"} & set(given):
+                restart_with_allocator_settings()
+            module = importlib.import_module(f"qsdformer.commands.{module_name}")
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run)
+    options, unknown = parser.parse_known_args(given)
+    options.unknown = unknown
+    if unknown and not getattr(options, "takes_recipe_keys", False):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return int(options.run(options) or 0)

@@ -1,0 +1,57 @@
+"""`qsd ablate RECIPE`."""
+
+from __future__ import annotations
+
+import argparse
+
+from rich.console import Console
+
+from qsdformer.commands.arguments import positive
+from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
+from qsdformer.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `qsd ablate`."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML grid, or a packaged one's name")
+    parser.add_argument(
+        "--jobs",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="cells side by side, of one thread each if more than one (default: 1)",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="VARIANT",
+        help="run this variant, and the teacher it needs; may be repeated (default: all)",
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[], metavar="N", help="(default: the grid's)"
+    )
+    parser.add_argument("--cell", nargs=2, metavar=("VARIANT", "SEED"), help=argparse.SUPPRESS)
+    add_recipe_keys(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run what is not finished; results.csv, results.md and results.png are in the output."""
+    from qsdformer import ablation
+
+    keys = given_keys(options)
+    output = keys.pop("output", None)
+    if "seed" in keys:
+        raise UserError("--seed is for one run: an ablation takes --seeds")
+    grid = ablation.with_output(ablation.load_grid(options.recipe), output, keys)
+    console = Console()
+    if options.cell is not None:
+        ablation.run_cell(grid, ablation.Cell(options.cell[0], int(options.cell[1])), console)
+        return 0
+    cells = ablation.wanted_cells(grid, options.only, options.seeds)
+    command = ablation.cell_command(options.recipe)
+    for key, text in {**keys, "output": grid.output}.items():
+        command += [f"--{key}", text]
+    ablation.run_grid(grid, cells, command, jobs=options.jobs, console=console)
+    console.print(f"results: {grid.output}/results.csv, results.md, results.png", highlight=False)
+    return 0

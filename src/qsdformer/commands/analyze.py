@@ -1,0 +1,137 @@
+"""`qsd analyze CKPT...`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from qsdformer.analysis.energy import COST_MODELS, CostModel, cost_model
+from qsdformer.analysis.export import (
+    analysis_values,
+    comparison_table,
+    constants,
+    energy_table,
+    ledger_values,
+    neuron_table,
+    operation_table,
+    write_csv,
+)
+from qsdformer.analysis.ledger import Ledger
+from qsdformer.analysis.subject import Analysis, analyze, load_subject
+from qsdformer.analysis.twins import twins
+from qsdformer.commands.arguments import positive
+from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
+from qsdformer.evaluation import pick_device
+from qsdformer.files import write_json
+
+FILE_WIDTH = 140  # columns of output that goes to a file or a pipe
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `qsd analyze`."""
+    parser.add_argument(
+        "checkpoints",
+        metavar="CKPT",
+        nargs="+",
+        help="checkpoints of spiking models; with several, ratios are against the first",
+    )
+    parser.add_argument(
+        "--cost-model",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"one of {', '.join(COST_MODELS)}; may be repeated (default: all)",
+    )
+    parser.add_argument(
+        "--twins",
+        action="store_true",
+        help="also show each model as an fp32 ANN and as a quantised ANN (default: off)",
+    )
+    parser.add_argument(
+        "--limit", type=positive, metavar="N", help="measure on the first N images (default: all)"
+    )
+    parser.add_argument("--csv", metavar="FILE", help="write the ledgers' rows (default: off)")
+    parser.add_argument("--json", metavar="FILE", help="write everything (default: off)")
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        default=256,
+        metavar="N",
+        help="images at a time (default: 256)",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, ...; auto prefers CUDA (default: auto)"
+    )
+    add_recipe_keys(parser, section="data")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure every checkpoint, print the tables, write the files asked for."""
+    keys = given_keys(options)
+    models = [cost_model(name) for name in options.cost_model or COST_MODELS]
+    device = pick_device(options.device)
+    # All are loaded before the first is measured, so that a mistake shows at once.
+    subjects = [load_subject(path, keys, options.batch_size) for path in options.checkpoints]
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=FILE_WIDTH)
+    analyses, ledgers = [], []
+    for subject in subjects:
+        with console.status(f"measuring {subject.name}"):
+            analysis = analyze(subject, limit=options.limit, device=device)
+        analyses.append(analysis)
+        ledgers.append(analysis.ledger)
+        if options.twins:
+            ledgers += twins(subject.name, subject.model, analysis.measured)
+    _print(console, analyses, ledgers, models)
+    if options.csv:
+        write_csv(options.csv, ledgers, models)
+    if options.json:
+        write_json(options.json, _values(analyses, ledgers, models))
+    return 0
+
+
+def _print(
+    console: Console,
+    analyses: Sequence[Analysis],
+    ledgers: Sequence[Ledger],
+    models: Sequence[CostModel],
+) -> None:
+    for analysis in analyses:
+        console.print(neuron_table(analysis))
+        console.print(operation_table(analysis.ledger))
+        console.print(energy_table(analysis.ledger, models))
+        console.print(_summary(analysis), highlight=False)
+    if len(ledgers) > 1:
+        console.print(comparison_table(ledgers, models))
+    for model in models:
+        console.print(f"{model.name}: {model.title}", highlight=False)
+
+
+def _summary(analysis: Analysis) -> str:
+    ledger = analysis.ledger
+    exact = sum(row.count for row in ledger.rows if row.rate is not None)
+    estimate = sum(row.estimate for row in ledger.rows if row.rate is not None)
+    entropies = ", ".join(f"{name} {bits:.2f}" for name, bits in analysis.entropies.items())
+    return (
+        f"{analysis.name} on {analysis.data_name}: top-1 {analysis.measured.accuracy:.2%} of "
+        f"{analysis.measured.images:,} images\n"
+        f"synaptic operations an image: {exact:,.0f} exact, {estimate:,.0f} as papers estimate "
+        f"({estimate / exact - 1:+.1%}); MACs on real input: {ledger.macs:,.0f}\n"
+        f"entropy in bits: {entropies}\n"
+        f"parameters: {ledger.parameters:,}; packed {ledger.packed_bytes / 1024:,.0f} KiB, "
+        f"{ledger.float_bytes / ledger.packed_bytes:.1f} times smaller than in fp32"
+    )
+
+
+def _values(
+    analyses: Sequence[Analysis], ledgers: Sequence[Ledger], models: Sequence[CostModel]
+) -> dict[str, object]:
+    return {
+        "constants": constants(),
+        "cost_models": {model.name: model.title for model in models},
+        "models": [analysis_values(analysis) for analysis in analyses],
+        "ledgers": [ledger_values(ledger, models, ledgers[0]) for ledger in ledgers],
+    }

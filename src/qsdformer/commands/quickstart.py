@@ -1,0 +1,25 @@
+"""`qsd quickstart`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `qsd quickstart`."""
+    parser.add_argument(
+        "--output",
+        default="runs/quickstart",
+        metavar="DIR",
+        help="where everything is written (default: runs/quickstart)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train both, compare them, save the results."""
+    from qsdformer.quickstart import run as quickstart
+
+    quickstart(Path(options.output), seed=options.seed)
+    return 0

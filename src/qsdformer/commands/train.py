@@ -1,0 +1,37 @@
+"""`qsd train RECIPE [--key value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+
+from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
+from qsdformer.recipe import load_recipe
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `qsd train`."""
+    parser.usage = "qsd train RECIPE [--key value ...] [--resume [CKPT]] [--overwrite]"
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a name of `qsd recipes`")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="CKPT",
+        help="go on from CKPT, or from last.ckpt in the run folder (default: start afresh)",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="remove an earlier run's files from the run folder (default: refuse to start)",
+    )
+    add_recipe_keys(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train; the checkpoints, metrics.csv and TensorBoard logs are in the run folder."""
+    recipe = load_recipe(options.recipe, given_keys(options))
+    from qsdformer.training import train
+
+    train(recipe, resume=options.resume, overwrite=options.overwrite)
+    return 0

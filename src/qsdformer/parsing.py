@@ -1,0 +1,132 @@
+"""Plain values, from YAML or the command line, into typed dataclasses with one-line errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from qsdformer.errors import UserError
+
+Section = TypeVar("Section")
+
+
+def option(default: Any, text: str) -> Any:
+    """A dataclass field with a default and a line of help for the command line."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+def require(config: object, name: str, ok: bool, allowed: str) -> None:
+    """ValueError saying which values are allowed, unless `ok`."""
+    if not ok:
+        raise ValueError(f"{name}={getattr(config, name)!r}: must be {allowed}")
+
+
+def load_yaml(text: str, what: str) -> Any:
+    """The value of YAML `text`; a `UserError` naming `what` where it is not valid."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{what} is not valid YAML: {_yaml_reason(error)}") from error
+
+
+def parse_section(cls: type[Section], path: str, section: Any) -> Section:
+    values = require_mapping(path, section)
+    refuse_unknown(f"{path}.", values, [f.name for f in dataclasses.fields(cls)])  # type: ignore[arg-type]
+    hints = get_type_hints(cls)
+    values = {key: none_word(hints[key], value) for key, value in values.items()}
+    try:
+        # As JSON, strict checking still takes lists for tuples and whole numbers for floats.
+        return TypeAdapter(cls).validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "missing" and len(first["loc"]) == 1:
+            raise UserError(f"{path}.{first['loc'][0]} is missing from the recipe") from None
+        if not first["loc"]:
+            raise UserError(f"{path}.{first['ctx']['error']}") from None
+        key = str(first["loc"][0])
+        raise _mistyped(f"{path}.{key}", hints[key], values[key]) from None
+
+
+def parse_value(path: str, kind: Any, value: Any) -> Any:
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(value, default=str), strict=True)
+    except ValidationError:
+        raise _mistyped(path, kind, value) from None
+
+
+def describe(kind: Any) -> str:
+    """What a key of this annotated type takes, in words."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if kind in words:
+        return words[kind]
+    if kind is type(None):
+        return "none"
+    arguments = get_args(kind)
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(str(a) for a in arguments)
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(describe(a) for a in arguments)
+    if get_origin(kind) is tuple:
+        many = "items" if Ellipsis in arguments else f"{len(arguments)} items"
+        return f"a list of {many}, each {describe(arguments[0])}"
+    return str(kind)
+
+
+def require_mapping(path: str, section: Any) -> dict[str, Any]:
+    if not isinstance(section, Mapping):
+        raise UserError(f"{path}={section!r}: must be a section of key: value lines")
+    return dict(section)
+
+
+def refuse_unknown(prefix: str, values: Mapping[str, Any], allowed: list[str]) -> None:
+    for key in values:
+        if key not in allowed:
+            hint = nearest(str(key), allowed, prefix)
+            raise UserError(f"unknown recipe key {prefix}{key}{hint}")
+
+
+def nearest(key: str, names: Iterable[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(key, list(names), n=1, cutoff=0.5)
+    return f": did you mean {prefix}{close[0]}?" if close else f"; known: {', '.join(names)}"
+
+
+def one_of(names: Iterable[str], given: str) -> str:
+    close = difflib.get_close_matches(given, list(names), n=1, cutoff=0.5)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"one of {', '.join(names)}{hint}"
+
+
+def _mistyped(path: str, kind: Any, value: Any) -> UserError:
+    shown = "none" if value is None else repr(value)
+    return UserError(f"{path}={shown}: must be {describe(kind)}")
+
+
+def none_word(kind: Any, value: Any) -> Any:
+    """`none` is null where null is allowed, and otherwise the word itself."""
+    optional = type(None) in get_args(kind)
+    return None if optional and value in ("none", "None") else value
+
+
+def _yaml_reason(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}: " if mark else ""
+    return where + str(getattr(error, "problem", None) or error).replace("\n", " ")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 6e-4 is a number, as in YAML 1.2 and unlike in PyYAML."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)

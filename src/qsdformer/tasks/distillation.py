@@ -1,0 +1,117 @@
+"""Classification with a teacher: cross entropy, fine-grained distillation and loss on logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qsdformer.data import DataInfo
+from qsdformer.distillation import (
+    DistillConfig,
+    check_tokens,
+    fgd_loss,
+    logit_loss,
+    match_blocks,
+    schedule_factor,
+)
+from qsdformer.errors import UserError
+from qsdformer.recipe import Recipe
+from qsdformer.tasks.classification import Classification
+from qsdformer.teachers import StudentFeatures, Teacher, read_features
+
+
+class Distillation(Classification):
+    """Trains the student in attribute `model` against a frozen teacher.
+
+    The teacher is no submodule, so it is in no checkpoint and no optimiser. Raises `UserError` if
+    token grids differ, or class spaces where logits are compared.
+    """
+
+    def __init__(self, recipe: Recipe, info: DataInfo, teacher: Teacher) -> None:
+        super().__init__(recipe, info)
+        assert recipe.distill is not None
+        self.distill: DistillConfig = recipe.distill
+        self._teacher = teacher
+        if self.train_config.channels_last:
+            teacher.model.to(memory_format=torch.channels_last)
+        self._reader: StudentFeatures | None = None
+        self._check_classes()
+        self._matched = self._match()
+
+    def on_fit_start(self) -> None:
+        """Take the teacher along to the student's device, and read the student from now on."""
+        super().on_fit_start()
+        self._teacher.to(self.device)
+        self._open_reader()
+
+    def on_fit_end(self) -> None:
+        """Leave no hooks behind."""
+        super().on_fit_end()
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Forget what validation passed through the student."""
+        super().on_train_batch_start(batch, batch_idx)
+        if self._reader is not None:
+            self._reader.clear()
+
+    def extra_losses(self, images: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        """The weighted distillation losses of a batch whose student pass has just been made."""
+        config = self.distill
+        factor = schedule_factor(config.schedule, self.global_step, self.total_steps)
+        losses = super().extra_losses(images, logits)
+        if factor == 0:
+            return losses
+        target_logits, target_blocks = self._teacher(self._laid_out(images))
+        if config.fgd_weight > 0:
+            assert self._reader is not None
+            targets = [target_blocks[i] for i in self._matched]
+            loss = fgd_loss(self._reader.blocks(), targets)
+            losses["fgd_loss"] = factor * config.fgd_weight * loss
+        if config.logit_weight > 0:
+            loss = logit_loss(logits, target_logits, config.temperature)
+            losses["logit_loss"] = factor * config.logit_weight * loss
+        return losses
+
+    def _open_reader(self) -> None:
+        if self.distill.fgd_weight > 0 and self._reader is None:
+            self._reader = StudentFeatures(self.model, self.distill.features, self.distill.source)
+
+    def _check_classes(self) -> None:
+        own, other = self.model.num_classes, self._teacher.num_classes
+        if self.distill.logit_weight > 0 and own != other:
+            raise UserError(
+                f"the teacher {self._teacher.name} has {other} classes and the data {own}: set "
+                "distill.logit_weight to 0, or take a teacher trained on this data"
+            )
+
+    def _match(self) -> list[int]:
+        """The teacher's block for each of the student's, from one pass of a blank image."""
+        if self.distill.fgd_weight == 0:
+            return []
+        blank = torch.zeros(1, self.info.channels, self.info.image_size, self.info.image_size)
+        self.model.eval()
+        with torch.no_grad(), read_features(self.model, self.distill.features) as blocks:
+            self.model.forward(blank)
+            own = blocks()
+        self.model.train()
+        other = self._teacher_blocks(blank)
+        matched = match_blocks(len(own), len(other))
+        name = self.distill.features[0]
+        for number, index in enumerate(matched):
+            check_tokens(number, own[number][name].shape[-2], other[index][name].shape[-2])
+        return matched
+
+    def _teacher_blocks(self, images: Tensor) -> list[dict[str, Tensor]]:
+        try:
+            return [dict(block) for block in self._teacher(images)[1]]
+        except (AssertionError, RuntimeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            reason = " ".join(str(error).split())[:150]
+            size = self.info.image_size
+            raise UserError(
+                f"the teacher {self._teacher.name} does not take images of {size} px: {reason}"
+            ) from error

@@ -1,0 +1,121 @@
+"""When checkpoints are written, how, and what stops a run before it writes a bad one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from qsdformer import checkpoint as files
+from qsdformer.errors import UserError
+
+BEST, LAST = "best.ckpt", "last.ckpt"
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Writes whole files or none, and reads tensors and plain values only."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Write to a temporary name first; `UserError` if the file cannot be written."""
+        files.write(checkpoint, path)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read with the checks of `qsdformer.checkpoint.read`."""
+        return files.read(path, "cpu")
+
+
+class RunCheckpoints(Checkpoint):
+    """Keeps best.ckpt, by validation accuracy, and last.ckpt in the run folder.
+
+    Both are written after an epoch's validation. Lightning calls this callback after all others,
+    so they hold every other callback's state of the same moment.
+    """
+
+    def __init__(self, folder: Path, *, save_every: int) -> None:
+        self.best_path = folder / BEST
+        self.last_path = folder / LAST
+        self.save_every = save_every
+        self.best_accuracy = -1.0
+        self.best_epoch = 0
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what is due after this epoch."""
+        epoch = trainer.current_epoch + 1
+        accuracy = float(trainer.callback_metrics["val_accuracy"])
+        if accuracy > self.best_accuracy:
+            self.best_accuracy, self.best_epoch = accuracy, epoch
+            trainer.save_checkpoint(self.best_path)
+        ending = epoch == trainer.max_epochs or trainer.should_stop
+        if epoch % self.save_every == 0 or ending:
+            trainer.save_checkpoint(self.last_path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best accuracy so far."""
+        return {"best_accuracy": self.best_accuracy, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the best accuracy so far."""
+        self.best_accuracy = state_dict["best_accuracy"]
+        self.best_epoch = state_dict["best_epoch"]
+
+
+class NonFiniteGuard(Callback):
+    """Stops a run whose loss is no longer a finite number, before a checkpoint is overwritten.
+
+    On the CPU every step is looked at; elsewhere every `every` steps, since looking waits for
+    the device. The step that is reported is the first bad one either way.
+    """
+
+    def __init__(self, last_path: Path, *, every: int) -> None:
+        self.last_path = last_path
+        self.every = every
+        self._first_bad: Tensor | None = None
+        self._rates: dict[int, float] = {}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note whether this step's loss was finite; look at the notes when it is time."""
+        loss = outputs["loss"].detach()
+        step = trainer.global_step
+        self._rates[step] = trainer.optimizers[0].param_groups[0]["lr"]
+        if self._first_bad is None:
+            self._first_bad = torch.full((), -1, dtype=torch.int64, device=loss.device)
+        newly_bad = ~torch.isfinite(loss) & (self._first_bad < 0)
+        self._first_bad = torch.where(newly_bad, step, self._first_bad)
+        if loss.device.type == "cpu" or step % self.every == 0:
+            self._check(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look before the epoch's validation, and so before its checkpoints."""
+        self._check(trainer)
+
+    def _check(self, trainer: Trainer) -> None:
+        if self._first_bad is None:
+            return
+        # The worst of all processes, so that all of them stop here together.
+        step = int(trainer.strategy.reduce(self._first_bad.clone(), reduce_op="max"))
+        if step < 0:
+            self._rates.clear()
+            return
+        if not trainer.is_global_zero:
+            raise SystemExit(2)  # process 0 says why
+        remedy = "lower --lr or set --clip_grad 1"
+        if "16" in str(trainer.precision):
+            remedy += f", or leave half precision ({trainer.precision}) with --precision 32-true"
+        kept = f"the last good checkpoint is {self.last_path}"
+        if not self.last_path.exists():
+            kept = "no checkpoint had been written yet"
+        raise UserError(
+            f"the loss is not finite at step {step} (learning rate {self._rates[step]:.3g}), most "
+            f"likely because the learning rate is too high: {remedy}; {kept}"
+        )

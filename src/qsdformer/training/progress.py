@@ -1,0 +1,216 @@
+"""What a run tells while it goes on: metrics.csv, TensorBoard, a progress bar, a line an epoch."""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor
+
+from qsdformer.errors import UserError
+
+COLUMNS = (
+    "epoch",
+    "step",
+    "lr",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "val_top5",
+    "images_per_second",
+    "train_fgd_loss",
+    "train_logit_loss",
+    "train_activity_loss",
+)
+
+
+class MetricsFile:
+    """A CSV file with a row every few steps and a row, with val_* filled, every epoch."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def start(self, step: int) -> None:
+        """Begin the file, or go on with the rows up to `step` of an interrupted run."""
+        rows = []
+        if step and self.path.exists():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.DictReader(file) if _step(row) <= step]
+        self._write("w", rows, heading=True)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add one row."""
+        self._write("a", [row])
+
+    def _write(self, mode: str, rows: list[dict[str, Any]], heading: bool = False) -> None:
+        try:
+            with self.path.open(mode, newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+                if heading:
+                    writer.writeheader()
+                writer.writerows(rows)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+
+class Metrics(Callback):
+    """Averages training metrics and writes them, with the validation's, to CSV and TensorBoard.
+
+    Step rows are those of process 0 since the last such row; epoch rows are over all processes.
+    `latest` is the last epoch's row.
+    """
+
+    def __init__(self, path: Path, *, every: int) -> None:
+        self.file = MetricsFile(path)
+        self.every = every
+        self.latest: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the file."""
+        if trainer.is_global_zero:
+            self.file.start(trainer.global_step)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start this epoch's averages."""
+        self._epoch = torch.zeros(2, device=pl_module.device)
+        self._steps = self._recent_steps = self._images = 0
+        self._recent = torch.zeros(2, device=pl_module.device)
+        self._begin = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add a step; write a row if one is due."""
+        values = torch.stack((outputs["loss"].detach().float(), outputs["accuracy"]))
+        self._epoch += values
+        self._recent += values
+        self._steps += 1
+        self._recent_steps += 1
+        self._images += len(batch[1]) * trainer.world_size
+        if trainer.global_step % self.every == 0:
+            loss, accuracy = (self._recent / self._recent_steps).tolist()
+            self._recent.zero_()
+            self._recent_steps = 0
+            self._record(trainer, {"train_loss": loss, "train_accuracy": accuracy})
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the epoch's clock: images per second are those of training."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize()
+        self._seconds = time.perf_counter() - self._begin
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the epoch's row."""
+        mean: Tensor = trainer.strategy.reduce(self._epoch / self._steps, reduce_op="mean")
+        loss, accuracy = mean.tolist()
+        row = {"train_loss": loss, "train_accuracy": accuracy}
+        row |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        row["images_per_second"] = self._images / self._seconds
+        self.latest = self._record(trainer, row)
+
+    def _record(self, trainer: Trainer, values: dict[str, Any]) -> dict[str, Any]:
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": lr, **values}
+        if trainer.is_global_zero:
+            self.file.append({k: _short(v) for k, v in row.items()})
+            names = {k: v for k, v in row.items() if k not in ("epoch", "step")}
+            kind = "epoch" if "val_accuracy" in values else "step"
+            scalars = {f"{k}/{kind}" if k.startswith("train") else k: v for k, v in names.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(scalars, step=trainer.global_step)
+        return row
+
+
+class Report(Callback):
+    """One line an epoch and, on a terminal, a progress bar with speed, loss and accuracy."""
+
+    def __init__(self, console: Console, metrics: Metrics) -> None:
+        self.console = console
+        self.metrics = metrics
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A new bar for the epoch."""
+        self._images, self._since = 0, time.perf_counter()
+        if not (self.console.is_terminal and trainer.is_global_zero):
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=self.console,
+            transient=True,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
+            total=int(trainer.num_training_batches),
+            completed=trainer.fit_loop.epoch_loop.batch_progress.current.completed,
+            numbers="",
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar; refresh its numbers about twice a second."""
+        if self._bar is None:
+            return
+        self._images += len(batch[1]) * trainer.world_size
+        self._bar.advance(self._task)
+        elapsed = time.perf_counter() - self._since
+        if elapsed > 0.5:
+            loss, accuracy = float(outputs["loss"]), float(outputs["accuracy"])
+            numbers = f"{self._images / elapsed:,.0f} img/s  loss {loss:.3f}  acc {accuracy:.1%}"
+            self._bar.update(self._task, numbers=numbers)
+            self._images, self._since = 0, time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The epoch's line."""
+        self._close()
+        row = self.metrics.latest
+        if trainer.is_global_zero and row:
+            self.console.print(
+                f"epoch {row['epoch']:>3}/{trainer.max_epochs}  loss {row['train_loss']:.3f}  "
+                f"train {row['train_accuracy']:.2%}  val {row['val_accuracy']:.2%}  "
+                f"val loss {row['val_loss']:.3f}  {row['images_per_second']:,.0f} img/s",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the terminal as it was."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _step(row: dict[str, Any]) -> int:
+    # A line cut off by a crash has no readable step, and is dropped.
+    value = str(row.get("step") or "")
+    return int(value) if value.isdigit() and row.get("lr") else 2**62
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.7g}") if isinstance(value, float) else value

@@ -1,0 +1,206 @@
+"""Distilled training on a few digits, from the recipe to the checkpoint."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qsdformer.backbone import MetaSpikeFormer
+from qsdformer.checkpoint import load_checkpoint, save_checkpoint
+from qsdformer.data import DataInfo, DataModule
+from qsdformer.errors import UserError
+from qsdformer.recipe import Recipe, load_recipe, parse_recipe
+from qsdformer.tasks.distillation import Distillation
+from qsdformer.teachers import Teacher
+from qsdformer.training import train
+from qsdformer.training.teaching import counterpart
+
+MODEL = {"dims": [4, 6, 8, 8], "depth": 2, "heads": 2, "stem_kernel": 3}
+
+
+def make_recipe(output: Path, **sections: dict[str, Any]) -> Recipe:
+    values: dict[str, Any] = {
+        "model": {"name": "metaspikeformer_tiny", **MODEL},
+        "data": {"name": "digits", "train_limit": 96},
+        "train": {"epochs": 2, "batch_size": 32, "log_every": 1},
+        "distill": {"fgd_weight": 0.5, "logit_weight": 0.5},
+        "output": str(output),
+    }
+    for name, changes in sections.items():
+        values[name] = {**values.get(name, {}), **changes}
+    return parse_recipe(values)
+
+
+@pytest.fixture(scope="module")
+def digits() -> DataInfo:
+    return DataModule(make_recipe(Path("unused")).data, batch_size=2).info
+
+
+def ann(info: DataInfo, **fields: Any) -> MetaSpikeFormer:
+    recipe = counterpart(make_recipe(Path("unused"), model=fields))
+    torch.manual_seed(1)
+    return MetaSpikeFormer(recipe.model_config(info))
+
+
+def test_one_recipe_trains_the_teacher_then_the_student(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path / "run", distill={"teacher_epochs": 1})
+    train(recipe)
+    teacher = load_checkpoint(tmp_path / "run" / "teacher" / "last.ckpt").model
+    assert teacher.config.neuron == "relu"
+    assert teacher.config.dims == (4, 6, 8, 8)
+    content = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    student = load_checkpoint(tmp_path / "run" / "last.ckpt").model
+    assert {k.removeprefix("model.") for k in content["state_dict"]} == set(student.state_dict())
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        epochs = [row for row in csv.DictReader(file) if row["val_accuracy"]]
+    assert all(float(row["train_fgd_loss"]) > 0 for row in epochs)
+    assert all(float(row["train_logit_loss"]) > 0 for row in epochs)
+
+
+def test_a_teacher_in_the_run_folder_is_used_again_if_it_is_the_one_wanted(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path / "run", train={"epochs": 1})
+    train(recipe)
+    teacher = tmp_path / "run" / "teacher" / "last.ckpt"
+    before = teacher.stat().st_mtime_ns
+    train(
+        make_recipe(tmp_path / "run", train={"epochs": 1}, distill={"fgd_weight": 2.0}),
+        overwrite=True,
+    )
+    assert teacher.stat().st_mtime_ns == before
+    train(
+        make_recipe(tmp_path / "run", train={"epochs": 1}, distill={"teacher_neuron": "gelu"}),
+        overwrite=True,
+    )
+    assert load_checkpoint(teacher).model.config.neuron == "gelu"
+
+
+def test_a_distilled_run_resumes_to_the_same_losses(tmp_path: Path, digits: DataInfo) -> None:
+    save_checkpoint(tmp_path / "ann.ckpt", ann(digits), digits)
+    distill = {"teacher": str(tmp_path / "ann.ckpt"), "schedule": "linear"}
+
+    class Stop(Exception):
+        pass
+
+    import lightning
+
+    class StopAfterAnEpoch(lightning.pytorch.Callback):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.current_epoch == 1:
+                raise Stop
+
+    whole = make_recipe(tmp_path / "whole", distill=distill)
+    train(whole)
+    broken = make_recipe(tmp_path / "broken", distill=distill)
+    with pytest.raises(Stop):
+        train(broken, callbacks=[StopAfterAnEpoch()])
+    train(broken, resume=True)
+    weights = [load_checkpoint(r.output + "/last.ckpt").model.state_dict() for r in (whole, broken)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_the_student_alone_gets_gradients(digits: DataInfo, tmp_path: Path) -> None:
+    teacher = Teacher(ann(digits))
+    task = Distillation(make_recipe(tmp_path, distill={"logit_weight": 0.0}), digits, teacher)
+    assert len(list(task.parameters())) == len(list(task.model.parameters()))
+    assert not any("teacher" in key for key in task.state_dict())
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+
+
+def test_a_wider_teacher_with_other_heads_and_depth_teaches(
+    digits: DataInfo, tmp_path: Path
+) -> None:
+    teacher = ann(digits, dims=[8, 8, 16, 16], heads=4, depth=4)
+    save_checkpoint(tmp_path / "wide.ckpt", teacher, digits)
+    distill = {"teacher": str(tmp_path / "wide.ckpt")}
+    train(make_recipe(tmp_path / "run", train={"epochs": 1}, distill=distill))
+    assert (tmp_path / "run" / "last.ckpt").exists()
+
+
+def test_membrane_potentials_of_a_lif_student_can_be_taught(
+    digits: DataInfo, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "ann.ckpt", ann(digits), digits)
+    recipe = make_recipe(
+        tmp_path / "run",
+        model={"neuron": "lif", "levels": 1, "time_steps": 2},
+        train={"epochs": 1},
+        distill={"teacher": str(tmp_path / "ann.ckpt"), "source": "membrane", "features": ["q"]},
+    )
+    assert train(recipe).last_accuracy >= 0.0
+
+
+def test_an_activity_penalty_and_a_teacher_go_together(digits: DataInfo, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "ann.ckpt", ann(digits), digits)
+    distill = {"teacher": str(tmp_path / "ann.ckpt")}
+    train(make_recipe(tmp_path / "run", distill=distill, activity={"weight": 1.0, "kind": "group"}))
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert float(last["train_activity_loss"]) > 0
+    assert float(last["train_fgd_loss"]) > 0
+
+
+def test_the_counterpart_shares_shape_data_budget_and_seed() -> None:
+    spiking = {"neuron": "lif", "levels": 1, "time_steps": 4, "weight_bits": 2, "rectify": "none"}
+    recipe = make_recipe(Path("run"), model=spiking, activity={})
+    other = counterpart(recipe)
+    assert other.model.to_dict()["dims"] == MODEL["dims"]
+    assert not set(spiking) - {"neuron"} & set(other.model.fields)
+    assert (other.data, other.train, other.seed) == (recipe.data, recipe.train, recipe.seed)
+    assert other.distill is None
+    assert other.activity is None
+
+
+@pytest.mark.parametrize("teacher", ["nowhere.ckpt", "anm"])
+def test_a_missing_teacher_is_one_line(tmp_path: Path, teacher: str) -> None:
+    with pytest.raises(UserError, match="no teacher") as error:
+        train(make_recipe(tmp_path / "run", distill={"teacher": teacher}))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
+def test_a_teacher_of_another_grid_is_one_line_with_both_grids(
+    digits: DataInfo, tmp_path: Path
+) -> None:
+    teacher = Teacher(ann(digits, stem_stride=1))
+    with pytest.raises(UserError, match=r"student's token grid is 2x2, the teacher's 4x4"):
+        Distillation(make_recipe(tmp_path), digits, teacher)
+
+
+def test_a_teacher_in_another_class_space_is_one_line(digits: DataInfo, tmp_path: Path) -> None:
+    model = ann(digits)
+    model.reset_classifier(7)
+    with pytest.raises(UserError, match="7 classes and the data 10"):
+        Distillation(make_recipe(tmp_path), digits, Teacher(model))
+    only_fgd = make_recipe(tmp_path, distill={"logit_weight": 0.0})
+    Distillation(only_fgd, digits, Teacher(model))
+
+
+def test_a_negative_weight_in_a_recipe_names_its_key() -> None:
+    with pytest.raises(UserError, match=r"distill\.fgd_weight=-1.0: must be 0 or more"):
+        load_recipe("digits", {"distill.fgd_weight": "-1"})
+
+
+def test_a_compiled_student_learns_the_same(
+    digits: DataInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = []
+    for compiled in (False, True):
+        recipe = make_recipe(tmp_path, train={"compile": compiled})
+        task = Distillation(recipe, digits, Teacher(ann(digits)))
+        monkeypatch.setattr(Distillation, "total_steps", 10)
+        task._open_reader()
+        generator = torch.Generator().manual_seed(0)
+        values = []
+        for _ in range(3):  # a hook lost after the first step would show in the second
+            images = torch.rand(8, digits.channels, 32, 32, generator=generator)
+            assert task._reader is not None
+            task._reader.clear()
+            extra = task.extra_losses(images, task.model(images))
+            values.append(float(sum(extra.values())))
+            sum(extra.values()).backward()
+        losses.append(values)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -1,0 +1,220 @@
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qsdformer import __version__
+from qsdformer.checkpoint import load_checkpoint, save_checkpoint
+from qsdformer.cli import run
+
+SMALL = [
+    "--dims=[8,16,16,16]",
+    "--depth=2",
+    "--heads=2",
+    "--image_size=16",
+    "--train_limit=320",
+    "--epochs=2",
+    "--accelerator=cpu",
+]
+
+
+def command(*words: str, preexec: Callable[[], None] | None = None) -> subprocess.CompletedProcess:
+    """The installed command's process, with its allocator restart and single-threaded."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "qsdformer", *words],
+        capture_output=True,
+        text=True,
+        env=environment,
+        preexec_fn=preexec,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a small training on digits through the command."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    done = command("train", "digits", *SMALL, "--output", str(folder), "--lr", "8e-3")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert "M parameters) on digits: 320 training and 360 evaluation images" in lines[0]
+    assert [line.split()[1] for line in lines[1:3]] == ["1/2", "2/2"]
+    assert lines[3].startswith("best accuracy")
+    return folder
+
+
+@pytest.fixture
+def digit_png(tmp_path: Path) -> Path:
+    from sklearn.datasets import load_digits
+
+    path = tmp_path / "digit.png"
+    Image.fromarray((load_digits().images[0] * 15).astype(np.uint8)).save(path)
+    return path
+
+
+def test_eval_needs_only_the_checkpoint(trained: Path, capsys: pytest.CaptureFixture) -> None:
+    checkpoint = str(trained / "best.ckpt")
+    assert run(["eval", checkpoint, "--json", "--batch-size", "100"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    stored = load_checkpoint(checkpoint).extra["val_accuracy"]
+    assert values["top1"] == pytest.approx(stored)
+    assert values["images"] == 360
+    assert values["top5"] >= values["top1"]
+    assert run(["eval", checkpoint]) == 0
+    assert f"top-1 {stored:.2%}" in capsys.readouterr().out
+
+
+def test_predict_names_classes(
+    trained: Path, digit_png: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["predict", str(trained / "best.ckpt"), str(digit_png), str(digit_png)]
+    assert run([*words, "--json", "--top", "3"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert first == second
+    assert first["image"] == str(digit_png)
+    shares = [entry["probability"] for entry in first["classes"]]
+    assert shares == sorted(shares, reverse=True)
+    assert {entry["class"] for entry in first["classes"]} <= set("0123456789")
+    assert run(words) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_resume_through_the_command_goes_on_where_it_stopped(trained: Path, tmp_path: Path) -> None:
+    last = trained / "last.ckpt"
+    words = ["train", "digits", *SMALL, "--epochs", "3", "--lr", "8e-3", "--resume", str(last)]
+    done = command(*words, "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "note: train.epochs was 2" in done.stdout
+    assert "epoch   3/3" in done.stdout
+    assert "epoch   2/3" not in done.stdout
+
+
+BAD = {
+    "train digits --epoch 3": "did you mean --epochs?",
+    "train digits --train.batch-size 3": "did you mean --train.batch_size?",
+    "train digits --levels 0": "model.levels=0",
+    "train digits --weight_bits 9": "model.weight_bits=9",
+    "train digits --heads 5": "does not divide",
+    "train digits --output {file}/run": "cannot write to {file}/run",
+    "train digits --output {trained}": "is not empty",
+    "train digits --resume --output {tmp}/none": "nothing to resume",
+    "train digits --resume {best} --output {tmp}/none": "its model has",
+    "train digits spare": "unexpected argument 'spare'",
+    "train fashion-mnist-tiny --root {tmp}": "{tmp}",
+    "train nowhere.yaml": "no recipe 'nowhere.yaml'",
+    "eval {tmp}/absent.ckpt": "no checkpoint",
+    "eval {file}": "not a checkpoint",
+    "eval {trained}": "did you mean {best}?",
+    "eval {best} --lr 3": "is for qsd train",
+    "eval {best} --image_size 4": "this model needs",
+    "eval {three}": "there is no data section",
+    "eval {three} --data.name digits": "has 3 classes, but the dataset has 10",
+    "predict {best} {file}": "cannot read image {file}",
+    "predict {best} {tmp}/absent.png": "absent.png",
+    "predict {three} {file}": "does not say what its images look like",
+    "import-reference {tmp}/absent.pth {tmp}/out": "absent.pth",
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_input_is_one_line_and_exit_status_2(
+    words: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file, three = tmp_path / "file", tmp_path / "three.ckpt"
+    file.write_text("not an image\n")
+    model = load_checkpoint(trained / "best.ckpt").model
+    model.reset_classifier(3)
+    save_checkpoint(three, model)
+    before = sorted(tmp_path.iterdir())
+    names = {"file": file, "tmp": tmp_path, "three": three, "trained": trained}
+    names["best"] = trained / "best.ckpt"
+    assert run(words.format(**names).split()) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("qsd: error: ")
+    assert captured.err.count("\n") == 1
+    assert BAD[words].format(**names) in captured.err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_help_is_fast_and_shows_every_command() -> None:
+    code = "import sys; from qsdformer import cli; "
+    code += "sys.exit(cli.run(['recipes']) or 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "imagenet" in done.stdout
+    done = command("--help")
+    for name in ("train", "eval", "predict", "import-reference", "quickstart", "recipes"):
+        assert f"    {name}" in done.stdout
+    assert command("--version").stdout.strip() == f"qsd {__version__}"
+
+
+@pytest.mark.parametrize("name", ["train", "eval", "predict", "import-reference", "quickstart"])
+def test_every_command_has_help_with_defaults(name: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run([name, "--help"])
+    assert caught.value.code == 0
+    assert "default" in capsys.readouterr().out
+
+
+def test_full_disk_is_one_line_and_the_old_checkpoint_survives(
+    trained: Path, tmp_path: Path
+) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # bytes
+
+    old = (trained / "last.ckpt").read_bytes()
+    assert len(old) > 100_000
+    last = tmp_path / "last.ckpt"
+    last.write_bytes(old)
+    words = ["train", "digits", *SMALL, "--epochs=3", "--resume", "--output", str(tmp_path)]
+    done = command(*words, preexec=limit)
+    assert done.returncode == 2, done.stderr
+    assert "cannot write" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert last.read_bytes() == old
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".") or p.name == "best.ckpt"]
+
+
+def test_two_processes_train_as_well_as_one(tmp_path: Path) -> None:
+    accuracy = {}
+    for devices, batch in ((1, 32), (2, 16)):
+        folder = tmp_path / str(devices)
+        words = f"--epochs 3 --image_size 16 --devices {devices} --batch_size {batch}".split()
+        done = command("train", "digits", *words, "--accelerator=cpu", "--output", str(folder))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("epoch   3/3") == 1
+        accuracy[devices] = json.loads((folder / "result.json").read_text())["best_accuracy"]
+    assert min(accuracy.values()) > 0.8
+    # 360 images: three standard deviations of a difference at 90 % are 0.07.
+    assert abs(accuracy[1] - accuracy[2]) < 0.07
+
+
+def test_imagenet_recipe_runs_on_a_small_image_folder(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for part, count in (("train", 4), ("val", 2)):
+        for name in ("cat", "dog", "eel"):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 256, (80, 96, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.jpg")
+    words = f"--model.name metaspikeformer_tiny --root {tmp_path}/images --image_size 64 --epochs 1"
+    rest = "--batch_size 4 --devices 1 --workers 1 --accelerator cpu"
+    done = command(
+        "train", "imagenet", *words.split(), *rest.split(), "--output", str(tmp_path / "run")
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = load_checkpoint(tmp_path / "run" / "last.ckpt")
+    assert loaded.info is not None
+    assert loaded.info.class_names == ("cat", "dog", "eel")
+    assert loaded.extra["recipe"]["train"]["optimizer"] == "lamb"
