@@ -25,9 +25,9 @@ from qsdformer.recipe import TrainConfig
 SIDE, CLASSES = 28, 10
 
 
-def make_step(batch: int, *, ann: bool = False, bits: int | None = 4, compiled: bool = False) -> (
-    Callable[[], None]
-):
+def make_step(
+    batch: int, *, ann: bool = False, bits: int | None = 4, compiled: bool = False
+) -> Callable[[], None]:
     """One optimiser step of the tiny network on random 28x28 images."""
     torch.manual_seed(0)
     model = create_model("metaspikeformer_tiny", in_channels=1, num_classes=CLASSES)
@@ -81,8 +81,10 @@ def main() -> None:
                 step()
                 times[name].append(time.perf_counter() - begin)
     base = statistics.median(times["4-bit, eager"])
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, "
-          f"{options.threads} threads, batch {options.batch}")
+    print(
+        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, "
+        f"{options.threads} threads, batch {options.batch}"
+    )
     for name, values in times.items():
         low, median, high = statistics.quantiles(values, n=4)
         rates = " / ".join(f"{options.batch / t:,.0f}" for t in (high, median, low))

@@ -110,6 +110,21 @@ def _between_convolutions(config: ModelConfig, width: int) -> nn.Module:
     return nn.Sequential(make_norm(config, width, "neuron"), make_neuron(config))
 
 
+@torch.library.custom_op("qsdformer::kept", mutates_args=())
+def _kept(x: Tensor) -> Tensor:
+    """A copy that compiled code must keep for the backward pass.
+
+    Compilers compute cheap values again in the backward pass, and there the running statistics
+    have been updated already. What an operation of one's own returns, they keep.
+    """
+    return x.clone()
+
+
+@_kept.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
 class BorderNorm(nn.BatchNorm2d):
     """A batch norm whose output is meant to be padded with the value it gives to 0.
 
@@ -121,12 +136,14 @@ class BorderNorm(nn.BatchNorm2d):
         """(T*B, C, H, W) to the shifted output of the same shape and the border value (C,)."""
         assert self.running_mean is not None
         assert self.running_var is not None
-        # Autograd keeps the mean for the backward pass, after batch_norm has updated the buffer.
-        mean = self.running_mean.clone() if self.training else self.running_mean
-        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-        border = self.bias - mean * scale
         if not self.training:
+            scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+            border = self.bias - self.running_mean * scale
             return x * scale.view(1, -1, 1, 1), border
+        normed_mean = self.running_mean * torch.rsqrt(self.running_var + self.eps)
+        if torch.compiler.is_compiling():
+            normed_mean = _kept(normed_mean)
+        border = self.bias - self.weight * normed_mean
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         shifted = F.batch_norm(

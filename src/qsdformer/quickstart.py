@@ -31,10 +31,12 @@ RECIPES = {"ann": "digits-ann", "student": "digits"}
 TITLES = {"ann": "counterpart ANN", "student": "4-bit IE-LIF student"}
 
 
-def run(output: Path, seed: int = 0, console: Console | None = None) -> dict[str, Any]:
+def run(
+    output: Path, seed: int = 0, epochs: int | None = None, console: Console | None = None
+) -> dict[str, Any]:
     """Train both models into `output`, compare them, and return what results.json holds.
 
-    Writes ann/ and student/ (checkpoints and curves), results.json and quickstart.png.
+    `epochs` is for each of them; None keeps the recipes'. Writes ann/ and student/ (checkpoints and curves), results.json and quickstart.png.
     """
     console = console or Console()
     begin = time.perf_counter()
@@ -42,7 +44,10 @@ def run(output: Path, seed: int = 0, console: Console | None = None) -> dict[str
     histograms: dict[str, Tensor] = {}
     for name, recipe_name in RECIPES.items():
         console.rule(TITLES[name])
-        recipe = dataclasses.replace(load_recipe(recipe_name), seed=seed, output=str(output / name))
+        keys = {} if epochs is None else {"train.epochs": str(epochs)}
+        recipe = dataclasses.replace(
+            load_recipe(recipe_name, keys), seed=seed, output=str(output / name)
+        )
         trained = train(recipe, overwrite=True, console=console)
         measured, histograms = measure(trained.best_path, recipe)
         rows[name] = {**measured, "train_seconds": round(trained.seconds, 1)}

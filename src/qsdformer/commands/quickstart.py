@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from qsdformer.commands.arguments import positive
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `qsd quickstart`."""
@@ -14,6 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where everything is written (default: runs/quickstart)",
     )
+    parser.add_argument(
+        "--epochs", type=positive, metavar="N", help="of each model (default: the recipes')"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
 
 
@@ -21,5 +26,5 @@ def run(options: argparse.Namespace) -> int:
     """Train both, compare them, save the results."""
     from qsdformer.quickstart import run as quickstart
 
-    quickstart(Path(options.output), seed=options.seed)
+    quickstart(Path(options.output), seed=options.seed, epochs=options.epochs)
     return 0

@@ -1,0 +1,72 @@
+"""Shared by all tests: one thread, and models that are as small as the architecture allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qsdformer.backbone import MetaSpikeFormer
+from qsdformer.config import ModelConfig
+
+# Tensors here are tiny, and threads cost more than they bring.
+torch.set_num_threads(1)
+
+SMALL: dict[str, Any] = {
+    "dims": (4, 6, 8, 8),
+    "depth": 2,
+    "heads": 2,
+    "stem_kernel": 3,
+    "num_classes": 5,
+}
+
+
+def small_config(**fields: Any) -> ModelConfig:
+    """The smallest useful configuration; LIF gets its one level and ANNs their attention."""
+    if fields.get("neuron") == "lif":
+        fields = {"levels": 1, **fields}
+    if fields.get("neuron") in ("relu", "gelu"):
+        full = {"weight_bits": None, "stem_bits": None, "head_bits": None}
+        fields = {"attention": "softmax", **full, **fields}
+    return ModelConfig(**{**SMALL, **fields})
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., ModelConfig]:
+    """Makes small configurations from any fields."""
+    return small_config
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., MetaSpikeFormer]:
+    """Makes small models, in training mode, from any fields; always with the same weights."""
+
+    def make(**fields: Any) -> MetaSpikeFormer:
+        torch.manual_seed(0)
+        return MetaSpikeFormer(small_config(**fields))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def settle() -> Callable[..., MetaSpikeFormer]:
+    """Gives a model batch statistics of random images and puts it in evaluation mode."""
+
+    def settled(model: MetaSpikeFormer, size: int = 32) -> MetaSpikeFormer:
+        generator = torch.Generator().manual_seed(1)
+        model.train()
+        with torch.no_grad():
+            for _ in range(10):
+                model(torch.randn(8, model.config.in_channels, size, size, generator=generator))
+        return model.eval()
+
+    return settled
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """The folder of files that tests read."""
+    return Path(__file__).parent / "fixtures"

@@ -1,0 +1,96 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+
+import pytest
+
+from qsdformer.errors import UserError
+from qsdformer.files import atomic_path, write_json, write_text
+
+
+def test_the_file_appears_with_all_missing_folders(tmp_path):
+    path = tmp_path / "a" / "b" / "file.txt"
+    write_text(path, "grüße\n")
+    assert path.read_text(encoding="utf-8") == "grüße\n"
+    assert os.listdir(path.parent) == ["file.txt"]
+
+
+def test_json_is_readable_and_ends_with_a_newline(tmp_path):
+    write_json(tmp_path / "a.json", {"x": [1, 2.5]})
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == {"x": [1, 2.5]}
+    assert text.endswith("\n")
+
+
+def test_nothing_is_at_the_path_before_the_end(tmp_path):
+    path = tmp_path / "file"
+    with atomic_path(path) as temporary:
+        temporary.write_text("new")
+        assert not path.exists()
+        assert temporary.parent == path.parent
+    assert path.read_text() == "new"
+
+
+def _write_half(path, error: BaseException) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt()])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(type(error)):
+        _write_half(path, error)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_full_disk_is_one_line_that_names_file_and_reason(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(UserError, match="No space left on device") as caught:
+        _write_half(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "below" / "x"
+    with pytest.raises(UserError, match="cannot write") as caught:
+        write_text(path, "x")
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_write_permission_is_named(tmp_path):
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    with pytest.raises(UserError, match="Permission denied"):
+        write_text(folder / "x", "x")
+
+
+def test_a_folder_in_the_way_is_an_error_and_stays(tmp_path):
+    path = tmp_path / "taken"
+    path.mkdir()
+    with pytest.raises(UserError, match="cannot write"):
+        write_text(path, "x")
+    assert path.is_dir()
+    assert os.listdir(tmp_path) == ["taken"]
+
+
+def test_permissions_follow_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "file", "x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
