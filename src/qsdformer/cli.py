@@ -23,6 +23,8 @@ COMMANDS = (
     ("import-reference", "import_reference", "turn a published .pth into a checkpoint"),
     ("analyze", "analyze", "firing rates, entropy and the energy ledger of checkpoints"),
     ("report", "report", "one HTML page about one or several runs"),
+    ("export", "export", "write a packed integer artifact of a checkpoint"),
+    ("verify", "verify", "binary spikes and integers against multi-bit evaluation"),
     ("quickstart", "quickstart", "train an ANN and a 4-bit student on digits, and compare them"),
     ("recipes", "recipes", "list the recipes that come with the package"),
 )

@@ -1,0 +1,102 @@
+"""A checkpoint with its data set, measured: what `qsd analyze` and `qsd report` start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qsdformer.analysis.information import histogram_entropy, qkv_histograms
+from qsdformer.analysis.ledger import Ledger, make_ledger
+from qsdformer.analysis.measure import Measured, firing_rates, measure
+from qsdformer.analysis.operations import require_neurons
+from qsdformer.backbone import MetaSpikeFormer
+from qsdformer.checkpoint import load_checkpoint
+from qsdformer.data import DataModule
+from qsdformer.errors import UserError
+from qsdformer.evaluation import check_fits
+from qsdformer.recipe import parse_data, with_keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A loaded spiking model, its data, and the recipe values it was trained with."""
+
+    name: str
+    model: MetaSpikeFormer
+    data: DataModule
+    recipe: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """What was measured of one model."""
+
+    name: str
+    model: MetaSpikeFormer
+    data_name: str
+    measured: Measured
+    rates: dict[str, float]
+    ledger: Ledger
+
+    @property
+    def entropies(self) -> dict[str, float]:
+        """Entropy in bits of the counts of q, k and v, all blocks together."""
+        histograms = qkv_histograms(self.measured.histograms)
+        return {name: histogram_entropy(h) for name, h in histograms.items()}
+
+
+def load_subject(checkpoint: str, keys: Mapping[str, str], batch_size: int) -> Subject:
+    """A checkpoint and the data it was trained with, some `data.*` keys replaced.
+
+    Raises `UserError` for an ANN and for data that does not fit.
+    """
+    subject = load_run(checkpoint, keys, batch_size)
+    try:
+        require_neurons(subject.model)
+    except UserError as error:
+        raise UserError(f"{checkpoint}: {error}") from error
+    return subject
+
+
+def load_run(checkpoint: str, keys: Mapping[str, str], batch_size: int) -> Subject:
+    """As `load_subject`, but an ANN is welcome."""
+    loaded = load_checkpoint(checkpoint)
+    recipe = loaded.extra.get("recipe", {})
+    config = parse_data(with_keys({"data": recipe.get("data", {})}, dict(keys)))
+    data = DataModule(config, batch_size=batch_size, seed=recipe.get("seed", 0))
+    check_fits(loaded.model.num_classes, loaded.info, data.info)
+    return Subject(name=checkpoint, model=loaded.model, data=data, recipe=recipe)
+
+
+def analyze(
+    subject: Subject, *, limit: int | None = None, device: torch.device | str = "cpu"
+) -> Analysis:
+    """Measure `subject` on its evaluation images, the first `limit` of them."""
+    batches = first_images(subject.data.val_dataloader(), limit)
+    measured = measure(subject.model, batches, device)
+    return Analysis(
+        name=subject.name,
+        model=subject.model,
+        data_name=subject.data.config.name,
+        measured=measured,
+        rates=firing_rates(measured, subject.model),
+        ledger=make_ledger(subject.name, subject.model, measured),
+    )
+
+
+def first_images(
+    batches: Iterable[tuple[Tensor, Tensor]], limit: int | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first `limit` images of labelled batches; None for all."""
+    if limit is None:
+        yield from batches
+        return
+    for images, labels in batches:
+        yield images[:limit], labels[:limit]
+        limit -= len(labels)
+        if limit <= 0:
+            return

@@ -1,0 +1,212 @@
+"""The same network as an ANN: what a spiking one has to be compared with.
+
+- "ann": the counterpart ANN in fp32, ReLU and softmax attention, every MAC carried out.
+- "quantised-ann": the same weights and bits, and activations of as many levels as the spiking
+  network has spikes (T * D), as integers: one multiply-accumulate where the spiking network has up
+  to T * D additions. For T = 1 it is what training computes, so its accuracy is the same.
+- "quantised-ann-skip" (T = 1): the same on hardware that skips activations of 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from qsdformer.analysis.energy import Row
+from qsdformer.analysis.information import FLOAT_BITS
+from qsdformer.analysis.ledger import (
+    MEMBRANE_BITS,
+    Ledger,
+    accumulator_bits,
+    attention_bits,
+    elementwise_arithmetic,
+    float_bytes,
+    is_float,
+    make_ledger,
+    reached_by,
+    real_input,
+)
+from qsdformer.analysis.measure import Measured
+from qsdformer.analysis.operations import Operation, operations
+from qsdformer.backbone import MetaSpikeFormer
+from qsdformer.config import ModelConfig
+
+# Inputs of q, k and v's neurons and of attention's are plain values in the counterpart ANN.
+NOT_IN_ANN = ("q_neuron", "k_neuron", "v_neuron", "attention_neuron", "attention_norm")
+
+
+def twins(name: str, model: MetaSpikeFormer, measured: Measured) -> list[Ledger]:
+    """The ledgers of the ANN twins of a measured spiking model."""
+    spiking = make_ledger(name, model, measured)
+    found = operations(model, measured.size)
+    ann = Ledger(
+        name=f"{name} ann",
+        rows=_ann_rows(found),
+        parameters=spiking.parameters,
+        packed_bytes=spiking.float_bytes,
+        float_bytes=spiking.float_bytes,
+    )
+    if is_float(model.config):
+        return [ann]
+    levels = model.config.levels * model.config.time_steps
+    same = spiking.accuracy if model.config.time_steps == 1 else None
+    quantised = replace(
+        spiking,
+        name=f"{name} quantised-ann",
+        rows=_quantised_rows(model.config, found, levels),
+        accuracy=same,
+    )
+    if model.config.time_steps > 1:
+        return [ann, quantised]
+    skipping = replace(
+        quantised,
+        name=f"{name} quantised-ann-skip",
+        rows=_quantised_rows(model.config, found, levels, measured),
+    )
+    return [ann, quantised, skipping]
+
+
+def ann_ledger(
+    name: str, model: MetaSpikeFormer, image_size: tuple[int, int], accuracy: float | None
+) -> Ledger:
+    """The ledger of a counterpart ANN; `image_size` is (H, W)."""
+    spiking = model.config.replace(neuron="ielif", attention="spike", levels=1)
+    with torch.device("meta"):
+        found = operations(MetaSpikeFormer(spiking), image_size)
+    size = float_bytes(model)
+    return Ledger(
+        name=name,
+        rows=_ann_rows(found),
+        parameters=sum(p.numel() for p in model.parameters()),
+        packed_bytes=size,
+        float_bytes=size,
+        accuracy=accuracy,
+    )
+
+
+def activation_bits(levels: int) -> int:
+    """Bits of an activation of values 0..levels."""
+    return math.ceil(math.log2(levels + 1))
+
+
+def _ann_rows(found: Sequence[Operation]) -> tuple[Row, ...]:
+    rows = []
+    for op in found:
+        if op.name.endswith(NOT_IN_ANN):
+            continue
+        if op.kind == "attention":
+            rows += _softmax_rows(op)
+        elif op.kind in ("mac", "ac"):
+            read = op.layer_input * FLOAT_BITS
+            row = _macs(op, float(op.reached), op.weights * FLOAT_BITS, read)
+            rows.append(replace(row, weight_bits=None))
+        else:
+            # A ReLU is one comparison.
+            additions, multiplications = op.elements, op.elements * (op.kind == "norm")
+            moved = {"neuron": 1, "shortcut": 2, "norm": int(op.to_layer)}[op.kind]
+            rows.append(
+                Row(
+                    name=op.name,
+                    kind=op.kind,
+                    count=op.elements,
+                    additions=additions,
+                    multiplications=multiplications,
+                    moved=moved * op.elements * FLOAT_BITS,
+                )
+            )
+    return tuple(rows)
+
+
+def _macs(op: Operation, count: float, weights_read: int, moved: float) -> Row:
+    return Row(
+        name=op.name,
+        kind="mac",
+        dense_macs=op.dense_macs,
+        count=count,
+        estimate=float(op.dense_macs),
+        weights=op.weights,
+        weight_bits=op.weight_bits,
+        additions=count,
+        multiplications=count,
+        weights_read=weights_read,
+        moved=moved,
+    )
+
+
+def _softmax_rows(op: Operation) -> list[Row]:
+    """q k^T and softmax in place of k^T v, and the product with v in place of q (k^T v)."""
+    channels = op.heads * op.fan_in
+    macs = float(op.tokens**2 * channels)
+    # q and k are read for the first product, v for the second.
+    product = replace(
+        _macs(op, macs, 0, op.layer_input * FLOAT_BITS), dense_macs=int(macs), estimate=macs
+    )
+    if op.partner is None:
+        return [product]
+    scores = float(op.tokens**2 * op.heads)
+    # At least a multiplication and an addition for an exponential, and one to normalise.
+    softmax = Row(
+        name=f"{op.name}.softmax",
+        kind="norm",
+        count=scores,
+        additions=2 * scores,
+        multiplications=2 * scores,
+    )
+    return [product, softmax]
+
+
+def _quantised_rows(
+    config: ModelConfig,
+    found: Sequence[Operation],
+    levels: int,
+    skipping: Measured | None = None,
+) -> tuple[Row, ...]:
+    bits = activation_bits(levels)
+    make: dict[str, Callable[[Operation], Row]] = {
+        "mac": lambda op: _quantised_layer(op, *real_input(op), skipping),
+        "ac": lambda op: _quantised_layer(op, bits, levels, skipping),
+        "attention": lambda op: _quantised_attention(op, bits, levels, skipping),
+    }
+    return tuple(
+        make[op.kind](op) if op.kind in make else _quantised_elementwise(config, op, levels, bits)
+        for op in found
+    )
+
+
+def _quantised_layer(op: Operation, bits: int, largest: int, skipping: Measured | None) -> Row:
+    weight_bits = op.weight_bits or FLOAT_BITS
+    count = float(op.reached)
+    if skipping is not None and op.kind == "ac":
+        count = reached_by(skipping.active, op) / skipping.images
+    row = _macs(op, count, op.weights * weight_bits, op.layer_input * bits)
+    if op.weight_bits is None:
+        return row
+    single = replace(op, fan_in=op.fan_in // op.passes) if op.name == "head" else op
+    accumulator = accumulator_bits(single, op.weight_bits, largest)
+    return replace(row, add_bits=accumulator, mult_bits=(op.weight_bits, bits))
+
+
+def _quantised_attention(op: Operation, bits: int, levels: int, skipping: Measured | None) -> Row:
+    kv, qkv = attention_bits(op, levels)
+    count = float(op.dense_macs)
+    if skipping is not None and op.partner is None:
+        count = reached_by(skipping.active, op) / skipping.images
+    row = _macs(op, count, 0, op.layer_input * bits)
+    operands = (bits, bits) if op.partner else (bits, kv)
+    return replace(row, add_bits=kv if op.partner else qkv, mult_bits=operands)
+
+
+def _quantised_elementwise(config: ModelConfig, op: Operation, levels: int, bits: int) -> Row:
+    """An activation compares with its thresholds, as many as there are levels."""
+    work = elementwise_arithmetic(config, op, op.elements)
+    if op.kind == "neuron":
+        work = {**work, "additions": levels * op.elements, "multiplications": 0}
+    moved = {
+        "neuron": bits,
+        "shortcut": 2 * MEMBRANE_BITS,
+        "norm": MEMBRANE_BITS * int(op.to_layer),
+    }[op.kind]
+    return Row(name=op.name, kind=op.kind, count=op.elements, moved=moved * op.elements, **work)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from qsdformer.analysis.energy import COST_MODELS
+from qsdformer.cli import run
+
+
+def analyze(*arguments: str | Path) -> int:
+    return run(["analyze", *map(str, arguments), "--device", "cpu"])
+
+
+def test_rates_operations_entropy_and_energy_are_shown(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert analyze(runs / "spiking" / "best.ckpt", "--limit", "16") == 0
+    shown = capsys.readouterr().out
+    for text in ("firing rate", "papers' estimate", "entropy in bits: q", "KiB", "16 images"):
+        assert text in shown
+    for model in COST_MODELS.values():
+        assert model.title in shown
+
+
+def test_csv_and_json_hold_every_row_and_the_ratios_to_the_first(
+    runs: Path, tmp_path: Path
+) -> None:
+    first, second = runs / "spiking" / "best.ckpt", runs / "plain" / "best.ckpt"
+    files = ("--csv", tmp_path / "rows.csv", "--json", tmp_path / "all.json")
+    assert analyze(first, second, "--twins", "--limit", "40", *files) == 0
+    values = json.loads((tmp_path / "all.json").read_text())
+    assert [m["images"] for m in values["models"]] == [40, 40]
+    assert values["constants"]["e_ac_pj"] == 0.9
+    ledgers = values["ledgers"]
+    assert len(ledgers) == 2 * 4
+    for ledger in ledgers:
+        for name, energy in ledger["energy_pj"].items():
+            rows = sum(row["energy_pj"][name] for row in ledger["rows"])
+            assert energy["total"] == pytest.approx(rows)
+            ratio = ledgers[0]["energy_pj"][name]["total"] / energy["total"]
+            assert ledger["ratio"][f"energy_{name}"] == pytest.approx(ratio)
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == sum(len(ledger["rows"]) for ledger in ledgers)
+    total = sum(float(line["bit-aware_pj"]) for line in lines if line["model"] == str(first))
+    assert total == pytest.approx(ledgers[0]["energy_pj"]["bit-aware"]["total"])
+
+
+def test_one_cost_model_can_be_chosen(runs: Path, tmp_path: Path) -> None:
+    checkpoint, out = runs / "spiking" / "best.ckpt", tmp_path / "all.json"
+    assert analyze(checkpoint, "--limit", "8", "--cost-model", "papers", "--json", out) == 0
+    assert list(json.loads(out.read_text())["cost_models"]) == ["papers"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ann/best.ckpt"], "has no spiking neurons"),
+        (["spiking/best.ckpt", "--cost-model", "watts"], "unknown cost model 'watts'"),
+        (["other/best.ckpt"], "has 5 classes, but the dataset has 10"),
+        (["missing.ckpt"], "no checkpoint"),
+        (["spiking"], "is a folder"),
+        (["spiking/best.ckpt", "--data.levels", "3"], "--data.levels"),
+    ],
+)
+def test_bad_input_gives_one_line(
+    runs: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert analyze(runs / arguments[0], *arguments[1:]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_an_empty_data_set_gives_one_line(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "val"):
+        (tmp_path / part / "zero").mkdir(parents=True)
+    keys = ["--data.name", "image_folder", "--data.root", str(tmp_path)]
+    assert analyze(runs / "spiking" / "best.ckpt", *keys) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_file_that_cannot_be_written_is_named(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    bad = tmp_path / "file" / "rows.csv"
+    assert analyze(runs / "spiking" / "best.ckpt", "--limit", "4", "--csv", bad) == 2
+    assert str(bad) in capsys.readouterr().err

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from qsdformer.analysis.energy import COST_MODELS, cost_model
+from qsdformer.analysis.ledger import Ledger, make_ledger, papers_energy
+from qsdformer.analysis.measure import Measured, measure
+from qsdformer.analysis.operations import operations
+from qsdformer.analysis.twins import activation_bits, ann_ledger, twins
+from qsdformer.backbone import MetaSpikeFormer, model_config
+
+Make = Callable[..., MetaSpikeFormer]
+
+
+def measured_on_noise(model: MetaSpikeFormer) -> Measured:
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    return measure(model, [(images, torch.zeros(4, dtype=torch.long))])
+
+
+def twins_of(model: MetaSpikeFormer) -> dict[str, Ledger]:
+    found = twins("m", model, measured_on_noise(model))
+    return {ledger.name.removeprefix("m "): ledger for ledger in found}
+
+
+def test_the_published_formula_is_followed_at_a_published_size() -> None:
+    config = model_config("metaspikeformer_55m", levels=4)
+    with torch.device("meta"):
+        found = operations(MetaSpikeFormer(config), (224, 224))
+    stem = next(op.dense_macs for op in found if op.role == "stem")
+    inner = sum(op.dense_macs for op in found if op.role == "inner")
+    others = sum(op.dense_macs for op in found if op.kind in ("ac", "attention"))
+    rate = 0.2
+    expected = 4.6 * stem + 0.9 * others * rate * 4
+    assert papers_energy(config, (224, 224), rate, cost_model("papers")) == pytest.approx(expected)
+    with_inner = papers_energy(config, (224, 224), rate, cost_model("papers-inner"))
+    assert with_inner == pytest.approx(expected + 4.6 * inner)
+
+
+def test_published_rates_can_be_given_for_each_neuron() -> None:
+    config = model_config("metaspikeformer_tiny")
+    with torch.device("meta"):
+        found = operations(MetaSpikeFormer(config), (32, 32))
+    rates = {op.source: 0.1 + 0.001 * i for i, op in enumerate(found) if op.source}
+    expected = sum(0.9 * op.dense_macs * rates[op.source] * 4 for op in found if op.source)
+    expected += sum(4.6 * op.dense_macs for op in found if op.role == "stem")
+    found_energy = papers_energy(config, (32, 32), rates, cost_model("papers"))
+    assert found_energy == pytest.approx(expected)
+
+
+def test_the_estimate_from_measured_rates_is_exact_where_no_border_is(
+    make_model: Make, settle: Make
+) -> None:
+    model = settle(make_model())
+    rows = make_ledger("m", model, measured_on_noise(model)).rows
+    pointwise = [row for row in rows if row.kind == "ac" and "pointwise1" in row.name]
+    assert len(pointwise) == 4 + 8
+    for row in pointwise:
+        assert row.estimate == pytest.approx(row.count)
+    padded = [row for row in rows if row.name.endswith("sepconv.depthwise")]
+    assert all(row.estimate > row.count for row in padded)
+
+
+def test_kinds_add_up_to_the_total(make_model: Make, settle: Make) -> None:
+    model = settle(make_model(time_steps=2))
+    ledger = make_ledger("m", model, measured_on_noise(model))
+    for cost in COST_MODELS.values():
+        assert sum(ledger.by_kind(cost).values()) == pytest.approx(ledger.total(cost))
+
+
+def test_the_fully_spiking_variant_pays_no_macs_but_the_stems(
+    make_model: Make, settle: Make
+) -> None:
+    published = settle(make_model())
+    spiking = settle(make_model(fully_spiking=True))
+    first = make_ledger("m", published, measured_on_noise(published))
+    second = make_ledger("m", spiking, measured_on_noise(spiking))
+    papers, inner = cost_model("papers"), cost_model("papers-inner")
+    assert first.total(inner) > first.total(papers)
+    assert second.total(inner) == second.total(papers)
+    assert second.macs == next(row.count for row in second.rows if row.role == "stem")
+
+
+def test_full_precision_weights_are_charged_as_fp32(make_model: Make, settle: Make) -> None:
+    bits = {"weight_bits": None, "stem_bits": None, "head_bits": None}
+    model = settle(make_model(neuron="lif", time_steps=4, **bits))
+    ledger = make_ledger("m", model, measured_on_noise(model))
+    charged = ledger.energies(cost_model("bit-aware"))
+    energies = {row.name: pj for row, pj in zip(ledger.rows, charged, strict=True)}
+    for row in ledger.rows:
+        if row.kind == "ac":
+            assert energies[row.name] == pytest.approx(0.9 * row.count)
+        if row.kind == "mac":
+            assert energies[row.name] == pytest.approx(4.6 * row.count)
+    assert ledger.packed_bytes == ledger.float_bytes
+
+
+def test_the_quantised_twin_does_every_mac_and_its_skipping_version_only_those_not_zero(
+    make_model: Make, settle: Make
+) -> None:
+    model = settle(make_model())
+    measured = measured_on_noise(model)
+    found = {op.name: op for op in operations(model, measured.size)}
+    dense, skipping = twins_of(model)["quantised-ann"], twins_of(model)["quantised-ann-skip"]
+    conv = "stages.1.blocks.0.conv1"
+    rows = {row.name: row for row in dense.rows}
+    assert rows[conv].count == found[conv].reached
+    assert rows[conv].mult_bits == (4, 3)
+    assert dense.accuracy == measured.accuracy
+    by_name = {row.name: row for row in skipping.rows}
+    source = found[conv].source
+    assert source is not None
+    share = float(measured.active[source].sum()) / measured.active[source].numel() / 4
+    assert 0 < share < 1
+    assert by_name[conv].count == pytest.approx(rows[conv].count * share, rel=0.1)
+    spiking = make_ledger("m", model, measured)
+    assert skipping.macs < spiking.synaptic_operations + spiking.macs
+
+
+def test_twins_differ_with_the_network(make_model: Make, settle: Make) -> None:
+    assert list(twins_of(settle(make_model()))) == ["ann", "quantised-ann", "quantised-ann-skip"]
+    assert list(twins_of(settle(make_model(time_steps=2)))) == ["ann", "quantised-ann"]
+    bits = {"weight_bits": None, "stem_bits": None, "head_bits": None}
+    assert list(twins_of(settle(make_model(**bits)))) == ["ann"]
+
+
+def test_the_fp32_twin_is_the_counterpart_ann(make_model: Make, settle: Make) -> None:
+    twin = twins_of(settle(make_model()))["ann"]
+    ann = ann_ledger("m", make_model(neuron="relu"), (32, 32), 0.5)
+    assert ann.rows == twin.rows
+    assert ann.accuracy == 0.5
+    assert twin.total(cost_model("papers")) == pytest.approx(
+        4.6 * sum(row.dense_macs for row in twin.rows)
+    )
+
+
+@pytest.mark.parametrize(("levels", "bits"), [(1, 1), (2, 2), (3, 2), (4, 3), (16, 5)])
+def test_activations_take_as_many_bits_as_their_levels_need(levels: int, bits: int) -> None:
+    assert activation_bits(levels) == bits

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from qsdformer.analysis.report.collect import read_curves
+from qsdformer.cli import run
+
+ALWAYS = {"loss", "accuracy", "membrane-q", "membrane-k", "membrane-v", "counts", "entropy"}
+ALWAYS |= {"rates", "raster", "attention", "ledger", "twins"}
+PARETO = {"pareto-size", "pareto-energy"}
+VOID = {"meta", "link", "img", "br"}
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+class Page(HTMLParser):
+    """Checks that elements nest, and collects figures, table sizes and addresses."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.figures: dict[str, int] = {}  # drawings in each
+        self.tables: list[int] = []  # body rows of each
+        self.addresses: list[str] = []
+        self.figure = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.addresses += [v for k, v in attrs if k in ("src", "href") and v]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "figure":
+            self.figure = values["data-figure"] or ""
+            self.figures[self.figure] = 0
+        if tag in ("svg", "img") and "figure" in self.open:
+            self.figures[self.figure] += 1
+        if tag == "table":
+            self.tables.append(0)
+        if tag == "tr" and "tbody" in self.open:
+            self.tables[-1] += 1
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def report(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report on three runs, one of them an ANN."""
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    names = [str(runs / name) for name in ("spiking", "plain", "ann")]
+    assert run(["report", *names, "--limit", "32", "--output", str(path)]) == 0
+    return path
+
+
+def test_the_page_has_every_figure_and_a_row_for_every_operation(report: Path) -> None:
+    page = Page(report.read_text())
+    assert set(page.figures) == ALWAYS | PARETO
+    assert min(page.figures.values()) >= 1
+    assert page.tables[0] == 3
+    assert page.tables[1] > 100
+
+
+def test_the_page_needs_no_network(report: Path) -> None:
+    text = report.read_text()
+    assert all(address.startswith("data:") for address in Page(text).addresses)
+    assert "http" not in text
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+@pytest.mark.parametrize("name", ["spiking", "lif"])
+def test_a_single_run_has_no_pareto_plot(name: str, runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "one.html"
+    checkpoint = str(runs / name / "best.ckpt")
+    assert run(["report", checkpoint, "--limit", "8", "--output", str(out)]) == 0
+    assert set(Page(out.read_text()).figures) == ALWAYS
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(["ann"], "no spiking neurons"), (["."], "no best.ckpt"), (["missing"], "no checkpoint")],
+)
+def test_bad_input_gives_one_line_and_no_page(
+    runs: Path, names: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "report.html"
+    assert run(["report", *(str(runs / n) for n in names), "--output", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert not out.exists()
+
+
+def test_curves_are_the_epoch_rows_of_the_metrics(runs: Path, tmp_path: Path) -> None:
+    curves = read_curves(runs / "spiking" / "metrics.csv")
+    assert curves["val_accuracy"] == [(1.0, 0.45), (2.0, 0.65)]
+    assert curves["train_loss"] == [(1.0, 2.0), (2.0, 1.2)]
+    assert read_curves(tmp_path / "metrics.csv")["train_loss"] == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_every_figure_sorts_every_table_and_reports_no_error(
+    report: Path, width: int, tmp_path: Path
+) -> None:
+    # In a frame, because a headless window is at least 500 pixels wide.
+    frame = tmp_path / "frame.html"
+    page = html.escape(report.read_text(), quote=True)
+    frame.write_text(
+        f'<body style="margin:0"><iframe name="self-test" width={width} height=900 '
+        f'style="border:0" srcdoc="{page}"></iframe><script>'
+        "addEventListener('load', () => setTimeout(() => { document.documentElement.dataset.found"
+        " = frames[0].document.documentElement.dataset.selfTest; }, 50));</script>"
+    )
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    options += [f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
+    options += ["--window-size=1300,900", "--virtual-time-budget=3000", "--dump-dom"]
+    shown = subprocess.run(
+        [str(CHROMIUM), *options, frame.as_uri()], capture_output=True, text=True, timeout=90
+    )
+    match = re.search(r'data-found="([^"]*)"', shown.stdout)
+    assert match is not None, shown.stderr[-2000:]
+    found = json.loads(html.unescape(match[1]))
+    assert found["failures"] == []
+    assert found["width"] == width
+    assert found["figures"] == len(ALWAYS | PARETO)
+    assert found["sorted"] == 2 * (10 + 12)
+    assert "CONSOLE" not in shown.stderr
