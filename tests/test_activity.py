@@ -98,10 +98,10 @@ def test_training_on_the_penalty_alone_lowers_activity_to_the_target(
     target = 0.1 if kind == "rate" else 0.2
     penalty = ActivityPenalty(model, ActivityConfig(target=target, kind=kind))  # type: ignore[arg-type]
     penalty.open()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
     images = torch.randn(4, 3, 16, 16)
     before = 0.0
-    for step in range(30):
+    for step in range(60):
         model(images)
         before = penalty.activity().item() if step == 0 else before
         loss = penalty.loss()

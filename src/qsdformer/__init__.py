@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from qsdformer.backbone import create_model as create_model
     from qsdformer.checkpoint import load as load
     from qsdformer.config import ModelConfig as ModelConfig
+    from qsdformer.deploy.artifact import export as export
+    from qsdformer.deploy.lowering import lower as lower
+    from qsdformer.deploy.verify import verify as verify
     from qsdformer.reference import import_reference as import_reference
     from qsdformer.taps import tap as tap
 
@@ -22,9 +25,12 @@ _HOMES = {
     "MetaSpikeFormer": "qsdformer.backbone",
     "ModelConfig": "qsdformer.config",
     "create_model": "qsdformer.backbone",
+    "export": "qsdformer.deploy.artifact",
     "import_reference": "qsdformer.reference",
     "load": "qsdformer.checkpoint",
+    "lower": "qsdformer.deploy.lowering",
     "tap": "qsdformer.taps",
+    "verify": "qsdformer.deploy.verify",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

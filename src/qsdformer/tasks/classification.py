@@ -119,6 +119,8 @@ class Classification(LightningModule):
         for group in cast(Optimizer, self.optimizers()).param_groups:
             group["lr"] = rate
         torch.manual_seed(step_seed(self.recipe.seed, self.global_step, self.global_rank))
+        if self.penalty is not None:
+            self.penalty.clear()  # of what validation passed through the model
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Loss and accuracy of images (B, C, H, W) with labels (B,)."""

@@ -17,7 +17,7 @@ from qsdformer.distillation import (
 from qsdformer.errors import UserError
 from qsdformer.recipe import Recipe
 from qsdformer.tasks.classification import Classification
-from qsdformer.teachers import StudentFeatures, Teacher, read_features
+from qsdformer.teachers import FeatureReader, Teacher
 
 
 class Distillation(Classification):
@@ -34,9 +34,11 @@ class Distillation(Classification):
         self._teacher = teacher
         if self.train_config.channels_last:
             teacher.model.to(memory_format=torch.channels_last)
-        self._reader: StudentFeatures | None = None
+        self._reader: FeatureReader | None = None
         self._check_classes()
         self._matched = self._match()
+        if self.train_config.compile:
+            teacher.compile()
 
     def on_fit_start(self) -> None:
         """Take the teacher along to the student's device, and read the student from now on."""
@@ -77,7 +79,7 @@ class Distillation(Classification):
 
     def _open_reader(self) -> None:
         if self.distill.fgd_weight > 0 and self._reader is None:
-            self._reader = StudentFeatures(self.model, self.distill.features, self.distill.source)
+            self._reader = FeatureReader(self.model, self.distill.features, self.distill.source)
 
     def _check_classes(self) -> None:
         own, other = self.model.num_classes, self._teacher.num_classes
@@ -93,9 +95,11 @@ class Distillation(Classification):
             return []
         blank = torch.zeros(1, self.info.channels, self.info.image_size, self.info.image_size)
         self.model.eval()
-        with torch.no_grad(), read_features(self.model, self.distill.features) as blocks:
+        reader = FeatureReader(self.model, self.distill.features)
+        with torch.no_grad():
             self.model.forward(blank)
-            own = blocks()
+        own = reader.blocks()
+        reader.close()
         self.model.train()
         other = self._teacher_blocks(blank)
         matched = match_blocks(len(own), len(other))

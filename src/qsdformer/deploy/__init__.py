@@ -1,0 +1,1 @@
+"""From a trained model to integers: lowering, packed artifact, executors and their comparison."""
