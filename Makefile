@@ -2,11 +2,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test fuzz lint clean
 
 help:
 	@echo "make demo   train an ANN and a 4-bit student on digits (about 4 minutes after installing)"
 	@echo "make test   run the tests"
+	@echo "make fuzz   10,000 damaged artifacts, each of which must be refused"
 	@echo "make lint   ruff and mypy"
 	@echo "make clean  remove .venv and caches"
 
@@ -18,14 +19,19 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "Python's venv module is missing: sudo apt-get install python3-venv, then make again"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed \
-	  --constraint constraints.txt --editable ".[dev]"
+	  --constraint constraints.txt --editable ".[dev,export]"
+	# Tests compare with SpikingJelly's counter, which needs none of its other dependencies.
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt spikingjelly loguru
 	@touch $@
 
 demo: install
 	$(BIN)/qsd quickstart
 
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+fuzz: install
+	QSD_FUZZ_MUTANTS=10000 $(BIN)/python -m pytest tests/deploy/test_artifact_fuzz.py
 
 lint: install
 	$(BIN)/ruff format --check .

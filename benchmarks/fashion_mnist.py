@@ -27,6 +27,7 @@ from qsdformer.files import atomic_path
 
 RECIPES = {"4-bit IE-LIF": "fashion-mnist-tiny", "ANN fp32": "fashion-mnist-tiny-ann"}
 CORES = 2
+COLUMNS = ["model", "seed", "accuracy", "seconds", "cpu_seconds", "threads", "parameters", "torch"]
 
 
 def run(recipe: str, seed: int, folder: Path, threads: int) -> dict[str, float]:
@@ -65,9 +66,7 @@ def main() -> None:
         )
     with atomic_path(options.csv) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            [*"model seed accuracy seconds cpu_seconds threads parameters torch".split()]
-        )
+        writer.writerow(COLUMNS)
         for (name, _, seed), result in zip(cells, results, strict=True):
             times = [round(result["seconds"]), round(result["cpu_seconds"])]
             accuracy = f"{result['last_accuracy']:.4f}"

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from qsdformer import MetaSpikeFormer, create_model
 from qsdformer.process import restart_with_allocator_settings
-from qsdformer.tasks.classification import make_optimizer
 from qsdformer.recipe import TrainConfig
+from qsdformer.tasks.classification import make_optimizer
 
 SIDE, CLASSES = 28, 10
 

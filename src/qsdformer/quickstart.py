@@ -28,7 +28,7 @@ from qsdformer.recipe import Recipe, load_recipe
 from qsdformer.training import train
 
 RECIPES = {"ann": "digits-ann", "student": "digits"}
-TITLES = {"ann": "counterpart ANN", "student": "4-bit IE-LIF student"}
+TITLES = {"ann": "ANN", "student": "4-bit student"}
 
 
 def run(
@@ -36,7 +36,9 @@ def run(
 ) -> dict[str, Any]:
     """Train both models into `output`, compare them, and return what results.json holds.
 
-    `epochs` is for each of them; None keeps the recipes'. Writes ann/ and student/ (checkpoints and curves), results.json and quickstart.png.
+    `epochs` is for each of them; None keeps the recipes'. Compared are the models of the last
+    epoch: nothing is chosen on the held-out images. Writes ann/ and student/ (checkpoints and
+    curves), results.json and quickstart.png.
     """
     console = console or Console()
     begin = time.perf_counter()
@@ -49,7 +51,7 @@ def run(
             load_recipe(recipe_name, keys), seed=seed, output=str(output / name)
         )
         trained = train(recipe, overwrite=True, console=console)
-        measured, histograms = measure(trained.best_path, recipe)
+        measured, histograms = measure(trained.last_path, recipe)
         rows[name] = {**measured, "train_seconds": round(trained.seconds, 1)}
     results = {"seed": seed, "seconds": round(time.perf_counter() - begin, 1), "models": rows}
     write_json(output / "results.json", results)
@@ -57,7 +59,7 @@ def run(
     console.print(table(rows))
     console.print(
         f"{results['seconds']:.0f} s in all. Look at {output / 'quickstart.png'}; "
-        f"try: qsd eval {output / 'student' / 'best.ckpt'}",
+        f"try: qsd eval {output / 'student' / 'last.ckpt'}",
         highlight=False,
     )
     return results
@@ -88,7 +90,7 @@ def table(rows: dict[str, dict[str, Any]]) -> Table:
     """The comparison, one line a model."""
     result = Table(title="Held-out digits")
     result.add_column("model")
-    for column in ("accuracy", "weights", "packed size", "entropy q / k / v", "mean firing rate"):
+    for column in ("accuracy", "weights", "packed", "entropy q/k/v (bit)", "firing rate"):
         result.add_column(column, justify="right")
     for name, row in rows.items():
         entropies = row.get("entropy_bits")
@@ -97,7 +99,7 @@ def table(rows: dict[str, dict[str, Any]]) -> Table:
             f"{row['accuracy']:.1%}",
             f"{row['weight_bits']} bit",
             f"{row['packed_bytes'] / 1024:,.0f} KiB",
-            " / ".join(f"{e:.2f}" for e in entropies.values()) + " bit" if entropies else "-",
+            " ".join(f"{e:.2f}" for e in entropies.values()) if entropies else "-",
             f"{row['firing_rate']:.3f}" if "firing_rate" in row else "-",
         )
     return result
