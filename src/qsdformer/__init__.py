@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qsdformer.backbone import MetaSpikeFormer as MetaSpikeFormer
     from qsdformer.backbone import create_model as create_model
-    from qsdformer.checkpoint import load as load
     from qsdformer.config import ModelConfig as ModelConfig
     from qsdformer.deploy.artifact import export as export
     from qsdformer.deploy.lowering import lower as lower
     from qsdformer.deploy.verify import verify as verify
+    from qsdformer.loading import load as load
     from qsdformer.reference import import_reference as import_reference
     from qsdformer.taps import tap as tap
 
@@ -27,7 +27,7 @@ _HOMES = {
     "create_model": "qsdformer.backbone",
     "export": "qsdformer.deploy.artifact",
     "import_reference": "qsdformer.reference",
-    "load": "qsdformer.checkpoint",
+    "load": "qsdformer.loading",
     "lower": "qsdformer.deploy.lowering",
     "tap": "qsdformer.taps",
     "verify": "qsdformer.deploy.verify",
