@@ -107,6 +107,7 @@ def test_corrupt_file_is_named(fashion_folder: Path) -> None:
         (gzip.compress(b"\0\0\x08\x01\0\0\0\0"), "0 labels for 50"),
         (gzip.compress(b"\0\0\x08\x01\0\0\0\x32" + b"\x0a" * 50), "label 10"),
     ],
+    ids=["not gzip", "empty", "short header", "wrong type", "too short", "no labels", "label 10"],
 )
 def test_bad_label_files_are_named_with_the_reason(
     fashion_folder: Path, content: bytes, reason: str

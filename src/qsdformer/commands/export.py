@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
-from qsdformer.checkpoint import load_checkpoint
+from qsdformer.checkpoint import Loaded, load_checkpoint
+from qsdformer.commands.arguments import positive
 from qsdformer.deploy.artifact import export
+from qsdformer.deploy.graph import IntegerGraph
+from qsdformer.deploy.lowering import lower
+from qsdformer.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,18 +19,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of qsd train")
     parser.add_argument("out", metavar="OUT", help="the file to write, such as model.qsd")
     parser.add_argument(
+        "--format",
+        choices=("qsd", "onnx"),
+        help="qsd: packed artifact; onnx: for ONNX Runtime and OpenVINO "
+        "(default: by the suffix of OUT, else qsd)",
+    )
+    parser.add_argument(
+        "--runtime",
+        choices=("onnxruntime", "openvino"),
+        default="onnxruntime",
+        help="with onnx: the runtime in which the file is fast; it is right in both "
+        "(default: onnxruntime)",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=positive,
+        metavar="N",
+        help="side of the images in pixels (default: that of training)",
+    )
+    parser.add_argument(
         "--membrane-bits",
         type=int,
         choices=(16, 32),
         default=32,
-        help="width of membrane potentials (default: 32)",
+        help="with qsd: width of membrane potentials (default: 32)",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the packed artifact and print how much smaller it is than fp32 weights."""
+    """Write the file and print how much smaller it is than fp32 weights."""
     loaded = load_checkpoint(options.checkpoint)
-    export(loaded.model, options.out, info=loaded.info, membrane_bits=options.membrane_bits)
+    suffix = Path(options.out).suffix
+    if (options.format or suffix[1:]) == "onnx":
+        _write_onnx(_lowered(loaded, options, 32), options.out, options.runtime)
+    else:
+        export(_lowered(loaded, options, options.membrane_bits), options.out)
     weights = sum(v.numel() * v.element_size() for v in loaded.model.state_dict().values())
     size = Path(options.out).stat().st_size
     print(
@@ -33,3 +61,21 @@ def run(options: argparse.Namespace) -> int:
         f"{weights:,} bytes of fp32 weights"
     )
     return 0
+
+
+def _lowered(loaded: Loaded, options: argparse.Namespace, bits: int) -> IntegerGraph:
+    info = loaded.info
+    if options.image_size is not None:
+        if info is None:
+            raise UserError(
+                f"{options.checkpoint} does not say what its images look like (it was imported): "
+                "fine-tune it on your data with qsd train first"
+            )
+        info = dataclasses.replace(info, image_size=options.image_size)
+    return lower(loaded.model, info, membrane_bits=bits)
+
+
+def _write_onnx(graph: IntegerGraph, out: str, runtime: str) -> None:
+    from qsdformer.deploy.onnx_export import export_onnx
+
+    export_onnx(graph, out, "openvino" if runtime == "openvino" else "onnxruntime")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import qsdformer.deploy.onnx_executors  # noqa: F401  registers ONNX Runtime and OpenVINO
 from qsdformer.backbone import MetaSpikeFormer
 from qsdformer.deploy.executors import EXECUTORS, REFERENCE, Executor, Output, Run, to_pixels
 from qsdformer.deploy.graph import Array, IntegerGraph
