@@ -41,6 +41,7 @@ from qsdformer.deploy.onnx_metadata import metadata
 from qsdformer.deploy.onnx_neurons import NeuronNodes
 from qsdformer.deploy.onnx_nodes import FLOAT, UINT8, Nodes, Value, conv_attributes, conv_shape
 from qsdformer.deploy.onnx_thresholds import factor_and_bias, membrane_thresholds, threshold_conv
+from qsdformer.deploy.simplify import without_repetitions
 from qsdformer.files import atomic_path
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def onnx_model(
     if arrangement not in get_args(Arrangement):
         allowed = ", ".join(get_args(Arrangement))
         raise ValueError(f"arrangement={arrangement!r}: must be one of {allowed}")
-    graph = dataclasses.replace(graph, ops=_without_repetitions(graph.ops))
+    graph = dataclasses.replace(graph, ops=without_repetitions(graph.ops))
     translation = _Translation(graph, arrangement)
     for op in graph.ops:
         translation.translate(op)
@@ -381,25 +382,6 @@ class _Translation:
         if self.quantised:
             name = self.nodes.add("Cast", name, to=UINT8)
         return dataclasses.replace(x, name=name, levels=levels)
-
-
-def _without_repetitions(ops: tuple[Op, ...]) -> tuple[Op, ...]:
-    """The operations with each rescaling of the same value made once.
-
-    A neuron and a shortcut that read the same sums have a rescaling each.
-    """
-    kept: list[Op] = []
-    names: dict[str, str] = {}
-    for op in ops:
-        op = dataclasses.replace(op, inputs=tuple(names.get(n, n) for n in op.inputs))
-        if isinstance(op, Rescale):
-            others = (o for o in kept if isinstance(o, Rescale) and o.inputs == op.inputs)
-            twin = next((o for o in others if dataclasses.replace(o, name=op.name) == op), None)
-            if twin is not None:
-                names[op.name] = twin.name
-                continue
-        kept.append(op)
-    return tuple(kept)
 
 
 def _per_level(op: Neuron) -> float:
