@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qsdformer.errors import UserError
+from qsdformer.errors import UserError, require
 from qsdformer.neurons import SpikingNeuron
-from qsdformer.parsing import option, require
+from qsdformer.parsing import option
 from qsdformer.taps import on_call, spiking_neurons
 
 GROUP = 4  # consecutive channels

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from qsdformer.errors import require
+
 Neuron = Literal["ielif", "lif", "relu", "gelu"]
 Attention = Literal["spike", "softmax"]
 Rectify = Literal["none", "qkv", "all"]
@@ -85,40 +87,40 @@ class ModelConfig:
         self._check_types()
         object.__setattr__(self, "dims", tuple(self.dims))
         self._check_choices()
-        _require(self, "num_classes", self.num_classes >= 0, "0 (no head) or more")
+        require(self, "num_classes", self.num_classes >= 0, "0 (no head) or more")
         for name in ("in_channels", "heads", "stem_kernel", "levels", "time_steps"):
-            _require(self, name, getattr(self, name) >= 1, "a whole number, at least 1")
-        _require(self, "dims", min(self.dims) >= 2, "four widths >= 2")
-        _require(self, "dims", self.dims[0] % 2 == 0, "an even first width (the stem has half)")
-        _require(self, "depth", self.depth >= 2, "at least 2 (stages 3 and 4 share the blocks)")
-        _require(self, "stem_kernel", self.stem_kernel % 2 == 1, "an odd number")
-        _require(self, "stem_stride", self.stem_stride in (1, 2), "1 or 2")
-        _require(self, "drop_path_rate", 0 <= self.drop_path_rate < 1, "in [0, 1)")
+            require(self, name, getattr(self, name) >= 1, "a whole number, at least 1")
+        require(self, "dims", min(self.dims) >= 2, "four widths >= 2")
+        require(self, "dims", self.dims[0] % 2 == 0, "an even first width (the stem has half)")
+        require(self, "depth", self.depth >= 2, "at least 2 (stages 3 and 4 share the blocks)")
+        require(self, "stem_kernel", self.stem_kernel % 2 == 1, "an odd number")
+        require(self, "stem_stride", self.stem_stride in (1, 2), "1 or 2")
+        require(self, "drop_path_rate", 0 <= self.drop_path_rate < 1, "in [0, 1)")
         for name in BITS:
             bits = getattr(self, name)
             allowed = f"{MIN_BITS} to {MAX_BITS} bits, or none for full precision"
-            _require(self, name, bits is None or MIN_BITS <= bits <= MAX_BITS, allowed)
+            require(self, name, bits is None or MIN_BITS <= bits <= MAX_BITS, allowed)
         for name in ("tau", "threshold", "attention_gain", "residual_gain"):
-            _require(self, name, getattr(self, name) > 0, "above 0")
+            require(self, name, getattr(self, name) > 0, "above 0")
         scale = self.attention_scale
-        _require(self, "attention_scale", scale is None or scale > 0, "above 0, or none for 1/N")
-        _require(self, "tau", self.tau >= 1, "at least 1 time step")
-        _require(self, "decay", 0 <= self.decay <= 1, "in [0, 1]")
+        require(self, "attention_scale", scale is None or scale > 0, "above 0, or none for 1/N")
+        require(self, "tau", self.tau >= 1, "at least 1 time step")
+        require(self, "decay", 0 <= self.decay <= 1, "in [0, 1]")
         self._check_heads()
 
     def _check_types(self) -> None:
         for name in (*WHOLE, *BITS):
             value = getattr(self, name)
             missing = value is None and name in BITS
-            _require(self, name, missing or _is_whole(value), "a whole number")
+            require(self, name, missing or _is_whole(value), "a whole number")
         for name in (*REAL, "attention_scale", "layer_scale"):
             value = getattr(self, name)
             missing = value is None and name not in REAL
-            _require(self, name, missing or _is_finite(value), "a finite number")
+            require(self, name, missing or _is_finite(value), "a finite number")
         for name in ("fully_spiking", "attention_norm"):
-            _require(self, name, isinstance(getattr(self, name), bool), "true or false")
+            require(self, name, isinstance(getattr(self, name), bool), "true or false")
         four = isinstance(self.dims, (tuple, list)) and len(self.dims) == 4
-        _require(self, "dims", four and all(map(_is_whole, self.dims)), "four widths >= 2")
+        require(self, "dims", four and all(map(_is_whole, self.dims)), "four widths >= 2")
 
     def _check_choices(self) -> None:
         choices = {
@@ -129,7 +131,7 @@ class ModelConfig:
         }
         for name, literal in choices.items():
             allowed = get_args(literal)
-            _require(self, name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
+            require(self, name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
         if self.is_spiking != (self.attention == "spike"):
             raise ValueError(
                 f"neuron={self.neuron!r} with attention={self.attention!r}: "
@@ -197,8 +199,3 @@ def _is_whole(value: Any) -> bool:
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _require(config: ModelConfig, name: str, ok: bool, allowed: str) -> None:
-    if not ok:
-        raise ValueError(f"{name}={getattr(config, name)!r}: must be {allowed}")

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from qsdformer.attention import to_heads
-from qsdformer.errors import UserError
-from qsdformer.parsing import option, require
+from qsdformer.errors import UserError, require
+from qsdformer.parsing import option
 
 Features = Mapping[str, Tensor]  # of one block: "q", "k", "v" -> (B, h, N, d)
 Schedule = Literal["constant", "linear", "cosine"]

@@ -1,4 +1,4 @@
-"""The one exception type that a user, rather than a programmer, is meant to read."""
+"""Errors: the one type that a user is meant to read, and the check that configurations share."""
 
 from __future__ import annotations
 
@@ -8,3 +8,9 @@ class UserError(ValueError):
 
     The command line prints the message without a traceback and exits with status 2.
     """
+
+
+def require(config: object, name: str, ok: bool, allowed: str) -> None:
+    """ValueError saying what field `name` of `config` holds and what is allowed, unless `ok`."""
+    if not ok:
+        raise ValueError(f"{name}={getattr(config, name)!r}: must be {allowed}")

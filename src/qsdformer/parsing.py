@@ -23,12 +23,6 @@ def option(default: Any, text: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": text})
 
 
-def require(config: object, name: str, ok: bool, allowed: str) -> None:
-    """ValueError saying which values are allowed, unless `ok`."""
-    if not ok:
-        raise ValueError(f"{name}={getattr(config, name)!r}: must be {allowed}")
-
-
 def load_yaml(text: str, what: str) -> Any:
     """The value of YAML `text`; a `UserError` naming `what` where it is not valid."""
     try:

@@ -19,13 +19,14 @@ from qsdformer.activity import ActivityConfig
 from qsdformer.config import ModelConfig
 from qsdformer.data import DataConfig, DataInfo
 from qsdformer.distillation import DistillConfig
-from qsdformer.errors import UserError
+from qsdformer.errors import UserError, require
 from qsdformer.parsing import (
     Section,
     load_yaml,
     nearest,
     none_word,
     one_of,
+    option,
     parse_section,
     parse_value,
     refuse_unknown,
@@ -37,56 +38,52 @@ from qsdformer.recipes import packaged_recipes
 FROM_DATA = ("in_channels", "num_classes")
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How to train. `batch_size` is per process; learning rates are per optimiser step."""
 
-    epochs: int = _option(10, "passes over the training set")
-    batch_size: int = _option(128, "images per process and step")
-    eval_batch_size: int | None = _option(None, "images per evaluation step; none: batch_size")
-    optimizer: Literal["adamw", "lamb"] = _option("adamw", "lamb is timm's, with trust_clip")
-    lr: float = _option(4e-3, "peak learning rate")
-    lr_base_batch: int | None = _option(None, "lr is for this global batch, scaled linearly")
-    min_lr: float = _option(0.0, "learning rate at the end of the cosine")
-    warmup: float = _option(0.1, "linear warm-up, as a fraction of all steps")
-    weight_decay: float = _option(0.05, "for tensors of two or more dimensions only")
-    betas: tuple[float, float] = _option((0.9, 0.999), "of the optimiser's moving averages")
-    label_smoothing: float = _option(0.0, "in [0, 1)")
-    ema: float | None = _option(None, "decay of the averaged weights that are evaluated")
-    ema_warmup: bool = _option(True, "let the decay rise to `ema` over the first steps")
-    clip_grad: float | None = _option(None, "largest gradient norm")
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = _option(
+    epochs: int = option(10, "passes over the training set")
+    batch_size: int = option(128, "images per process and step")
+    eval_batch_size: int | None = option(None, "images per evaluation step; none: batch_size")
+    optimizer: Literal["adamw", "lamb"] = option("adamw", "lamb is timm's, with trust_clip")
+    lr: float = option(4e-3, "peak learning rate")
+    lr_base_batch: int | None = option(None, "lr is for this global batch, scaled linearly")
+    min_lr: float = option(0.0, "learning rate at the end of the cosine")
+    warmup: float = option(0.1, "linear warm-up, as a fraction of all steps")
+    weight_decay: float = option(0.05, "for tensors of two or more dimensions only")
+    betas: tuple[float, float] = option((0.9, 0.999), "of the optimiser's moving averages")
+    label_smoothing: float = option(0.0, "in [0, 1)")
+    ema: float | None = option(None, "decay of the averaged weights that are evaluated")
+    ema_warmup: bool = option(True, "let the decay rise to `ema` over the first steps")
+    clip_grad: float | None = option(None, "largest gradient norm")
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = option(
         "auto", "auto: bf16-mixed on CUDA, 32-true elsewhere"
     )
-    compile: bool = _option(False, "torch.compile for the training step")
-    channels_last: bool = _option(False, "memory format of images and weights")
-    accelerator: Literal["auto", "cpu", "gpu"] = _option("auto", "where to train")
-    devices: int = _option(1, "processes per node")
-    num_nodes: int = _option(1, "machines")
-    save_every: int = _option(1, "epochs between writes of last.ckpt")
-    log_every: int = _option(50, "steps between rows of metrics.csv")
+    compile: bool = option(False, "torch.compile for the training step")
+    channels_last: bool = option(False, "memory format of images and weights")
+    accelerator: Literal["auto", "cpu", "gpu"] = option("auto", "where to train")
+    devices: int = option(1, "processes per node")
+    num_nodes: int = option(1, "machines")
+    save_every: int = option(1, "epochs between writes of last.ckpt")
+    log_every: int = option(50, "steps between rows of metrics.csv")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
         for name in ("epochs", "batch_size", "devices", "num_nodes", "save_every", "log_every"):
-            _require(self, name, getattr(self, name) >= 1, "a whole number, at least 1")
+            require(self, name, getattr(self, name) >= 1, "a whole number, at least 1")
         for name in ("eval_batch_size", "lr_base_batch"):
             value = getattr(self, name)
-            _require(self, name, value is None or value >= 1, "at least 1, or none")
-        _require(self, "lr", _finite(self.lr) and self.lr > 0, "above 0")
-        _require(self, "min_lr", 0 <= self.min_lr <= self.lr, "between 0 and lr")
-        _require(self, "warmup", 0 <= self.warmup < 1, "in [0, 1), a fraction of all steps")
+            require(self, name, value is None or value >= 1, "at least 1, or none")
+        require(self, "lr", _finite(self.lr) and self.lr > 0, "above 0")
+        require(self, "min_lr", 0 <= self.min_lr <= self.lr, "between 0 and lr")
+        require(self, "warmup", 0 <= self.warmup < 1, "in [0, 1), a fraction of all steps")
         ok = _finite(self.weight_decay) and self.weight_decay >= 0
-        _require(self, "weight_decay", ok, "0 or more")
-        _require(self, "betas", all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
-        _require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
-        _require(self, "ema", self.ema is None or 0 < self.ema < 1, "in (0, 1), or none")
+        require(self, "weight_decay", ok, "0 or more")
+        require(self, "betas", all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
+        require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
+        require(self, "ema", self.ema is None or 0 < self.ema < 1, "in (0, 1), or none")
         ok = self.clip_grad is None or (_finite(self.clip_grad) and self.clip_grad > 0)
-        _require(self, "clip_grad", ok, "above 0, or none")
+        require(self, "clip_grad", ok, "above 0, or none")
 
     @property
     def global_batch(self) -> int:
@@ -112,8 +109,8 @@ class TrainConfig:
 class ModelRecipe:
     """A named size, some `ModelConfig` fields replaced, or the counterpart ANN of both."""
 
-    name: str = _option("metaspikeformer_15m", "a named size")
-    ann: bool = _option(False, "the counterpart ANN: real-valued neurons, fp32 weights, softmax")
+    name: str = option("metaspikeformer_15m", "a named size")
+    ann: bool = option(False, "the counterpart ANN: real-valued neurons, fp32 weights, softmax")
     fields: dict[str, Any] = field(default_factory=dict)
 
     def config(self, *, in_channels: int, num_classes: int) -> ModelConfig:
@@ -219,14 +216,14 @@ def resolve_key(key: str) -> Option:
     """The option named by a full path or a unique last part; dashes may stand for underscores."""
     wanted = key.replace("-", "_")
     every = options()
-    for option in every:
-        if option.path == wanted:
-            return option
-    matches = [option for option in every if option.leaf == wanted]
+    for found in every:
+        if found.path == wanted:
+            return found
+    matches = [found for found in every if found.leaf == wanted]
     if len(matches) == 1:
         return matches[0]
     if matches:
-        paths = " or ".join(option.path for option in matches)
+        paths = " or ".join(found.path for found in matches)
         raise UserError(f"option --{key} may mean {paths}: give the full name")
     if wanted.rpartition(".")[2] in FROM_DATA:
         raise UserError(f"--{key} is taken from the data: leave it out")
@@ -334,8 +331,3 @@ def _plain(value: Any) -> Any:
 
 def _finite(value: float) -> bool:
     return math.isfinite(value)
-
-
-def _require(config: TrainConfig, name: str, ok: bool, allowed: str) -> None:
-    if not ok:
-        raise ValueError(f"{name}={getattr(config, name)!r}: must be {allowed}")

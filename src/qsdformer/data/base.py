@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from torch import Tensor
 
-from qsdformer.errors import UserError
+from qsdformer.errors import UserError, require
 
 SourceName = Literal["digits", "fashion_mnist", "image_folder"]
 EvaluateOn = Literal["test", "holdout"]
@@ -36,13 +36,13 @@ class DataInfo:
     def __post_init__(self) -> None:
         for name in ("class_names", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        _require(self, "image_size", self.image_size >= 1, "at least 1 pixel")
-        _require(self, "channels", self.channels in (1, 3), "1 (grey) or 3 (RGB)")
+        require(self, "image_size", self.image_size >= 1, "at least 1 pixel")
+        require(self, "channels", self.channels in (1, 3), "1 (grey) or 3 (RGB)")
         for name in ("mean", "std"):
             one_each = len(getattr(self, name)) == self.channels
-            _require(self, name, one_each, f"one value for each of {self.channels} channels")
-        _require(self, "std", min(self.std) > 0, "above 0")
-        _require(self, "crop_pct", 0 < self.crop_pct <= 1, "in (0, 1]")
+            require(self, name, one_each, f"one value for each of {self.channels} channels")
+        require(self, "std", min(self.std) > 0, "above 0")
+        require(self, "crop_pct", 0 < self.crop_pct <= 1, "in (0, 1]")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as stored in checkpoints."""
@@ -81,13 +81,13 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name, literal in (("name", SourceName), ("evaluate_on", EvaluateOn)):
             allowed = get_args(literal)
-            _require(self, name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
+            require(self, name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
         for name in ("image_size", "train_limit"):
             value = getattr(self, name)
-            _require(self, name, value is None or value >= 1, "at least 1, or none")
+            require(self, name, value is None or value >= 1, "at least 1, or none")
         for name in ("crop_padding", "workers"):
-            _require(self, name, getattr(self, name) >= 0, "0 or more")
-        _require(self, "random_erasing", 0 <= self.random_erasing <= 1, "in [0, 1]")
+            require(self, name, getattr(self, name) >= 0, "0 or more")
+        require(self, "random_erasing", 0 <= self.random_erasing <= 1, "in [0, 1]")
         self._check_source_options()
 
     def _check_source_options(self) -> None:
@@ -100,7 +100,7 @@ class DataConfig:
         }
         for name, (unused, usable, allowed) in rules.items():
             ok = usable or getattr(self, name) == unused
-            _require(self, name, ok, f"{allowed} (the data is {self.name})")
+            require(self, name, ok, f"{allowed} (the data is {self.name})")
 
 
 class ImageDataset(Protocol):
@@ -148,8 +148,3 @@ class DataError(UserError):
         if message.startswith("Caught ") and "\n" in message:
             message = message.strip().splitlines()[-1].partition(": ")[2]
         super().__init__(message)
-
-
-def _require(config: object, name: str, ok: bool, allowed: str) -> None:
-    if not ok:
-        raise ValueError(f"{name}={getattr(config, name)!r}: must be {allowed}")
