@@ -159,6 +159,16 @@ class BorderNorm(nn.BatchNorm2d):
         return shifted, border
 
 
+def border_share(border: Tensor, conv: QuantConv2d) -> Tensor:
+    """What padding with `border` (C,) adds to the output of a depthwise `conv`, (1, C, 1, 1).
+
+    Added after a convolution of `BorderNorm`'s shifted output, it stands for the padding itself,
+    without a padded copy.
+    """
+    share = border * conv.effective_weight().sum(dim=(1, 2, 3))
+    return share.view(1, -1, 1, 1)
+
+
 class RepConv(nn.Module):
     """1x1, norm with padded border, depthwise 3x3, 1x1, norm: the projections of attention."""
 
@@ -184,9 +194,7 @@ class RepConv(nn.Module):
             x = self.depthwise(self.norm1(x))
         else:
             x, border = self.norm1(x)
-            # Padding with `border` before the convolution, without a padded copy.
-            share = border * self.depthwise.effective_weight().sum(dim=(1, 2, 3))
-            x = self.depthwise(x) + share.view(1, -1, 1, 1)
+            x = self.depthwise(x) + border_share(border, self.depthwise)
         return self.norm2(self.pointwise2(self.between(x)))
 
 

@@ -21,7 +21,7 @@ from qsdformer.analysis.export import (
 from qsdformer.analysis.ledger import Ledger
 from qsdformer.analysis.subject import Analysis, analyze, load_subject
 from qsdformer.analysis.twins import twins
-from qsdformer.commands.arguments import positive
+from qsdformer.commands.arguments import add_execution_arguments, positive
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.evaluation import pick_device
 from qsdformer.files import write_json
@@ -54,16 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--csv", metavar="FILE", help="write the ledgers' rows (default: off)")
     parser.add_argument("--json", metavar="FILE", help="write everything (default: off)")
-    parser.add_argument(
-        "--batch-size",
-        type=positive,
-        default=256,
-        metavar="N",
-        help="images at a time (default: 256)",
-    )
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, ...; auto prefers CUDA (default: auto)"
-    )
+    add_execution_arguments(parser)
     add_recipe_keys(parser, section="data")
 
 

@@ -10,3 +10,17 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, at least 1")
     return int(text)
+
+
+def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--batch-size` and `--device`, for commands that run a model over a dataset."""
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        default=256,
+        metavar="N",
+        help="images at a time (default: 256)",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, ...; auto prefers CUDA (default: auto)"
+    )

@@ -9,7 +9,7 @@ import json
 from qsdformer.activity import measure_activity, overall_activity
 from qsdformer.backbone import MetaSpikeFormer
 from qsdformer.checkpoint import load_checkpoint
-from qsdformer.commands.arguments import positive
+from qsdformer.commands.arguments import add_execution_arguments
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.data import DataModule
 from qsdformer.evaluation import check_fits, evaluate, pick_device
@@ -19,16 +19,7 @@ from qsdformer.recipe import parse_data, with_keys
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `qsd eval`."""
     parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of qsd train")
-    parser.add_argument(
-        "--batch-size",
-        type=positive,
-        default=256,
-        metavar="N",
-        help="images at a time (default: 256)",
-    )
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, ...; auto prefers CUDA (default: auto)"
-    )
+    add_execution_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON (default: a line of text)")
     parser.add_argument(
         "--activity",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
-import zlib
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -14,19 +12,9 @@ from timm.data import create_transform
 from torch import Tensor
 
 from qsdformer.data.base import DataError, DataInfo
+from qsdformer.decoding import DECODE_ERRORS
 
 Transform = Callable[[Image.Image], Tensor]
-
-# What Pillow's decoders raise on damaged files, beside OSError.
-DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 def load_images(paths: Iterable[str | os.PathLike[str]], info: DataInfo) -> Tensor:

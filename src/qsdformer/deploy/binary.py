@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from qsdformer.attention import Attention, LayerScale, from_heads, to_heads
 from qsdformer.backbone import MetaSpikeFormer
-from qsdformer.blocks import BorderNorm
+from qsdformer.blocks import BorderNorm, border_share
 from qsdformer.deploy.walk import walk
 from qsdformer.errors import UserError
 from qsdformer.neurons import SpikingNeuron, counts_to_spikes, spikes_to_counts
@@ -130,8 +130,7 @@ class _Binary:
         self, name: str, norm: BorderNorm, name2: str, conv: QuantConv2d, x: Value
     ) -> Tensor:
         shifted, border = norm(_real(x))
-        share = border * conv.effective_weight().sum(dim=(1, 2, 3))
-        return self.conv(name2, conv, shifted) + share.view(1, -1, 1, 1)
+        return self.conv(name2, conv, shifted) + border_share(border, conv)
 
     def norm(self, name: str, layer: nn.BatchNorm2d, x: Value) -> Tensor:
         return layer(_real(x))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from qsdformer.decoding import DECODE_ERRORS
 from qsdformer.deploy.graph import Array, Preprocessing
 from qsdformer.deploy.images import pixels, top_classes
 from qsdformer.deploy.onnx_metadata import read_metadata
@@ -19,15 +18,6 @@ from qsdformer.deploy.runtimes import onnxruntime_session
 from qsdformer.errors import UserError
 
 NOT_OURS = "was not exported by qsd export --format onnx: its metadata are missing or damaged"
-DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
