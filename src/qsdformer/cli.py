@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _dispatch(given, from_shell)
     except UserError as error:
         print(f"qsd: error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if importlib.util.find_spec("torch") is not None:
+            raise
+        print(
+            f"qsd: error: this needs {error.name}, which is not installed: pip install qsdformer "
+            "(qsdformer-runtime only predicts, with .onnx and .qsd files)",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         if not int(os.environ.get("LOCAL_RANK", 0)):  # the other processes got the same signal

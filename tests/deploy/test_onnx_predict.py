@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from deploy.helpers import info_for
 from qsdformer.checkpoint import save_checkpoint
 from qsdformer.cli import run
+from qsdformer.deploy.artifact import export
 from qsdformer.deploy.images import pixels
 from qsdformer.deploy.lowering import lower
 from qsdformer.errors import UserError
@@ -93,6 +95,48 @@ assert not heavy, heavy
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{png}: class")
     assert seconds < 1.5
+
+
+def test_the_runtime_distribution_holds_all_that_predicting_loads(model_file, graph, png):
+    root = Path(__file__).parents[2]
+    runtime, whole = (
+        tomllib.loads((root / folder / "pyproject.toml").read_text()) for folder in ("runtime", ".")
+    )
+    project = runtime["project"]
+    assert project["version"] == whole["project"]["version"]
+    assert project["dependencies"] == whole["project"]["optional-dependencies"]["runtime"]
+    artifact = model_file.with_suffix(".qsd")
+    export(graph, artifact)
+    code = f"""
+import sys
+before = set(sys.modules)
+from qsdformer.cli import run
+for model in ({str(model_file)!r}, {str(artifact)!r}):
+    assert run(["predict", model, {str(png)!r}]) == 0
+loaded = [m for m in sys.modules.values() if m.__name__.startswith("qsdformer")]
+packages = {{m.__name__ if hasattr(m, "__path__") else m.__package__ for m in loaded}}
+print(*sorted(packages))
+allowed = {{"numpy", "PIL", "onnxruntime", "qsdformer", "flatbuffers", "google", "packaging"}}
+tops = {{name.partition(".")[0] for name in set(sys.modules) - before}}
+foreign = tops - allowed - sys.stdlib_module_names
+print(*sorted(n for n in foreign if hasattr(sys.modules.get(n), "__path__")))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    packages, foreign = done.stdout.splitlines()[-2:]
+    assert set(packages.split()) <= set(runtime["tool"]["setuptools"]["packages"])
+    assert foreign == ""
+
+
+def test_what_needs_torch_says_so_in_one_line_where_there_is_none(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "qsdformer.commands.evaluate", None)  # importing it fails
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run(["eval", "model.ckpt"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("qsd: error: this needs ")
+    assert message.count("\n") == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"PK\x03\x04"])
