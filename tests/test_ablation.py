@@ -17,6 +17,7 @@ from qsdformer.ablation_report import markdown, paired_difference, read_rows, wi
 from qsdformer.cli import run as qsd
 from qsdformer.errors import UserError
 from qsdformer.files import write_json
+from qsdformer.recipes import packaged_grids
 
 GRID = """
 recipe: digits
@@ -48,11 +49,19 @@ def row(grid: Grid, variant: str, seed: int, accuracy: float, **more: Any) -> di
     return {**base, "seconds": 1.0, **more}
 
 
-def test_the_shipped_grid_has_the_thirteen_variants_and_each_makes_a_model() -> None:
+@pytest.mark.parametrize("name", packaged_grids())
+def test_every_cell_of_a_packaged_grid_is_a_recipe(name: str) -> None:
+    grid = load_grid(name)
+    for cell in ablation.wanted_cells(grid):
+        recipe = cell_recipe(grid, cell)
+        recipe.model.config(in_channels=1, num_classes=10)
+
+
+def test_the_shipped_grid_has_the_variants_and_each_makes_a_model() -> None:
     grid = load_grid("ablation-fashion-mnist")
     cells = ablation.wanted_cells(grid)
-    assert len(grid.variants) == 13
-    assert len(cells) == 39
+    assert len(grid.variants) == 14
+    assert len(cells) == 42
     for name in grid.names:
         recipe = cell_recipe(grid, Cell(name, 0))
         config = recipe.model.config(in_channels=1, num_classes=10)
@@ -153,6 +162,26 @@ def test_results_of_another_recipe_are_refused(grid: Grid) -> None:
     longer = ablation.with_output(grid, None, {"train.epochs": "3"})
     with pytest.raises(UserError, match="plain-s0 by another recipe"):
         ablation.finished_rows(longer)
+
+
+def test_what_another_grid_has_trained_is_taken_over_under_the_own_name(grid: Grid) -> None:
+    write_rows(grid, [row(grid, "plain", 0, 0.5), row(grid, "ann", 0, 0.75)])
+    same = dataclasses.replace(grid.variant("plain"), name="unrectified", label="not rectified")
+    other = dataclasses.replace(
+        grid,
+        output=grid.output + "-other",
+        reference="unrectified",
+        baseline=None,
+        compare=(),
+        variants=(same,),
+        reuse=(grid.output, grid.output + "-missing"),
+    )
+    rows = ablation.finished_rows(other)
+    assert list(rows) == [Cell("unrectified", 0)]
+    taken = rows[Cell("unrectified", 0)]
+    assert (taken["label"], float(taken["accuracy"])) == ("not rectified", 0.5)
+    changed = ablation.with_output(other, None, {"train.epochs": "3"})
+    assert not ablation.finished_rows(changed)
 
 
 def test_the_digest_follows_the_teacher_but_not_the_folder(grid: Grid) -> None:

@@ -56,6 +56,7 @@ class Grid:
     reference: str  # the variant that gaps are measured to, and the teacher of the same seed
     baseline: str | None = None  # the variant whose gap to the reference is to be recovered
     compare: tuple[tuple[str, str], ...] = ()  # pairs whose difference is given with an interval
+    reuse: tuple[str, ...] = ()  # output folders of other grids: the same cell is not run again
     measure_images: int = 2000  # of the evaluation set, for entropies and rates
 
     def __post_init__(self) -> None:
@@ -183,7 +184,7 @@ def run_cell(grid: Grid, cell: Cell, console: Console | None = None) -> Row:
 
 
 def finished_rows(grid: Grid) -> dict[Cell, Row]:
-    """The rows of finished cells, from results.csv and the cells' folders.
+    """The rows of finished cells, from results.csv, the cells' folders, and grids to reuse.
 
     Raises `UserError` if one was made by another recipe than the grid now has.
     """
@@ -201,7 +202,24 @@ def finished_rows(grid: Grid) -> dict[Cell, Row]:
                 f"or remove its row and the folder {cell_folder(grid, cell)}"
             )
         found[cell] = row
-    return found
+    return {**_reused_rows(grid), **found}
+
+
+def _reused_rows(grid: Grid) -> dict[Cell, Row]:
+    """Rows of the grids in `reuse` that trained, under whatever name, what this grid's cells do."""
+    by_digest: dict[str, list[Variant]] = {}
+    for variant in grid.variants if grid.reuse else ():
+        by_digest.setdefault(digest(grid, variant.name), []).append(variant)
+    return {
+        Cell(variant.name, int(row["seed"])): {
+            **row,
+            "variant": variant.name,
+            "label": variant.label or variant.name,
+        }
+        for folder in grid.reuse
+        for row in read_rows(Path(folder) / "results.csv")
+        for variant in by_digest.get(row["digest"], ())
+    }
 
 
 def wanted_cells(grid: Grid, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Cell]:
