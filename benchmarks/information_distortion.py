@@ -5,6 +5,9 @@ and below them the distributions of spike counts with their entropies. By defaul
 LIF, the unrectified and the rectified IE-LIF of a finished ablation:
 
     python benchmarks/information_distortion.py --ablation runs/ablation-fashion-mnist --seed 0
+
+Prints the entropies, and the spike information distortion: how far each distribution of counts is
+from that of the same network trained with full-precision weights.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from qsdformer.ablation_measure import evaluation_images
-from qsdformer.analysis.information import histogram_entropy
+from qsdformer.analysis.information import histogram_entropy, spike_information_distortion
 from qsdformer.checkpoint import load_checkpoint
 from qsdformer.errors import UserError
 from qsdformer.files import atomic_path
@@ -33,6 +36,7 @@ COLUMNS = {
     "plain": "4-bit IE-LIF, not rectified",
     "rectified": "4-bit IE-LIF, rectified",
 }
+TWINS = {"lif-4bit": "lif-fp32", "rectified": "ielif-fp32"}  # the same with fp32 weights
 RANGE = (-3.0, 3.0)  # of membrane potentials shown
 BINS = 120
 
@@ -106,6 +110,22 @@ def draw(columns: dict[str, Path], images: int, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=130)
 
 
+def print_distortion(cells: Path, seed: int, images: int) -> None:
+    """A line for each variant of the ablation and feature: entropy, and distortion to its twin."""
+    for name, twin in TWINS.items():
+        own, other = (distributions(checkpoint_of(cells, n, seed), images)[0] for n in (name, twin))
+        for feature in FEATURES:
+            counts = own[feature].counts
+            distortion = spike_information_distortion(counts, other[feature].counts)
+            entropy = histogram_entropy(counts)
+            print(f"{name} {feature}: {entropy:.2f} bits, {distortion:.4f} bits from {twin}")
+
+
+def checkpoint_of(cells: Path, variant: str, seed: int) -> Path:
+    """The last checkpoint of a cell of the ablation."""
+    return cells / f"{variant}-s{seed}" / "last.ckpt"
+
+
 def _draw_membrane(axes: Any, found: dict[str, Distribution], neuron: SpikingNeuron) -> None:
     if isinstance(neuron, LIF):
         axes.axvline(neuron.threshold, color="0.3", linestyle="--", label="firing threshold")
@@ -146,11 +166,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=output)
     options = parser.parse_args()
     cells = options.ablation / "cells"
-    columns = {t: cells / f"{name}-s{options.seed}" / "last.ckpt" for name, t in COLUMNS.items()}
+    columns = {t: checkpoint_of(cells, name, options.seed) for name, t in COLUMNS.items()}
     if options.checkpoint:
         columns = {title: Path(file) for title, file in options.checkpoint}
     try:
         draw(columns, options.images, options.output)
+        if not options.checkpoint:
+            print_distortion(cells, options.seed, options.images)
     except UserError as error:
         parser.exit(2, f"error: {error}\n")
     print(options.output)

@@ -29,6 +29,19 @@ def histogram_entropy(histogram: Tensor) -> float:
     return float(-(p * p.log2()).sum())
 
 
+def spike_information_distortion(student: Tensor, twin: Tensor) -> float:
+    """How far a histogram of spike counts is from that of the full-precision twin, in bits.
+
+    The Jensen-Shannon divergence of the two distributions: 0 if they are equal, 1 if they share
+    no count. Raises ValueError for histograms of different lengths.
+    """
+    if student.shape != twin.shape:
+        raise ValueError(f"histograms of {tuple(student.shape)} and {tuple(twin.shape)} counts")
+    p, q = (h.double() / h.sum().clamp_min(1) for h in (student, twin))
+    mixed = histogram_entropy((p + q) / 2)
+    return max(0.0, mixed - (histogram_entropy(p) + histogram_entropy(q)) / 2)
+
+
 def count_entropy(counts: Tensor, levels: int) -> float:
     """Entropy in bits of spike counts, integers in 0..levels, of any shape."""
     return histogram_entropy(torch.bincount(counts.flatten().long(), minlength=levels + 1))
