@@ -10,12 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 from pathlib import Path
-
-# PyTorch's waiting threads sleep, as those of the runtimes do here: spinning ones would turn other
-# load of the machine into time of their own. It must be set before PyTorch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import time
 
 import numpy as np
@@ -15,7 +16,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from qsdformer.deploy.ann_onnx import ann_model, quantised_ann  # noqa: E402
-from qsdformer.deploy.bench import Subject, measure, peak_memory  # noqa: E402
+from qsdformer.deploy.bench import Subject, measure, peak_memory, timed  # noqa: E402
 from qsdformer.deploy.runtimes import onnxruntime_kernels, onnxruntime_session  # noqa: E402
 
 
@@ -38,7 +39,10 @@ def test_timings_are_in_milliseconds_and_leave_warm_up_out():
         while time.process_time() < end:
             pass
 
-    subjects = [Subject(network=f.__name__, runtime="none", run=f) for f in (sleep, spin)]
+    subjects = [
+        Subject(network=f.__name__, runtime="none", time=functools.partial(timed, f))
+        for f in (sleep, spin)
+    ]
     sleeping, spinning = measure(subjects, np.zeros((4, 1, 2, 2), np.uint8), 5, 1)
     assert calls == [4] * 7
     assert 20 <= sleeping.lower_ms <= sleeping.median_ms <= sleeping.upper_ms

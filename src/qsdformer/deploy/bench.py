@@ -1,14 +1,17 @@
 """Latency and throughput of a network's executors, measured side by side.
 
 Subjects take turns, so that whatever else the machine does hits all of them alike. Beside wall
-time there is the processor time of the whole process, which other processes disturb less.
+time there is the processor time of the whole process, which other processes disturb less. PyTorch
+runs in a process of its own: beside the runtimes' threads its own take up to three times as long.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import importlib.util
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -16,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,11 +47,21 @@ RUNTIMES: dict[str, tuple[str, Arrangement, Callable[[bytes, int], Infer]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A way to run a network: `run` takes uint8 pixels (B, C, H, W)."""
+    """A way to run a network on uint8 pixels (B, C, H, W).
+
+    `time` runs it once and returns the seconds of wall time and of processor time.
+    """
 
     network: str
     runtime: str
-    run: Callable[[Array], object]
+    time: Callable[[Array], tuple[float, float]]
+
+
+def timed(run: Callable[[Array], object], pixels: Array) -> tuple[float, float]:
+    """Seconds of wall time and of this process's processor time that `run` takes."""
+    begin, begin_cpu = time.perf_counter(), time.process_time()
+    run(pixels)
+    return time.perf_counter() - begin, time.process_time() - begin_cpu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,24 +83,20 @@ class Timing:
 def make_subjects(
     model: MetaSpikeFormer, graph: IntegerGraph, threads: int, *, ann: bool = True
 ) -> list[Subject]:
-    """Everything to compare; a runtime that is not installed is left out.
-
-    Sets PyTorch's number of threads, for the eager model runs in this process.
-    """
-    torch.set_num_threads(threads)
+    """Everything to compare; a runtime that is not installed is left out."""
     pre = graph.preprocessing
     names = [n for n, (package, *_) in RUNTIMES.items() if importlib.util.find_spec(package)]
     if not names:
         raise UserError(
             "no runtime to measure: pip install 'qsdformer[export]' for ONNX Runtime and OpenVINO"
         )
-    found = [Subject(network=EAGER, runtime="PyTorch", run=_eager(model, pre))]
+    found = [Subject(network=EAGER, runtime="PyTorch", time=_eager(model, pre, threads))]
     for name in names:
         _, arrangement, start = RUNTIMES[name]
         kinds: dict[str, Arrangement] = {INTEGER: arrangement, FLOAT: "float"}
         for label, kind in kinds.items():
             data = onnx_model(graph, kind).SerializeToString()
-            found.append(Subject(network=label, runtime=name, run=_pixels(start(data, threads))))
+            found.append(Subject(network=label, runtime=name, time=_pixels(start(data, threads))))
     if not ann:
         return found
     data = ann_model(model.config, pre.image_size)
@@ -97,7 +107,7 @@ def make_subjects(
     for label, content in contents.items():
         for name in names:
             infer = RUNTIMES[name][2](content, threads)
-            found.append(Subject(network=label, runtime=name, run=_normalised(infer, pre)))
+            found.append(Subject(network=label, runtime=name, time=_normalised(infer, pre)))
     return found
 
 
@@ -113,11 +123,10 @@ def measure(
     cpu: list[list[float]] = [[] for _ in subjects]
     for number in range(WARM_UP + runs):
         for i, subject in enumerate(subjects):
-            begin, begin_cpu = time.perf_counter(), time.process_time()
-            subject.run(pixels)
+            seconds, cpu_seconds = subject.time(pixels)
             if number >= WARM_UP:
-                cpu[i].append(1e3 * (time.process_time() - begin_cpu))
-                wall[i].append(1e3 * (time.perf_counter() - begin))
+                cpu[i].append(1e3 * cpu_seconds)
+                wall[i].append(1e3 * seconds)
         if on_run is not None:
             on_run()
     return [
@@ -205,22 +214,45 @@ def peak_memory(kind: str, path: str | os.PathLike[str], shape: tuple[int, int, 
     return float(done.stdout)
 
 
-def _eager(model: MetaSpikeFormer, pre: Preprocessing) -> Callable[[Array], object]:
+def _eager(
+    model: MetaSpikeFormer, pre: Preprocessing, threads: int
+) -> Callable[[Array], tuple[float, float]]:
+    """Times `model` in a process of its own, which ends with this one."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    context.Process(target=_serve, args=(theirs, model, pre, threads), daemon=True).start()
+    theirs.close()
+
+    def time_once(pixels: Array) -> tuple[float, float]:
+        ours.send(pixels)
+        found: tuple[float, float] = ours.recv()
+        return found
+
+    return time_once
+
+
+def _serve(pipe: Connection, model: MetaSpikeFormer, pre: Preprocessing, threads: int) -> None:
+    torch.set_num_threads(threads)
+
     def run(pixels: Array) -> object:
         with torch.inference_mode():
             return model(normalised(pixels, pre))
 
-    return run
+    while True:
+        try:
+            pipe.send(timed(run, pipe.recv()))
+        except (EOFError, KeyboardInterrupt):
+            return
 
 
-def _pixels(infer: Infer) -> Callable[[Array], object]:
-    return lambda pixels: infer(pixels, None)
+def _pixels(infer: Infer) -> Callable[[Array], tuple[float, float]]:
+    return functools.partial(timed, lambda pixels: infer(pixels, None))
 
 
-def _normalised(infer: Infer, pre: Preprocessing) -> Callable[[Array], object]:
+def _normalised(infer: Infer, pre: Preprocessing) -> Callable[[Array], tuple[float, float]]:
     mean, std = (np.array(v, np.float32).reshape(-1, 1, 1) for v in (pre.mean, pre.std))
     scale, offset = 1 / (255 * std), mean / std
-    return lambda pixels: infer(pixels * scale - offset, None)
+    return functools.partial(timed, lambda pixels: infer(pixels * scale - offset, None))
 
 
 def _timing(
