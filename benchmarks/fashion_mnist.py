@@ -1,11 +1,10 @@
 """Fashion-MNIST: the 4-bit tiny network against its ANN, same budget, several seeds.
 
-    python benchmarks/fashion_mnist.py [--seeds 0 1] [--jobs 2] [--output runs/fashion-mnist]
+    python benchmarks/fashion_mnist.py [--seeds 0 1] [--jobs 2] [--finished]
 
 Each run is `qsd train` with one of the two recipes in a process with 2 / jobs threads. A finished
 run is not repeated. Writes docs/results/fashion-mnist.csv: a row a run, last-epoch accuracy on the
-test set (nothing was chosen on it), wall-clock and processor
-seconds, threads.
+test set (nothing was chosen on it), wall-clock and processor seconds, threads.
 """
 
 from __future__ import annotations
@@ -52,9 +51,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--output", type=Path, default=Path("runs/fashion-mnist"))
     parser.add_argument("--csv", type=Path, default=Path("docs/results/fashion-mnist.csv"))
+    parser.add_argument(
+        "--finished", action="store_true", help="train nothing: the table of the finished runs"
+    )
     options = parser.parse_args()
     threads = max(1, CORES // options.jobs)
     cells = [(name, recipe, seed) for name, recipe in RECIPES.items() for seed in options.seeds]
+    if options.finished:
+        cells = [c for c in cells if (options.output / f"{c[1]}-{c[2]}" / "result.json").exists()]
     with ThreadPoolExecutor(options.jobs) as pool:
         results = list(
             pool.map(
@@ -79,6 +83,8 @@ def main() -> None:
             for (n, _, _), r in zip(cells, results, strict=True)
             if n == name
         ]
+        if not accuracies:
+            continue
         spread = statistics.stdev(accuracies) if len(accuracies) > 1 else float("nan")
         print(
             f"{name:14s} {statistics.mean(accuracies):.2f} +- {spread:.2f} % (n={len(accuracies)})"

@@ -60,13 +60,15 @@ def test_every_cell_of_a_packaged_grid_is_a_recipe(name: str) -> None:
 def test_the_shipped_grid_has_the_variants_and_each_makes_a_model() -> None:
     grid = load_grid("ablation-fashion-mnist")
     cells = ablation.wanted_cells(grid)
-    assert len(grid.variants) == 14
-    assert len(cells) == 42
+    assert len(grid.variants) == 15
+    assert len(cells) == 45
     for name in grid.names:
         recipe = cell_recipe(grid, Cell(name, 0))
         config = recipe.model.config(in_channels=1, num_classes=10)
-        assert (config.residual_gain, config.attention_norm) == (0.2, True)
-        assert recipe.train == cell_recipe(grid, Cell("ann", 0)).train
+        assert (config.residual_gain, config.attention_norm) == (0.02, True)
+        if name != "ann-long":  # the teacher
+            assert recipe.train == cell_recipe(grid, Cell("ann", 0)).train
+            assert recipe.data == cell_recipe(grid, Cell("ann", 0)).data
     direct = cell_recipe(grid, Cell("lif-4bit", 0)).model.config(in_channels=1, num_classes=10)
     assert (direct.neuron, direct.weight_bits, direct.time_steps) == ("lif", 4, 4)
     assert direct.rectify == "none"
