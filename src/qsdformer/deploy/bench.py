@@ -224,8 +224,11 @@ def _eager(
     theirs.close()
 
     def time_once(pixels: Array) -> tuple[float, float]:
-        ours.send(pixels)
-        found: tuple[float, float] = ours.recv()
+        try:
+            ours.send(pixels)
+            found: tuple[float, float] = ours.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            raise UserError("PyTorch's process has ended: is there too little memory?") from error
         return found
 
     return time_once
