@@ -16,7 +16,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from qsdformer.ablation_report import Row, read_rows
+from qsdformer.ablation_report import Row, accuracies, read_rows
 from qsdformer.files import atomic_path
 
 UNPENALISED = "none"
@@ -30,10 +30,9 @@ def curve(rows: list[Row], kind: str, column: str) -> list[tuple[float, float, f
     wanted = [n for n in dict.fromkeys(names) if n == UNPENALISED or n.startswith(f"{kind}-")]
     points = []
     for name in wanted:
-        own = [r for r in rows if r["variant"] == name]
-        accuracy = [100 * float(r["accuracy"]) for r in own]
-        spread = statistics.stdev(accuracy) if len(own) > 1 else 0.0
-        activity = 100 * statistics.mean(float(r[column]) for r in own)
+        accuracy = list(accuracies(rows, name).values())
+        spread = statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0
+        activity = 100 * statistics.mean(float(r[column]) for r in rows if r["variant"] == name)
         points.append((activity, statistics.mean(accuracy), spread))
     return sorted(points, reverse=True)
 

@@ -59,17 +59,11 @@ def main() -> None:
     options = parser.parse_args()
     threads = max(1, CORES // options.jobs)
     cells = [(name, recipe, seed) for name, recipe in RECIPES.items() for seed in options.seeds]
+    folders = {cell: options.output / f"{cell[1]}-{cell[2]}" for cell in cells}
     if options.finished:
-        cells = [c for c in cells if (options.output / f"{c[1]}-{c[2]}" / "result.json").exists()]
+        cells = [cell for cell in cells if (folders[cell] / "result.json").exists()]
     with ThreadPoolExecutor(options.jobs) as pool:
-        results = list(
-            pool.map(
-                lambda cell: run(
-                    cell[1], cell[2], options.output / f"{cell[1]}-{cell[2]}", threads
-                ),
-                cells,
-            )
-        )
+        results = list(pool.map(lambda cell: run(cell[1], cell[2], folders[cell], threads), cells))
     with atomic_path(options.csv) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)

@@ -13,6 +13,7 @@ from that of the same network trained with full-precision weights.
 from __future__ import annotations
 
 import argparse
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from qsdformer.ablation import Cell
 from qsdformer.ablation_measure import evaluation_images
 from qsdformer.analysis.information import histogram_entropy, spike_information_distortion
 from qsdformer.checkpoint import load_checkpoint
@@ -29,6 +31,7 @@ from qsdformer.files import atomic_path
 from qsdformer.neurons import IELIF, LIF, SpikingNeuron
 from qsdformer.recipe import parse_recipe
 from qsdformer.taps import matching_modules, tap
+from qsdformer.training.checkpointing import LAST
 
 FEATURES = ("q", "k", "v")
 COLUMNS = {
@@ -69,6 +72,7 @@ def membrane_potentials(neuron: SpikingNeuron, x: Tensor) -> Tensor:
     return torch.stack(seen)
 
 
+@functools.cache  # drawn, and then compared
 @torch.no_grad()
 def distributions(checkpoint: Path, images: int) -> tuple[dict[str, Distribution], SpikingNeuron]:
     """Histograms of q, k and v of a checkpoint over its evaluation images, and one q neuron."""
@@ -123,7 +127,7 @@ def print_distortion(cells: Path, seed: int, images: int) -> None:
 
 def checkpoint_of(cells: Path, variant: str, seed: int) -> Path:
     """The last checkpoint of a cell of the ablation."""
-    return cells / f"{variant}-s{seed}" / "last.ckpt"
+    return cells / str(Cell(variant, seed)) / LAST
 
 
 def _draw_membrane(axes: Any, found: dict[str, Distribution], neuron: SpikingNeuron) -> None:

@@ -37,6 +37,9 @@ from qsdformer.files import atomic_path
 if TYPE_CHECKING:
     from rich.table import Table
 
+# Runs a network once on pixels (B, C, H, W): seconds of wall time and of processor time.
+Timer = Callable[[Array], tuple[float, float]]
+
 WARM_UP = 2
 EAGER, INTEGER, FLOAT = "spiking, fake-quantised", "spiking, integer", "spiking, fp32"
 RUNTIMES: dict[str, tuple[str, Arrangement, Callable[[bytes, int], Infer]]] = {
@@ -47,14 +50,11 @@ RUNTIMES: dict[str, tuple[str, Arrangement, Callable[[bytes, int], Infer]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A way to run a network on uint8 pixels (B, C, H, W).
-
-    `time` runs it once and returns the seconds of wall time and of processor time.
-    """
+    """A way to run a network on uint8 pixels."""
 
     network: str
     runtime: str
-    time: Callable[[Array], tuple[float, float]]
+    time: Timer
 
 
 def timed(run: Callable[[Array], object], pixels: Array) -> tuple[float, float]:
@@ -214,9 +214,7 @@ def peak_memory(kind: str, path: str | os.PathLike[str], shape: tuple[int, int, 
     return float(done.stdout)
 
 
-def _eager(
-    model: MetaSpikeFormer, pre: Preprocessing, threads: int
-) -> Callable[[Array], tuple[float, float]]:
+def _eager(model: MetaSpikeFormer, pre: Preprocessing, threads: int) -> Timer:
     """Times `model` in a process of its own, which ends with this one."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -248,11 +246,11 @@ def _serve(pipe: Connection, model: MetaSpikeFormer, pre: Preprocessing, threads
             return
 
 
-def _pixels(infer: Infer) -> Callable[[Array], tuple[float, float]]:
+def _pixels(infer: Infer) -> Timer:
     return functools.partial(timed, lambda pixels: infer(pixels, None))
 
 
-def _normalised(infer: Infer, pre: Preprocessing) -> Callable[[Array], tuple[float, float]]:
+def _normalised(infer: Infer, pre: Preprocessing) -> Timer:
     mean, std = (np.array(v, np.float32).reshape(-1, 1, 1) for v in (pre.mean, pre.std))
     scale, offset = 1 / (255 * std), mean / std
     return functools.partial(timed, lambda pixels: infer(pixels * scale - offset, None))
