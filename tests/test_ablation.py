@@ -206,6 +206,11 @@ def test_the_table_has_means_deviations_gaps_and_the_share_recovered(grid: Grid)
     assert "- with FGD − plain: +7.50 points, 95 % interval +1.15 to +13.85 (n = 2" in text
 
 
+def test_a_paused_cell_does_not_count_in_the_speed(grid: Grid) -> None:
+    rows = [row(grid, "plain", s, 0.8, images_per_second=v) for s, v in enumerate((1020, 990, 70))]
+    assert markdown(grid, with_gaps(grid, rows)).splitlines()[2].endswith("| 990 |")
+
+
 def test_one_seed_has_no_interval() -> None:
     mean, half, n = paired_difference({0: 1.0}, {0: 3.0, 1: 5.0})
     assert (mean, n) == (2.0, 1)

@@ -84,7 +84,7 @@ def write_report(grid: Grid, rows: Iterable[Row]) -> None:
 
 
 def markdown(grid: Grid, rows: list[Row]) -> str:
-    """The table, mean and standard deviation over n seeds, and the compared pairs."""
+    """The table, mean and standard deviation over n seeds (speed: median), and compared pairs."""
     heads = ["variant", "n", "accuracy %", "gap to reference", "q / k / v entropy, bits"]
     heads += ["firing rate", "active groups", "packed KiB", "training images/s"]
     recovered = _recovered(grid, rows)
@@ -105,7 +105,7 @@ def markdown(grid: Grid, rows: list[Row]) -> str:
             _mean_sd(own, "firing_rate", digits=3, sd=False),
             _mean_sd(own, "active_groups", digits=3, sd=False),
             _mean_sd(own, "packed_bytes", scale=1 / 1024, digits=0, sd=False),
-            _mean_sd(own, "images_per_second", digits=0, sd=False),
+            _median(own, "images_per_second"),
         ]
         if recovered:
             cells.insert(4, recovered.get(name, "–"))
@@ -188,6 +188,12 @@ def _mean_sd(rows: list[Row], key: str, *, scale: float = 1.0, digits: int, sd: 
         return "–"
     text = f"{statistics.mean(values):.{digits}f}"
     return f"{text} ± {statistics.stdev(values):.{digits}f}" if sd and len(values) > 1 else text
+
+
+def _median(rows: list[Row], key: str) -> str:
+    """Of a speed, so that a cell that was paused or had to share its core does not count."""
+    values = [v for row in rows if (v := _number(row, key)) is not None]
+    return f"{statistics.median(values):,.0f}" if values else "–"
 
 
 def _number(row: Row, key: str) -> float | None:
