@@ -32,7 +32,7 @@ DISTILLED = "fashion-mnist-tiny-distilled"
 RECIPES = {  # in the order of training: the teacher before its student
     "ANN fp32": ANN,
     "4-bit IE-LIF": "fashion-mnist-tiny",
-    "4-bit IE-LIF, FGD + logits": DISTILLED,
+    "4-bit IE-LIF + FGD": DISTILLED,
 }
 CORES = 2
 COLUMNS = ["model", "seed", "accuracy", "seconds", "cpu_seconds", "threads", "parameters", "torch"]
@@ -97,7 +97,7 @@ def main() -> None:
             continue
         spread = statistics.stdev(accuracies) if len(accuracies) > 1 else float("nan")
         print(
-            f"{name:26s} {statistics.mean(accuracies):.2f} +- {spread:.2f} % (n={len(accuracies)})"
+            f"{name:18s} {statistics.mean(accuracies):.2f} +- {spread:.2f} % (n={len(accuracies)})"
         )
 
 
