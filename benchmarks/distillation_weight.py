@@ -15,7 +15,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from qsdformer.ablation_report import Row, accuracies, read_rows
+from qsdformer.ablation_report import Row, accuracies, paired_differences, read_rows
 from qsdformer.files import atomic_path
 
 
@@ -57,10 +57,14 @@ LINES = (
 )
 
 
-def gains(rows: list[Row], variant: str, untaught: str) -> list[float]:
-    """Points above the untaught student, one a seed that both have."""
-    taught, base = accuracies(rows, variant), accuracies(rows, untaught)
-    return [taught[seed] - base[seed] for seed in sorted(set(taught) & set(base))]
+def gains(rows: list[Row], line: Line) -> dict[float, list[float]]:
+    """Points above the untaught student by weight, one a seed that both have."""
+    base = accuracies(rows, line.untaught)
+    by_weight = {
+        weight: paired_differences(base, accuracies(rows, variant))
+        for weight, variant in line.variants.items()
+    }
+    return {weight: own for weight, own in by_weight.items() if own}
 
 
 def draw(results: Path, path: Path) -> None:
@@ -68,9 +72,8 @@ def draw(results: Path, path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for number, line in enumerate(LINES):
-        rows = read_rows(results / f"{line.grid}.csv")
         shift = 1 + 0.04 * (number - 1.5)  # so that bars do not hide each other
-        found = {w: own for w, v in line.variants.items() if (own := gains(rows, v, line.untaught))}
+        found = gains(read_rows(results / f"{line.grid}.csv"), line)
         axes.errorbar(
             [weight * shift for weight in found],
             [statistics.mean(own) for own in found.values()],

@@ -113,12 +113,17 @@ def markdown(grid: Grid, rows: list[Row]) -> str:
     return "\n".join([*lines, *_comparisons(grid, rows)]) + "\n"
 
 
+def paired_differences(a: dict[int, float], b: dict[int, float]) -> list[float]:
+    """b - a for every seed that both have, in the order of seeds."""
+    return [b[seed] - a[seed] for seed in sorted(set(a) & set(b))]
+
+
 def paired_difference(a: dict[int, float], b: dict[int, float]) -> tuple[float, float, int]:
     """Mean of b - a over common seeds, the half width of its 95 % t-interval, and their number.
 
     The half width is NaN for fewer than two seeds.
     """
-    differences = [b[seed] - a[seed] for seed in sorted(set(a) & set(b))]
+    differences = paired_differences(a, b)
     n = len(differences)
     if n < 2:
         return (differences[0] if n else math.nan), math.nan, n
