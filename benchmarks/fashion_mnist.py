@@ -1,13 +1,14 @@
-"""Fashion-MNIST: the 4-bit tiny network, alone and taught by its ANN, and that ANN, several seeds.
+"""Fashion-MNIST, 26 epochs: the ANN, direct 4-bit LIF, 4-bit IE-LIF alone and taught by that ANN.
 
-    python benchmarks/fashion_mnist.py [--seeds 0 1] [--jobs 2] [--finished]
+    python benchmarks/fashion_mnist.py [--seeds 0 1 2] [--jobs 2] [--only LABEL] [--finished]
 
-Each run is `qsd train` with one of the three recipes in a process with 2 / jobs threads; the
+Each run is `qsd train` with a recipe of the package, in a process with 2 / jobs threads; the
 teacher is the ANN's run of the same seed, and its time is not the student's. A finished run is not
 repeated. Writes docs/results/fashion-mnist.csv: a row a run, last-epoch accuracy on the test set,
 wall-clock and processor seconds, threads. The recipes' rate and residual gain were chosen on
 held-out training images; their crop of one pixel after no and two pixels had been seen on the test
-set; the weight of distillation after the test results of shorter runs (`ablation-full-budget`).
+set; the recipe's weight of distillation after the test results of shorter runs
+(`ablation-full-budget`).
 """
 
 from __future__ import annotations
@@ -17,39 +18,64 @@ import csv
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 
 import torch
 
 from qsdformer.files import atomic_path
 
 ANN = "fashion-mnist-tiny-ann"
+PLAIN = "fashion-mnist-tiny"
 DISTILLED = "fashion-mnist-tiny-distilled"
-RECIPES = {
-    "ANN fp32": ANN,
-    "4-bit IE-LIF": "fashion-mnist-tiny",
-    "4-bit IE-LIF + FGD": DISTILLED,
-}
+LIF = ("--neuron", "lif", "--levels", "1", "--time_steps", "4", "--rectify", "none")
 CORES = 2
 COLUMNS = ["model", "seed", "accuracy", "seconds", "cpu_seconds", "threads", "parameters", "torch"]
 
 
-def run(recipe: str, seed: int, folder: Path, threads: int) -> dict[str, float]:
+@dataclass(frozen=True)
+class Model:
+    """One line of the table: a recipe, and the keys that differ from it."""
+
+    label: str
+    recipe: str
+    keys: tuple[str, ...] = ()
+    suffix: str = ""  # of the folder of its runs
+
+
+MODELS = (
+    Model("ANN fp32", ANN),
+    Model("direct 4-bit LIF, T=4", PLAIN, LIF, "-lif"),
+    Model("4-bit IE-LIF", PLAIN),
+    Model("4-bit IE-LIF + FGD", DISTILLED),
+    Model("4-bit IE-LIF + FGD, weight 10", DISTILLED, ("--fgd_weight", "10"), "-10"),
+    Model("4-bit IE-LIF + FGD + logits", DISTILLED, ("--logit_weight", "1"), "-logits"),
+)
+LABELS = [model.label for model in MODELS]
+
+
+def folder(runs: Path, model: Model, seed: int) -> Path:
+    """Where a run is kept."""
+    return runs / f"{model.recipe}{model.suffix}-{seed}"
+
+
+def run(model: Model, seed: int, runs: Path, threads: int) -> dict[str, float]:
     """Train one model, or read the result of a finished run."""
-    result = folder / "result.json"
+    own = folder(runs, model, seed)
+    result = own / "result.json"
     if not result.exists():
-        last = folder / "last.ckpt"
-        command = [sys.executable, "-m", "qsdformer", "train", recipe, "--seed", str(seed)]
-        command += ["--output", str(folder), *(["--resume"] if last.exists() else [])]
-        if recipe == DISTILLED:
-            command += ["--distill.teacher", str(folder.parent / f"{ANN}-{seed}" / "last.ckpt")]
+        command = [sys.executable, "-m", "qsdformer", "train", model.recipe, "--seed", str(seed)]
+        command += ["--output", str(own), *model.keys]
+        command += ["--resume"] if (own / "last.ckpt").exists() else []
+        if model.recipe == DISTILLED:
+            command += ["--distill.teacher", str(folder(runs, MODELS[0], seed) / "last.ckpt")]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder.with_suffix(".log").open("a") as log:
+        runs.mkdir(parents=True, exist_ok=True)
+        with own.with_name(f"{own.name}.log").open("a") as log:
             subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
     values: dict[str, float] = json.loads(result.read_text())
     return values
@@ -60,45 +86,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
-    parser.add_argument("--output", type=Path, default=Path("runs/fashion-mnist"))
+    parser.add_argument("--only", action="append", choices=LABELS, help="train no other model")
+    parser.add_argument("--runs", type=Path, default=Path("runs/fashion-mnist"))
     parser.add_argument("--csv", type=Path, default=Path("docs/results/fashion-mnist.csv"))
     parser.add_argument(
         "--finished", action="store_true", help="train nothing: the table of the finished runs"
     )
     options = parser.parse_args()
     threads = max(1, CORES // options.jobs)
-    cells = [(name, recipe, seed) for name, recipe in RECIPES.items() for seed in options.seeds]
-    folders = {cell: options.output / f"{cell[1]}-{cell[2]}" for cell in cells}
-    if options.finished:
-        cells = [cell for cell in cells if (folders[cell] / "result.json").exists()]
-    students = [cell for cell in cells if cell[1] == DISTILLED]
-    cells = [cell for cell in cells if cell[1] != DISTILLED]
-    results: list[dict[str, float]] = []
-    for some in (cells, students):  # students wait for every teacher
-        with ThreadPoolExecutor(options.jobs) as pool:
-            results += pool.map(lambda cell: run(cell[1], cell[2], folders[cell], threads), some)
-    cells += students
+    cells = [(model, seed) for model in MODELS for seed in options.seeds]
+    missing = [c for c in cells if not (folder(options.runs, *c) / "result.json").exists()]
+    if not options.finished:
+        wanted = [c for c in missing if c[0].label in (options.only or LABELS)]
+        taught = [c for c in wanted if c[0].recipe == DISTILLED]
+        for some in ([c for c in wanted if c not in taught], taught):  # teachers come first
+            with ThreadPoolExecutor(options.jobs) as pool:
+                list(pool.map(lambda cell: run(*cell, options.runs, threads), some))
+        missing = [c for c in missing if c not in wanted]
+    results = [(*c, run(*c, options.runs, threads)) for c in cells if c not in missing]
+
     with atomic_path(options.csv) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        for (name, _, seed), result in zip(cells, results, strict=True):
+        for model, seed, result in results:
             times = [round(result["seconds"]), round(result["cpu_seconds"])]
             accuracy = f"{result['last_accuracy']:.4f}"
-            row = [name, seed, accuracy, *times, threads, result["parameters"]]
+            row = [model.label, seed, accuracy, *times, threads, result["parameters"]]
             writer.writerow([*row, torch.__version__])
     print(f"{platform.machine()}, {threads} thread(s) a run, {options.jobs} runs side by side")
-    for name in RECIPES:
-        accuracies = [
-            100 * r["last_accuracy"]
-            for (n, _, _), r in zip(cells, results, strict=True)
-            if n == name
-        ]
-        if not accuracies:
-            continue
-        spread = statistics.stdev(accuracies) if len(accuracies) > 1 else float("nan")
-        print(
-            f"{name:18s} {statistics.mean(accuracies):.2f} +- {spread:.2f} % (n={len(accuracies)})"
-        )
+    for label in LABELS:
+        accuracies = [100 * r["last_accuracy"] for model, _, r in results if model.label == label]
+        if accuracies:
+            spread = stdev(accuracies) if len(accuracies) > 1 else float("nan")
+            print(f"{label:30s} {mean(accuracies):.2f} +- {spread:.2f} % (n={len(accuracies)})")
 
 
 if __name__ == "__main__":

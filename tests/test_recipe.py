@@ -42,6 +42,38 @@ def test_saved_recipe_reads_back_the_same(tmp_path: Path) -> None:
     assert again.data == recipe.data
 
 
+def test_a_recipe_builds_on_another_key_by_key(tmp_path: Path) -> None:
+    file = tmp_path / "short.yaml"
+    file.write_text("recipe: digits\nmodel: {weight_bits: 2}\ntrain: {epochs: 3}\ndistill: {}\n")
+    short, digits = load_recipe(str(file)), load_recipe("digits")
+    assert short.output == "runs/short"
+    assert short.model.fields == {**digits.model.fields, "weight_bits": 2}
+    assert short.train == dataclasses.replace(digits.train, epochs=3)
+    assert (short.data, short.seed) == (digits.data, digits.seed)
+    assert short.distill is not None
+    assert digits.distill is None
+    file.with_name("shorter.yaml").write_text(f"recipe: {file}\nseed: 4\ndistill: none\n")
+    shorter = load_recipe(str(file.with_name("shorter.yaml")))
+    assert shorter == dataclasses.replace(short, seed=4, distill=None, output="runs/shorter")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("recipe: nosuch", "no recipe 'nosuch': neither a file nor"),
+        ("recipe: [digits]", "recipe=['digits']: must be text"),
+        ("recipe: {file}", "builds on itself"),
+        ("recipe: digits\ntrain: 3", "train"),
+    ],
+)
+def test_a_recipe_that_cannot_build_on_another(tmp_path: Path, text: str, expected: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text.format(file=file))
+    with pytest.raises(UserError) as error:
+        load_recipe(str(file))
+    assert expected in str(error.value)
+
+
 def test_overrides_take_full_paths_and_unique_last_parts() -> None:
     overrides = {"train.epochs": "3", "lr": "1e-3", "weight_bits": "none", "data.name": "digits"}
     recipe = load_recipe("digits", overrides)

@@ -1,7 +1,9 @@
 """Recipes: what to train, on what and how, as typed and validated YAML.
 
 A recipe has a `seed`, an `output` folder and the sections `model`, `data` and `train`, and may have
-`distill` and `activity`. Every mistake in one is a `UserError` that names the key's full path.
+`distill` and `activity`. It may build on another: `recipe: fashion-mnist-tiny` takes over all keys
+that the recipe does not give itself. Every mistake in one is a `UserError` that names the key's
+full path.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from qsdformer.recipes import packaged_recipes
 
 # Set from the data, so a recipe may not name them.
 FROM_DATA = ("in_channels", "num_classes")
+BASE = "recipe"  # the key of a recipe file that names the recipe it builds on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,13 +242,29 @@ def load_recipe(name: str, overrides: Mapping[str, str] | None = None) -> Recipe
     return parse_recipe(with_keys(recipe_values(name), overrides or {}))
 
 
-def recipe_values(name: str) -> dict[str, Any]:
-    """The plain, unchecked values of a packaged recipe or a YAML file, with an output folder."""
+def recipe_values(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The plain, unchecked values of a packaged recipe or a YAML file, with an output folder.
+
+    Keys that it leaves out come from the recipe it builds on; `above` are those that build on it.
+    """
     text, stem = _read(name)
     values = load_yaml(text, f"recipe {name}")
     if not isinstance(values, dict):
         raise UserError(f"recipe {name}: must be a mapping with model, data and train")
+    base = values.pop(BASE, None)
+    if base is not None:
+        base = parse_value(f"recipe {name}: {BASE}", str, base)
+        chain = (*above, name)
+        if base in chain:
+            raise UserError(f"recipe {name} builds on itself: {' -> '.join((*chain, base))}")
+        values = _merged({**recipe_values(base, chain), "output": f"runs/{stem}"}, values)
     return {"output": f"runs/{stem}", **values}
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `own` in their place, section by section."""
+    both = {k for k, v in own.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return {**base, **own, **{k: {**base[k], **own[k]} for k in both}}
 
 
 def with_keys(values: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
