@@ -13,6 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print each packaged recipe's name and first line, those for `qsd ablate` last."""
-    for name, file in {**packaged_recipes(), **packaged_grids()}.items():
-        print(f"{name:24}{first_line(file)}")
+    files = {**packaged_recipes(), **packaged_grids()}
+    width = max(map(len, files))
+    for name, file in files.items():
+        print(f"{name:{width}}  {first_line(file)}")
     return 0
