@@ -27,6 +27,7 @@ from statistics import mean, stdev
 
 import torch
 
+from qsdformer.ablation_report import paired_difference
 from qsdformer.files import atomic_path
 
 ANN = "fashion-mnist-tiny-ann"
@@ -47,10 +48,11 @@ class Model:
     suffix: str = ""  # of the folder of its runs
 
 
+UNTAUGHT = "4-bit IE-LIF"
 MODELS = (
     Model("ANN fp32", ANN),
     Model("direct 4-bit LIF, T=4", PLAIN, LIF, "-lif"),
-    Model("4-bit IE-LIF", PLAIN),
+    Model(UNTAUGHT, PLAIN),
     Model("4-bit IE-LIF + FGD", DISTILLED),
     Model("4-bit IE-LIF + FGD, weight 10", DISTILLED, ("--fgd_weight", "10"), "-10"),
     Model("4-bit IE-LIF + FGD + logits", DISTILLED, ("--logit_weight", "1"), "-logits"),
@@ -114,11 +116,19 @@ def main() -> None:
             row = [model.label, seed, accuracy, *times, threads, result["parameters"]]
             writer.writerow([*row, torch.__version__])
     print(f"{platform.machine()}, {threads} thread(s) a run, {options.jobs} runs side by side")
-    for label in LABELS:
-        accuracies = [100 * r["last_accuracy"] for model, _, r in results if model.label == label]
-        if accuracies:
-            spread = stdev(accuracies) if len(accuracies) > 1 else float("nan")
-            print(f"{label:30s} {mean(accuracies):.2f} +- {spread:.2f} % (n={len(accuracies)})")
+    accuracies: dict[str, dict[int, float]] = {label: {} for label in LABELS}
+    for model, seed, result in results:
+        accuracies[model.label][seed] = 100 * result["last_accuracy"]
+    for model in MODELS:
+        values = list(accuracies[model.label].values())
+        if not values:
+            continue
+        spread = stdev(values) if len(values) > 1 else float("nan")
+        line = f"{model.label:30s} {mean(values):.2f} +- {spread:.2f} % (n={len(values)})"
+        if model.recipe == DISTILLED:
+            gain, half, n = paired_difference(accuracies[UNTAUGHT], accuracies[model.label])
+            line += f", {gain:+.2f} +- {half:.2f} (95 %) points to {UNTAUGHT} (n={n})"
+        print(line)
 
 
 if __name__ == "__main__":
