@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.models import metaformer
 
 from qsdformer.backbone import MetaSpikeFormer
 from qsdformer.config import ModelConfig
@@ -47,6 +48,22 @@ def make_model() -> Callable[..., MetaSpikeFormer]:
     def make(**fields: Any) -> MetaSpikeFormer:
         torch.manual_seed(0)
         return MetaSpikeFormer(small_config(**fields))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_caformer() -> Callable[..., metaformer.MetaFormer]:
+    """Makes timm's CAFormer with two stages of attention, few and narrow blocks."""
+
+    def make(**options: Any) -> metaformer.MetaFormer:
+        torch.manual_seed(0)
+        return metaformer.MetaFormer(
+            dims=(8, 16, 64, 96),
+            token_mixers=[metaformer.SepConv] * 2 + [metaformer.Attention] * 2,
+            norm_layers=[metaformer.LayerNorm2dNoBias] * 2 + [metaformer.LayerNormNoBias] * 2,
+            **options,
+        )
 
     return make
 

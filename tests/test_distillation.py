@@ -156,9 +156,16 @@ def test_schedules_start_at_one_and_the_falling_ones_end_at_zero() -> None:
 
 
 def test_blocks_are_matched_evenly_and_last_to_last() -> None:
-    assert match_blocks(3, 3) == [0, 1, 2]
-    assert match_blocks(3, 12) == [3, 7, 11]
-    assert match_blocks(4, 2) == [0, 0, 1, 1]
+    assert match_blocks([4] * 3, [4] * 3) == [0, 1, 2]
+    assert match_blocks([4] * 3, [4] * 12) == [3, 7, 11]
+    assert match_blocks([4] * 4, [4] * 2) == [0, 0, 1, 1]
+
+
+def test_blocks_of_other_grids_are_left_out_unless_the_student_needs_them() -> None:
+    assert match_blocks([16, 16], [16, 16, 16, 4, 4, 4]) == [1, 2]
+    assert match_blocks([16, 16, 4], [64, 16, 4, 4]) == [1, 1, 3]
+    with pytest.raises(UserError, match=r"block 1: .* is 3x3, the teacher's 4x4 and 2x2;"):
+        match_blocks([16, 9], [16, 16, 4])
 
 
 def test_token_features_average_time_steps_and_split_heads() -> None:

@@ -8,13 +8,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from timm.models.metaformer import (
-    Attention,
-    LayerNorm2dNoBias,
-    LayerNormNoBias,
-    MetaFormer,
-    SepConv,
-)
+from timm.models.eva import Eva
+from timm.models.metaformer import MetaFormer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -87,24 +82,34 @@ def test_vision_transformers_teach_with_q_k_v_of_their_patch_tokens(norm: bool) 
         assert torch.equal(features, expected[:, :, 1:])  # without the class token
 
 
-def test_caformers_teach_with_their_attention_stages() -> None:
-    # timm's CAFormer, with fewer and narrower blocks.
-    model = MetaFormer(
-        num_classes=5,
-        depths=(1, 1, 1, 2),
-        dims=(8, 16, 64, 96),
-        token_mixers=[SepConv, SepConv, Attention, Attention],
-        norm_layers=[LayerNorm2dNoBias] * 2 + [LayerNormNoBias] * 2,
-    )
+def test_caformers_teach_with_their_attention_stages(
+    make_caformer: Callable[..., MetaFormer],
+) -> None:
+    model = make_caformer(num_classes=5, depths=(1, 1, 1, 2))
     logits, blocks = Teacher(model, ("q", "v"))(torch.randn(1, 3, 64, 64))
     assert logits.shape == (1, 5)
     assert [block["q"].shape for block in blocks] == [(1, 2, 16, 32)] + [(1, 3, 4, 32)] * 2
     assert set(blocks[0]) == {"q", "v"}
 
 
-def test_a_network_without_attention_is_no_teacher() -> None:
+def small_eva(**options: object) -> Eva:
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3}
+    return Eva(**sizes, **options).eval()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: timm.create_model("resnet10t"),
+        lambda: small_eva(qkv_fused=False),  # three layers instead of qkv
+        lambda: small_eva(),  # the weight of qkv is used without calling it
+    ],
+)
+def test_a_network_without_a_qkv_layer_that_is_called_is_no_teacher(
+    make: Callable[[], nn.Module],
+) -> None:
     with pytest.raises(UserError, match="no attention with one qkv layer"):
-        Teacher(timm.create_model("resnet10t"), name="timm:resnet10t")
+        Teacher(make(), name="timm:other")(torch.randn(1, 3, 32, 32))
 
 
 def test_a_teacher_sees_images_normalised_its_own_way() -> None:
@@ -126,12 +131,28 @@ def test_a_timm_teacher_reads_a_file_of_weights_with_its_classes(tmp_path: Path)
     torch.testing.assert_close(teacher(images)[0], model(images))
 
 
+def test_weights_of_another_image_size_and_of_colour_are_adapted(tmp_path: Path) -> None:
+    model = timm.create_model("test_vit", img_size=64, num_classes=5).eval()
+    torch.save(model.state_dict(), tmp_path / "vit.pth")
+    teacher = timm_teacher("test_vit", make_info(1), FEATURES, str(tmp_path / "vit.pth"))
+    logits, blocks = teacher(torch.randn(2, 1, 32, 32))
+    assert logits.shape == (2, 5)
+    assert blocks[0]["q"].shape[2] == 4  # tokens of 32 px, where the file has 16
+    own = teacher.model.state_dict()
+    torch.testing.assert_close(own["blocks.1.attn.qkv.weight"], model.blocks[1].attn.qkv.weight)
+    torch.testing.assert_close(own["head.weight"], model.head.weight)
+    colour = model.patch_embed.proj.weight
+    torch.testing.assert_close(own["patch_embed.proj.weight"], colour.sum(1, keepdim=True))
+
+
 def test_timm_teachers_that_cannot_be_made_give_one_line(tmp_path: Path) -> None:
     torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pth")
     for name, weights, message in (
         ("vit_nothing", "pretrained", "timm has no model 'vit_nothing'"),
         ("test_vit", str(tmp_path / "missing.pth"), "no checkpoint"),
-        ("test_vit", str(tmp_path / "other.pth"), "does not fit"),
+        ("test_vit", str(tmp_path / "other.pth"), "other.pth does not fit the timm teacher"),
+        ("caformer_s18", str(tmp_path / "vit.pth"), "vit.pth does not fit the timm teacher"),
     ):
         with pytest.raises(UserError, match=message) as error:
             timm_teacher(name, make_info(), FEATURES, weights)

@@ -150,20 +150,30 @@ def token_features(output: Tensor, heads: int, time_steps: int = 1) -> Tensor:
     return to_heads(output, heads)
 
 
-def match_blocks(student: int, teacher: int) -> list[int]:
-    """For each of the student's blocks the teacher's it learns from: evenly spaced, last to last.
+def match_blocks(student: Sequence[int], teacher: Sequence[int]) -> list[int]:
+    """For each of the student's blocks the teacher's it learns from, by numbers of tokens.
 
-    Equal depths give one to one. A shallower teacher serves several of the student's blocks.
+    Blocks of one token grid pair up evenly, last to last: equal depths give one to one, a
+    shallower teacher serves several of the student's blocks. The teacher's blocks of other grids
+    (a CAFormer's last stage) are left out. Raises `UserError` for a grid the teacher lacks.
     """
-    return [-(-(i + 1) * teacher // student) - 1 for i in range(student)]
+    matched = []
+    for number, tokens in enumerate(student):
+        same = [index for index, count in enumerate(teacher) if count == tokens]
+        if not same:
+            check_tokens(number, tokens, *teacher)
+        depth, place = student.count(tokens), student[: number + 1].count(tokens)
+        matched.append(same[-(-place * len(same) // depth) - 1])
+    return matched
 
 
-def check_tokens(block: int, student: int, teacher: int) -> None:
-    """`UserError` with both token grids where a block's differ; N is the number of tokens."""
-    if student != teacher:
+def check_tokens(block: int, student: int, *teacher: int) -> None:
+    """`UserError` with both token grids where the teacher has none like the student's block."""
+    if student not in teacher:
+        grids = " and ".join(dict.fromkeys(map(grid_text, teacher)))
         raise UserError(
             f"block {block}: the student's token grid is {grid_text(student)}, the teacher's "
-            f"{grid_text(teacher)}; choose a teacher or data.image_size for which they agree"
+            f"{grids}; choose a teacher or data.image_size for which they agree"
         )
 
 

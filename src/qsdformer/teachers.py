@@ -7,7 +7,8 @@ Legend: B batch, h heads, N tokens, d channels per head.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,7 @@ class TimmReader:
 
     def __init__(self, model: nn.Module, features: Sequence[str], name: str) -> None:
         self.features = tuple(features)
+        self._name = name
         self._prefix = int(getattr(model, "num_prefix_tokens", 0))
         self._captured: list[dict[str, Tensor]] = []
         for attention in _timm_attentions(model, name):
@@ -133,6 +135,8 @@ class TimmReader:
 
     def blocks(self) -> list[Features]:
         """One dict a block of the latest pass, feature name to (B, h, N, d)."""
+        if any(set(one) != set(FEATURES) for one in self._captured):
+            raise _unreadable(self._name)
         return [{n: one[n][:, :, self._prefix :] for n in self.features} for one in self._captured]
 
 
@@ -160,8 +164,9 @@ def timm_teacher(
 ) -> Teacher:
     """A timm vision transformer or CAFormer that sees the student's images at their size.
 
-    `weights` is "pretrained" (timm downloads them) or a file of a state dict. Position embeddings
-    are interpolated by timm to the image size; images are not resized.
+    `weights` is "pretrained" (timm downloads them) or a file of a state dict, which decides the
+    number of classes. timm interpolates position embeddings to the image size and adapts the
+    first layer to the images' channels; images are not resized.
     """
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:3])
@@ -169,17 +174,21 @@ def timm_teacher(
     options: dict[str, Any] = {"in_chans": info.channels}
     if "vit" in name or "deit" in name:
         options["img_size"] = info.image_size
-    file = None if weights == PRETRAINED else weights
-    if file is not None:
-        state = _timm_state(file)
+    failure = f"cannot make the timm teacher {name}"
+    if weights == PRETRAINED:
+        advice = "; without a network give a file: distill.teacher_weights"
+    else:
+        state = _timm_state(weights)
+        failure, advice = f"{weights} does not fit the timm teacher {name}", ""
         options["num_classes"] = _classes(state)
+        options["pretrained_cfg_overlay"] = _source(name, state)
     try:
-        model = timm.create_model(name, pretrained=file is None, **options)
-    except (RuntimeError, OSError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot make the timm teacher {name}: {reason}") from error
-    if file is not None:
-        _load_timm(model, state, file)
+        with _quiet("huggingface_hub"):
+            model = timm.create_model(name, pretrained=True, **options)
+    except (RuntimeError, OSError, ValueError, TypeError, KeyError) as error:
+        text = f"no key {error}" if isinstance(error, KeyError) else str(error)
+        reason = _shortened(" ".join(text.split()))
+        raise UserError(f"{failure}: {reason}{advice}") from error
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     return Teacher(
         model,
@@ -206,12 +215,35 @@ def _classes(state: dict[str, Tensor]) -> int:
     return heads[-1].shape[0] if heads else 0
 
 
-def _load_timm(model: nn.Module, state: dict[str, Tensor], file: str) -> None:
+def _source(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
+    """What timm must know of a state dict to adapt it: its classes and its images' channels."""
+    registered = timm.get_pretrained_cfg(name)
+    first = getattr(registered, "first_conv", None)
+    weight = state.get(f"{first}.weight")
+    channels = 3 if weight is None else weight.shape[1]
+    size = getattr(registered, "input_size", (3, 224, 224))
+    return {
+        "state_dict": state,
+        "num_classes": _classes(state),
+        "label_offset": 0,
+        "input_size": (channels, *size[1:]),
+    }
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Only errors from a library's logger."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{file} does not fit the timm teacher: {reason}") from error
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _shortened(text: str, longest: int = 200) -> str:
+    return text if len(text) <= longest else text[:longest].rsplit(" ", 1)[0] + " ..."
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
@@ -237,14 +269,19 @@ def _timm_attentions(model: nn.Module, name: str) -> list[nn.Module]:
     found = [
         module
         for module in model.modules()
-        if all(hasattr(module, a) for a in ("qkv", "num_heads", "head_dim"))
+        if isinstance(getattr(module, "qkv", None), nn.Module)
+        and all(hasattr(module, a) for a in ("num_heads", "head_dim"))
     ]
     if not found:
-        raise UserError(
-            f"{name} has no attention with one qkv layer: take a timm vision transformer "
-            "(vit_*, deit_*) or a CAFormer (caformer_*)"
-        )
+        raise _unreadable(name)
     return found
+
+
+def _unreadable(name: str) -> UserError:
+    return UserError(
+        f"{name} has no attention with one qkv layer: take a timm vision transformer "
+        "(vit_*, deit_*) or a CAFormer (caformer_*)"
+    )
 
 
 def _capture(attention: Any) -> dict[str, Tensor]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from timm.models.metaformer import MetaFormer
 
 from qsdformer.backbone import MetaSpikeFormer
 from qsdformer.checkpoint import load_checkpoint, save_checkpoint
@@ -118,6 +121,33 @@ def test_a_wider_teacher_with_other_heads_and_depth_teaches(
     distill = {"teacher": str(tmp_path / "wide.ckpt")}
     train(make_recipe(tmp_path / "run", train={"epochs": 1}, distill=distill))
     assert (tmp_path / "run" / "last.ckpt").exists()
+
+
+def test_a_timm_teacher_by_name_trained_at_another_size_and_in_colour(tmp_path: Path) -> None:
+    model = timm.create_model("test_vit", img_size=64, num_classes=10)
+    torch.save(model.state_dict(), tmp_path / "vit.pth")
+    distill = {"teacher": "timm:test_vit", "teacher_weights": str(tmp_path / "vit.pth")}
+    train(make_recipe(tmp_path / "run", train={"epochs": 1}, distill=distill))
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert float(last["train_fgd_loss"]) > 0
+    assert float(last["train_logit_loss"]) > 0
+
+
+def test_a_caformer_teaches_with_the_stage_of_the_students_grid(
+    digits: DataInfo,
+    tmp_path: Path,
+    make_caformer: Callable[..., MetaFormer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Distillation, "total_steps", 10)
+    model = make_caformer(in_chans=1, num_classes=10, depths=(1, 1, 3, 1))
+    task = Distillation(make_recipe(tmp_path), digits, Teacher(model))
+    images = torch.randn(2, 1, 32, 32)
+    task._open_reader()
+    losses = task.extra_losses(images, task.model(images))
+    assert task._matched == [1, 2]  # of 3 blocks on 2x2 tokens; the last stage has 1x1
+    assert float(losses["fgd_loss"]) > 0
 
 
 def test_membrane_potentials_of_a_lif_student_can_be_taught(

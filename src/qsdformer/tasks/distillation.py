@@ -8,7 +8,6 @@ from torch import Tensor
 from qsdformer.data import DataInfo
 from qsdformer.distillation import (
     DistillConfig,
-    check_tokens,
     fgd_loss,
     logit_loss,
     match_blocks,
@@ -101,12 +100,9 @@ class Distillation(Classification):
         own = reader.blocks()
         reader.close()
         self.model.train()
-        other = self._teacher_blocks(blank)
-        matched = match_blocks(len(own), len(other))
         name = self.distill.features[0]
-        for number, index in enumerate(matched):
-            check_tokens(number, own[number][name].shape[-2], other[index][name].shape[-2])
-        return matched
+        blocks = (own, self._teacher_blocks(blank))
+        return match_blocks(*([block[name].shape[-2] for block in one] for one in blocks))
 
     def _teacher_blocks(self, images: Tensor) -> list[dict[str, Tensor]]:
         try:
