@@ -52,7 +52,7 @@ LINES = (
         "membrane potentials, full budget, test images",
         "ablation-full-budget",
         "none",
-        {1: "fgd", 3: "fgd-3", 30: "fgd-30"},
+        {1: "fgd", 3: "fgd-3", 10: "fgd-10", 30: "fgd-30"},
     ),
 )
 
