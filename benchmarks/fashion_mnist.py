@@ -54,8 +54,7 @@ MODELS = (
     Model("direct 4-bit LIF, T=4", PLAIN, LIF, "-lif"),
     Model(UNTAUGHT, PLAIN),
     Model("4-bit IE-LIF + FGD", DISTILLED),
-    Model("4-bit IE-LIF + FGD, weight 10", DISTILLED, ("--fgd_weight", "10"), "-10"),
-    Model("4-bit IE-LIF + FGD + logits", DISTILLED, ("--logit_weight", "1"), "-logits"),
+    Model("4-bit IE-LIF + FGD, 44 epochs", DISTILLED, ("--epochs", "44"), "-44"),
 )
 LABELS = [model.label for model in MODELS]
 
