@@ -1,8 +1,10 @@
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
+from qsdformer.ablation import Cell, cell_recipe, load_grid
 from qsdformer.config import ModelConfig
 from qsdformer.errors import UserError
 from qsdformer.recipe import TrainConfig, load_recipe, options, parse_recipe
@@ -40,6 +42,23 @@ def test_saved_recipe_reads_back_the_same(tmp_path: Path) -> None:
     assert again.to_dict() == recipe.to_dict()
     assert again.train == recipe.train
     assert again.data == recipe.data
+
+
+def yaml_blocks(document: str) -> list[str]:
+    text = (Path(__file__).parents[1] / document).read_text(encoding="utf-8")
+    return re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def test_the_documented_recipe_and_grid_can_be_trained(tmp_path: Path) -> None:
+    [recipe] = yaml_blocks("README.md")
+    file = tmp_path / "mine.yaml"
+    file.write_text(recipe)
+    assert load_recipe(str(file)).distill is not None
+    [grid] = yaml_blocks("docs/distillation.md")
+    file.write_text(grid)
+    loaded = load_grid(str(file))
+    for name in loaded.names:
+        assert cell_recipe(loaded, Cell(name, 0)).data.name == "digits"
 
 
 def test_a_recipe_builds_on_another_key_by_key(tmp_path: Path) -> None:

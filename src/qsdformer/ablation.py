@@ -345,7 +345,7 @@ def _last_line(log: Path) -> str:
 def _tell(console: Console, cell: Cell, row: Row, left: int) -> None:
     console.print(
         f"{cell}: accuracy {float(row['accuracy']):.2%} in {float(row['seconds']):,.0f} s, "
-        f"{left} cells left",
+        f"{left} left",
         highlight=False,
     )
 
