@@ -64,22 +64,27 @@ def folder(runs: Path, model: Model, seed: int) -> Path:
     return runs / f"{model.recipe}{model.suffix}-{seed}"
 
 
-def run(model: Model, seed: int, runs: Path, threads: int) -> dict[str, float]:
-    """Train one model, or read the result of a finished run."""
-    own = folder(runs, model, seed)
-    result = own / "result.json"
-    if not result.exists():
-        command = [sys.executable, "-m", "qsdformer", "train", model.recipe, "--seed", str(seed)]
-        command += ["--output", str(own), *model.keys]
-        command += ["--resume"] if (own / "last.ckpt").exists() else []
-        if model.recipe == DISTILLED:
-            command += ["--distill.teacher", str(folder(runs, MODELS[0], seed) / "last.ckpt")]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        runs.mkdir(parents=True, exist_ok=True)
-        with own.with_name(f"{own.name}.log").open("a") as log:
-            subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
-    values: dict[str, float] = json.loads(result.read_text())
+def result(runs: Path, model: Model, seed: int) -> dict[str, float] | None:
+    """The result of a finished run, or None."""
+    file = folder(runs, model, seed) / "result.json"
+    values: dict[str, float] | None = json.loads(file.read_text()) if file.exists() else None
     return values
+
+
+def run(runs: Path, model: Model, seed: int, threads: int) -> None:
+    """Train one model, unless it has been."""
+    if result(runs, model, seed) is not None:
+        return
+    own = folder(runs, model, seed)
+    command = [sys.executable, "-m", "qsdformer", "train", model.recipe, "--seed", str(seed)]
+    command += ["--output", str(own), *model.keys]
+    command += ["--resume"] if (own / "last.ckpt").exists() else []
+    if model.recipe == DISTILLED:
+        command += ["--distill.teacher", str(folder(runs, MODELS[0], seed) / "last.ckpt")]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    runs.mkdir(parents=True, exist_ok=True)
+    with own.with_name(f"{own.name}.log").open("a") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
 
 
 def main() -> None:
@@ -96,34 +101,33 @@ def main() -> None:
     options = parser.parse_args()
     threads = max(1, CORES // options.jobs)
     cells = [(model, seed) for model in MODELS for seed in options.seeds]
-    missing = [c for c in cells if not (folder(options.runs, *c) / "result.json").exists()]
     if not options.finished:
-        wanted = [c for c in missing if c[0].label in (options.only or LABELS)]
+        wanted = [c for c in cells if c[0].label in (options.only or LABELS)]
         taught = [c for c in wanted if c[0].recipe == DISTILLED]
         for some in ([c for c in wanted if c not in taught], taught):  # teachers come first
             with ThreadPoolExecutor(options.jobs) as pool:
-                list(pool.map(lambda cell: run(*cell, options.runs, threads), some))
-        missing = [c for c in missing if c not in wanted]
-    results = [(*c, run(*c, options.runs, threads)) for c in cells if c not in missing]
+                list(pool.map(lambda cell: run(options.runs, *cell, threads), some))
+    found = [(*cell, result(options.runs, *cell)) for cell in cells]
+    results = [(model, seed, values) for model, seed, values in found if values is not None]
 
     with atomic_path(options.csv) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        for model, seed, result in results:
-            times = [round(result["seconds"]), round(result["cpu_seconds"])]
-            accuracy = f"{result['last_accuracy']:.4f}"
-            row = [model.label, seed, accuracy, *times, threads, result["parameters"]]
+        for model, seed, values in results:
+            times = [round(values["seconds"]), round(values["cpu_seconds"])]
+            accuracy = f"{values['last_accuracy']:.4f}"
+            row = [model.label, seed, accuracy, *times, threads, values["parameters"]]
             writer.writerow([*row, torch.__version__])
     print(f"{platform.machine()}, {threads} thread(s) a run, {options.jobs} runs side by side")
     accuracies: dict[str, dict[int, float]] = {label: {} for label in LABELS}
-    for model, seed, result in results:
-        accuracies[model.label][seed] = 100 * result["last_accuracy"]
+    for model, seed, values in results:
+        accuracies[model.label][seed] = 100 * values["last_accuracy"]
     for model in MODELS:
-        values = list(accuracies[model.label].values())
-        if not values:
+        own = list(accuracies[model.label].values())
+        if not own:
             continue
-        spread = stdev(values) if len(values) > 1 else float("nan")
-        line = f"{model.label:30s} {mean(values):.2f} +- {spread:.2f} % (n={len(values)})"
+        spread = stdev(own) if len(own) > 1 else float("nan")
+        line = f"{model.label:30s} {mean(own):.2f} +- {spread:.2f} % (n={len(own)})"
         if model.recipe == DISTILLED:
             gain, half, n = paired_difference(accuracies[UNTAUGHT], accuracies[model.label])
             line += f", {gain:+.2f} +- {half:.2f} (95 %) points to {UNTAUGHT} (n={n})"

@@ -76,21 +76,11 @@ def test_a_recipe_builds_on_another_key_by_key(tmp_path: Path) -> None:
     assert shorter == dataclasses.replace(short, seed=4, distill=None, output="runs/shorter")
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("recipe: nosuch", "no recipe 'nosuch': neither a file nor"),
-        ("recipe: [digits]", "recipe=['digits']: must be text"),
-        ("recipe: {file}", "builds on itself"),
-        ("recipe: digits\ntrain: 3", "train"),
-    ],
-)
-def test_a_recipe_that_cannot_build_on_another(tmp_path: Path, text: str, expected: str) -> None:
+def test_a_recipe_that_builds_on_itself_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text(text.format(file=file))
-    with pytest.raises(UserError) as error:
+    file.write_text(f"recipe: {file}")
+    with pytest.raises(UserError, match="builds on itself"):
         load_recipe(str(file))
-    assert expected in str(error.value)
 
 
 def test_overrides_take_full_paths_and_unique_last_parts() -> None:
@@ -164,6 +154,9 @@ def test_bad_override_is_one_line_naming_key_value_and_what_is_allowed(
         ("- 1", "must be a mapping"),
         ("a: [", "is not valid YAML: line 1"),
         ("data: {name: digits}\noutput: 3", "output=3: must be text"),
+        ("recipe: nosuch", "no recipe 'nosuch': neither a file nor"),
+        ("recipe: [digits]", "recipe=['digits']: must be text"),
+        ("recipe: digits\ntrain: 3", "train=3: must be a section"),
     ],
 )
 def test_bad_file_is_one_line_naming_the_key(tmp_path: Path, text: str, expected: str) -> None:

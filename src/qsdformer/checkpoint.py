@@ -24,7 +24,7 @@ from torch import Tensor
 from qsdformer.backbone import MetaSpikeFormer
 from qsdformer.config import ModelConfig
 from qsdformer.data import DataInfo
-from qsdformer.errors import UserError
+from qsdformer.errors import UserError, one_line
 from qsdformer.files import atomic_path
 
 FORMAT_VERSION = 1
@@ -82,7 +82,7 @@ def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> Loaded
         info = None if head["data_info"] is None else DataInfo.from_dict(head["data_info"])
         extra = dict(head["extra"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: damaged checkpoint header: {_one_line(error)}") from error
+        raise UserError(f"{path}: damaged checkpoint header: {one_line(error)}") from error
     model = MetaSpikeFormer(config).to(device)
     load_weights(model, _weights(content, path), path)
     return Loaded(model=model.eval(), info=info, extra=extra)
@@ -130,7 +130,7 @@ def load_tensors(path: str | os.PathLike[str], device: str = "cpu") -> Any:
             ) from error
         raise damaged from error
     except OSError as error:
-        reason = error.strerror or _one_line(error)
+        reason = error.strerror or one_line(error)
         raise UserError(f"cannot read checkpoint {path}: {reason}") from error
     except UserError:
         raise
@@ -216,8 +216,4 @@ def _write_error(error: RuntimeError) -> OSError:
         if isinstance(cause, OSError):
             return cause
         cause = cause.__cause__ or cause.__context__
-    return OSError(errno.EIO, f"writing failed, perhaps the disk is full ({_one_line(error)})")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+    return OSError(errno.EIO, f"writing failed, perhaps the disk is full ({one_line(error)})")

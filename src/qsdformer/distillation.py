@@ -159,9 +159,8 @@ def match_blocks(student: Sequence[int], teacher: Sequence[int]) -> list[int]:
     """
     matched = []
     for number, tokens in enumerate(student):
+        check_tokens(number, tokens, *teacher)
         same = [index for index, count in enumerate(teacher) if count == tokens]
-        if not same:
-            check_tokens(number, tokens, *teacher)
         depth, place = student.count(tokens), student[: number + 1].count(tokens)
         matched.append(same[-(-place * len(same) // depth) - 1])
     return matched

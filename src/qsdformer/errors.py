@@ -14,3 +14,8 @@ def require(config: object, name: str, ok: bool, allowed: str) -> None:
     """ValueError saying what field `name` of `config` holds and what is allowed, unless `ok`."""
     if not ok:
         raise ValueError(f"{name}={getattr(config, name)!r}: must be {allowed}")
+
+
+def one_line(error: BaseException, longest: int | None = 200) -> str:
+    """What an error of a library says, on one line and cut to `longest` characters."""
+    return " ".join(str(error).split())[:longest]

@@ -251,14 +251,15 @@ def recipe_values(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     values = load_yaml(text, f"recipe {name}")
     if not isinstance(values, dict):
         raise UserError(f"recipe {name}: must be a mapping with model, data and train")
+    values = {"output": f"runs/{stem}", **values}
     base = values.pop(BASE, None)
-    if base is not None:
-        base = parse_value(f"recipe {name}: {BASE}", str, base)
-        chain = (*above, name)
-        if base in chain:
-            raise UserError(f"recipe {name} builds on itself: {' -> '.join((*chain, base))}")
-        values = _merged({**recipe_values(base, chain), "output": f"runs/{stem}"}, values)
-    return {"output": f"runs/{stem}", **values}
+    if base is None:
+        return values
+    base = parse_value(f"recipe {name}: {BASE}", str, base)
+    chain = (*above, name)
+    if base in chain:
+        raise UserError(f"recipe {name} builds on itself: {' -> '.join((*chain, base))}")
+    return _merged(recipe_values(base, chain), values)
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from qsdformer.backbone import MetaSpikeFormer
 from qsdformer.checkpoint import load_checkpoint, load_tensors
 from qsdformer.data import DataInfo
 from qsdformer.distillation import FEATURES, Features, token_features
-from qsdformer.errors import UserError
+from qsdformer.errors import UserError, one_line
 from qsdformer.taps import tap
 
 TIMM_PREFIX = "timm:"
@@ -178,18 +178,17 @@ def timm_teacher(
     if weights == PRETRAINED:
         advice = "; without a network give a file: distill.teacher_weights"
     else:
-        state = _timm_state(weights)
+        source = _source(name, _timm_state(weights))
         failure, advice = f"{weights} does not fit the timm teacher {name}", ""
-        options["num_classes"] = _classes(state)
-        options["pretrained_cfg_overlay"] = _source(name, state)
+        options |= {"num_classes": source["num_classes"], "pretrained_cfg_overlay": source}
     try:
         with _quiet("huggingface_hub"):
             model = timm.create_model(name, pretrained=True, **options)
     except (RuntimeError, OSError, ValueError, TypeError, KeyError) as error:
-        text = f"no key {error}" if isinstance(error, KeyError) else str(error)
-        reason = _shortened(" ".join(text.split()))
+        reason = f"no key {error}" if isinstance(error, KeyError) else one_line(error)
         raise UserError(f"{failure}: {reason}{advice}") from error
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    config.pop("state_dict", None)  # timm's copy of the weights, by now in the model
     return Teacher(
         model,
         features,
@@ -240,10 +239,6 @@ def _quiet(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _shortened(text: str, longest: int = 200) -> str:
-    return text if len(text) <= longest else text[:longest].rsplit(" ", 1)[0] + " ..."
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:

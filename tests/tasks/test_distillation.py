@@ -43,6 +43,11 @@ def digits() -> DataInfo:
     return DataModule(make_recipe(Path("unused")).data, batch_size=2).info
 
 
+def metrics(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def ann(info: DataInfo, **fields: Any) -> MetaSpikeFormer:
     recipe = counterpart(make_recipe(Path("unused"), model=fields))
     torch.manual_seed(1)
@@ -58,8 +63,7 @@ def test_one_recipe_trains_the_teacher_then_the_student(tmp_path: Path) -> None:
     content = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     student = load_checkpoint(tmp_path / "run" / "last.ckpt").model
     assert {k.removeprefix("model.") for k in content["state_dict"]} == set(student.state_dict())
-    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
-        epochs = [row for row in csv.DictReader(file) if row["val_accuracy"]]
+    epochs = [row for row in metrics(tmp_path / "run") if row["val_accuracy"]]
     assert all(float(row["train_fgd_loss"]) > 0 for row in epochs)
     assert all(float(row["train_logit_loss"]) > 0 for row in epochs)
 
@@ -128,8 +132,7 @@ def test_a_timm_teacher_by_name_trained_at_another_size_and_in_colour(tmp_path: 
     torch.save(model.state_dict(), tmp_path / "vit.pth")
     distill = {"teacher": "timm:test_vit", "teacher_weights": str(tmp_path / "vit.pth")}
     train(make_recipe(tmp_path / "run", train={"epochs": 1}, distill=distill))
-    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
-        last = list(csv.DictReader(file))[-1]
+    last = metrics(tmp_path / "run")[-1]
     assert float(last["train_fgd_loss"]) > 0
     assert float(last["train_logit_loss"]) > 0
 
@@ -167,8 +170,7 @@ def test_an_activity_penalty_and_a_teacher_go_together(digits: DataInfo, tmp_pat
     save_checkpoint(tmp_path / "ann.ckpt", ann(digits), digits)
     distill = {"teacher": str(tmp_path / "ann.ckpt")}
     train(make_recipe(tmp_path / "run", distill=distill, activity={"weight": 1.0, "kind": "group"}))
-    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
-        last = list(csv.DictReader(file))[-1]
+    last = metrics(tmp_path / "run")[-1]
     assert float(last["train_activity_loss"]) > 0
     assert float(last["train_fgd_loss"]) > 0
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from qsdformer.data.base import DataConfig, DataInfo, Source
 from qsdformer.data.memory import memory_source
-from qsdformer.errors import UserError
+from qsdformer.errors import UserError, one_line
 
 SIZE = 28
 MEAN, STD = 0.2860, 0.3530  # of the 60,000 training images, pixels in [0, 1]
@@ -136,7 +136,7 @@ def _download(folder: Path) -> Path:
             for name in FILES:
                 os.replace(Path(temporary) / "FashionMNIST" / "raw" / name, folder / name)
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error, None)
         raise UserError(
             f"cannot download Fashion-MNIST into {folder}: {reason}; check the network, or run "
             "'apt-get install dataset-fashion-mnist', or give a folder as --data.root FOLDER"

@@ -22,7 +22,7 @@ from qsdformer.config import ModelConfig
 from qsdformer.deploy.check import check_graph
 from qsdformer.deploy.graph import OP_INPUTS, Array, Conv, IntegerGraph, Op, Preprocessing
 from qsdformer.deploy.packing import needed_width, pack, packed_size, unpack
-from qsdformer.errors import UserError
+from qsdformer.errors import UserError, one_line
 from qsdformer.files import atomic_path
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def from_bytes(data: bytes, name: str = "artifact") -> IntegerGraph:
         OverflowError,
         RecursionError,
     ) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise UserError(f"{name}: {DAMAGED} ({reason})") from error
     return graph
 
@@ -179,7 +179,7 @@ def _checked_parts(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, me
         header = _loads(data[LENGTH_BYTES:body].decode())
         tensors = dict(_tensors(header, memoryview(data)[body:]))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(f"{name}: {DAMAGED} ({reason})") from error
     return header, tensors
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from qsdformer.deploy.graph import Array
-from qsdformer.errors import UserError
+from qsdformer.errors import UserError, one_line
 
 # Named outputs of pixels (B, C, H, W) uint8; None asks for all of them.
 Infer = Callable[[Array, list[str] | None], dict[str, Array]]
@@ -72,7 +72,7 @@ def onnxruntime_session(model: bytes | str, threads: int, profile: str | None = 
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's exceptions share no other base
         name = model if isinstance(model, str) else "the model"
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(f"ONNX Runtime cannot load {name}: {reason}; export it again") from error
 
 
@@ -105,7 +105,7 @@ def openvino_compiled(model: bytes | str, threads: int) -> Any:
     try:
         return core.compile_model(core.read_model(model), "CPU", settings)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(f"OpenVINO cannot load the model: {reason}; export it again") from error
 
 

@@ -13,7 +13,7 @@ from qsdformer.distillation import (
     match_blocks,
     schedule_factor,
 )
-from qsdformer.errors import UserError
+from qsdformer.errors import UserError, one_line
 from qsdformer.recipe import Recipe
 from qsdformer.tasks.classification import Classification
 from qsdformer.teachers import FeatureReader, Teacher
@@ -110,7 +110,7 @@ class Distillation(Classification):
         except (AssertionError, RuntimeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
-            reason = " ".join(str(error).split())[:150]
+            reason = one_line(error, 150)
             size = self.info.image_size
             raise UserError(
                 f"the teacher {self._teacher.name} does not take images of {size} px: {reason}"

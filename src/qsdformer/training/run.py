@@ -21,7 +21,7 @@ from rich.console import Console
 from qsdformer import checkpoint
 from qsdformer.backbone import MetaSpikeFormer
 from qsdformer.data import DataInfo, DataModule
-from qsdformer.errors import UserError
+from qsdformer.errors import UserError, one_line
 from qsdformer.files import write_json, write_text
 from qsdformer.recipe import Recipe
 from qsdformer.tasks.classification import Classification
@@ -146,7 +146,7 @@ def make_trainer(recipe: Recipe, callbacks: list[Callback]) -> Trainer:
             default_root_dir=folder,
         )
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error, None)
         raise UserError(f"cannot train with these devices: {reason}") from error
     except OSError as error:
         raise _cannot_use(folder, error) from error
