@@ -30,11 +30,11 @@ demo: install
 test: install
 	# The inference runtimes get a process of their own: beside torch.compile in one, a test worker
 	# was seen to die.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/deploy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/deploy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/graph tests/runtimes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/graph --ignore tests/runtimes
 
 fuzz: install
-	QSD_FUZZ_MUTANTS=10000 $(BIN)/python -m pytest tests/deploy/test_artifact_fuzz.py
+	QSD_FUZZ_MUTANTS=10000 $(BIN)/python -m pytest tests/graph/test_artifact_fuzz.py
 
 lint: install
 	$(BIN)/ruff format --check .

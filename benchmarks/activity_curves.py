@@ -16,7 +16,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from qsdformer.ablation_report import Row, accuracies, read_rows
+from qsdformer.experiments.ablation_report import Row, accuracies, read_rows
 from qsdformer.files import atomic_path
 
 UNPENALISED = "none"

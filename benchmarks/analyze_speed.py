@@ -17,7 +17,7 @@ import torch
 
 from qsdformer.analysis.subject import analyze, first_images, load_subject
 from qsdformer.analysis.twins import twins
-from qsdformer.evaluation import evaluate
+from qsdformer.tasks.evaluation import evaluate
 
 BATCH_SIZE = 256
 

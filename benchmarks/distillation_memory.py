@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qsdformer import distillation
-from qsdformer.backbone import MetaSpikeFormer, model_config
-from qsdformer.distillation import fgd_loss
-from qsdformer.teachers import FeatureReader, Teacher
+from qsdformer.models.metaspikeformer import MetaSpikeFormer, model_config
+from qsdformer.tasks import fgd as distillation
+from qsdformer.tasks.fgd import fgd_loss
+from qsdformer.training.teachers import FeatureReader, Teacher
 
 KINDS = {
     "nothing": "models only, no step",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from qsdformer.ablation_report import Row, accuracies, paired_differences, read_rows
+from qsdformer.experiments.ablation_report import Row, accuracies, paired_differences, read_rows
 from qsdformer.files import atomic_path
 
 

@@ -27,7 +27,7 @@ from statistics import mean, stdev
 
 import torch
 
-from qsdformer.ablation_report import paired_difference
+from qsdformer.experiments.ablation_report import paired_difference
 from qsdformer.files import atomic_path
 
 ANN = "fashion-mnist-tiny-ann"

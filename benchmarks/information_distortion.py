@@ -22,15 +22,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from qsdformer.ablation import Cell
-from qsdformer.ablation_measure import evaluation_images
 from qsdformer.analysis.information import histogram_entropy, spike_information_distortion
-from qsdformer.checkpoint import load_checkpoint
 from qsdformer.errors import UserError
+from qsdformer.experiments.ablation import Cell
+from qsdformer.experiments.ablation_measure import evaluation_images
 from qsdformer.files import atomic_path
-from qsdformer.neurons import IELIF, LIF, SpikingNeuron
-from qsdformer.recipe import parse_recipe
-from qsdformer.taps import matching_modules, tap
+from qsdformer.models.checkpoint import load_checkpoint
+from qsdformer.nn.neurons import IELIF, LIF, SpikingNeuron
+from qsdformer.nn.taps import matching_modules, tap
+from qsdformer.recipes.recipe import parse_recipe
 from qsdformer.training.checkpointing import LAST
 
 FEATURES = ("q", "k", "v")

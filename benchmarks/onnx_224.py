@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from qsdformer import create_model
-from qsdformer.backbone import MetaSpikeFormer
 from qsdformer.data.base import DataInfo
-from qsdformer.deploy.bench import EAGER, FLOAT, INTEGER, Timing, make_subjects, measure
-from qsdformer.deploy.lowering import lower
+from qsdformer.graph.lowering import lower
+from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.runtimes.bench import EAGER, FLOAT, INTEGER, Timing, make_subjects, measure
 
 SIZE, CLASSES = 224, 1000
 VARIANTS = {"fully spiking": True, "published": False}

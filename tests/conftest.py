@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 from timm.models import metaformer
+from variants import info_for
 
-from qsdformer.backbone import MetaSpikeFormer
-from qsdformer.config import ModelConfig
+from qsdformer.graph.integer import IntegerGraph
+from qsdformer.graph.lowering import lower
+from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.nn.config import ModelConfig
 
 # Tensors here are tiny, and threads cost more than they bring.
 torch.set_num_threads(1)
@@ -87,3 +91,26 @@ def settle() -> Callable[..., MetaSpikeFormer]:
 def fixtures() -> Path:
     """The folder of files that tests read."""
     return Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def lively(
+    make_model: Callable[..., MetaSpikeFormer], settle: Callable[..., MetaSpikeFormer]
+) -> Callable[..., MetaSpikeFormer]:
+    """Makes small models in eval mode whose neurons fire."""
+    made: dict[str, MetaSpikeFormer] = {}
+
+    def make(**fields: Any) -> MetaSpikeFormer:
+        key = repr(sorted(fields.items()))
+        if key not in made:
+            made[key] = settle(make_model(**fields))
+        return copy.deepcopy(made[key])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_graph(lively: Callable[..., MetaSpikeFormer]) -> IntegerGraph:
+    """The integer graph of a small published-variant model with 3-bit weights."""
+    model = lively(weight_bits=3)
+    return lower(model, info_for(model))

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from qsdformer import __version__
-from qsdformer.checkpoint import load_checkpoint, save_checkpoint
 from qsdformer.cli import run
+from qsdformer.models.checkpoint import load_checkpoint, save_checkpoint
 
 SMALL = [
     "--dims=[8,16,16,16]",

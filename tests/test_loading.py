@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 import qsdformer as qsd
-from qsdformer.checkpoint import save_checkpoint
 from qsdformer.data import DataInfo
-from qsdformer.deploy.graph import IntegerGraph
 from qsdformer.errors import UserError
+from qsdformer.graph.integer import IntegerGraph
+from qsdformer.models.checkpoint import save_checkpoint
 
 INFO = DataInfo(image_size=16, channels=1, class_names=("a", "b"), mean=(0.5,), std=(0.5,))
 

@@ -9,28 +9,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qsdformer.backbone import MetaSpikeFormer as MetaSpikeFormer
-    from qsdformer.backbone import create_model as create_model
-    from qsdformer.config import ModelConfig as ModelConfig
-    from qsdformer.deploy.artifact import export as export
-    from qsdformer.deploy.lowering import lower as lower
-    from qsdformer.deploy.verify import verify as verify
+    from qsdformer.graph.artifact import export as export
+    from qsdformer.graph.lowering import lower as lower
     from qsdformer.loading import load as load
-    from qsdformer.reference import import_reference as import_reference
-    from qsdformer.taps import tap as tap
+    from qsdformer.models.metaspikeformer import MetaSpikeFormer as MetaSpikeFormer
+    from qsdformer.models.metaspikeformer import create_model as create_model
+    from qsdformer.models.published import import_reference as import_reference
+    from qsdformer.nn.config import ModelConfig as ModelConfig
+    from qsdformer.nn.taps import tap as tap
+    from qsdformer.runtimes.verify import verify as verify
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "MetaSpikeFormer": "qsdformer.backbone",
-    "ModelConfig": "qsdformer.config",
-    "create_model": "qsdformer.backbone",
-    "export": "qsdformer.deploy.artifact",
-    "import_reference": "qsdformer.reference",
+    "MetaSpikeFormer": "qsdformer.models.metaspikeformer",
+    "ModelConfig": "qsdformer.nn.config",
+    "create_model": "qsdformer.models.metaspikeformer",
+    "export": "qsdformer.graph.artifact",
+    "import_reference": "qsdformer.models.published",
     "load": "qsdformer.loading",
-    "lower": "qsdformer.deploy.lowering",
-    "tap": "qsdformer.taps",
-    "verify": "qsdformer.deploy.verify",
+    "lower": "qsdformer.graph.lowering",
+    "tap": "qsdformer.nn.taps",
+    "verify": "qsdformer.runtimes.verify",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

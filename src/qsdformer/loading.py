@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from qsdformer.checkpoint import load as load_model
-from qsdformer.deploy.artifact import is_artifact, load_artifact
+from qsdformer.graph.artifact import is_artifact, load_artifact
+from qsdformer.models.checkpoint import load as load_model
 
 if TYPE_CHECKING:
-    from qsdformer.backbone import MetaSpikeFormer
-    from qsdformer.deploy.graph import IntegerGraph
+    from qsdformer.graph.integer import IntegerGraph
+    from qsdformer.models.metaspikeformer import MetaSpikeFormer
 
 
 def load(path: str | os.PathLike[str], device: str = "cpu") -> MetaSpikeFormer | IntegerGraph:

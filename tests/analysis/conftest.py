@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from qsdformer.backbone import MetaSpikeFormer
-from qsdformer.checkpoint import save_checkpoint
 from qsdformer.data import DataConfig, DataModule
+from qsdformer.models.checkpoint import save_checkpoint
+from qsdformer.models.metaspikeformer import MetaSpikeFormer
 
 METRICS = """epoch,step,lr,train_loss,train_accuracy,val_loss,val_accuracy,val_top5
 1,5,0.004,2.2,0.3,,,

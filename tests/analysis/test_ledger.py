@@ -10,7 +10,7 @@ from qsdformer.analysis.ledger import Ledger, make_ledger, papers_energy
 from qsdformer.analysis.measure import Measured, measure
 from qsdformer.analysis.operations import operations
 from qsdformer.analysis.twins import activation_bits, ann_ledger, twins
-from qsdformer.backbone import MetaSpikeFormer, model_config
+from qsdformer.models.metaspikeformer import MetaSpikeFormer, model_config
 
 Make = Callable[..., MetaSpikeFormer]
 

@@ -7,8 +7,8 @@ import torch
 
 from qsdformer.analysis.information import firing_rate, spike_histograms
 from qsdformer.analysis.measure import firing_rates, measure
-from qsdformer.backbone import MetaSpikeFormer
 from qsdformer.errors import UserError
+from qsdformer.models.metaspikeformer import MetaSpikeFormer
 
 
 @pytest.mark.parametrize("time_steps", [1, 2])

@@ -10,12 +10,12 @@ from torch import Tensor
 from qsdformer.analysis.ledger import Ledger, make_ledger
 from qsdformer.analysis.measure import measure
 from qsdformer.analysis.operations import neuron_arithmetic, operations, reach_along
-from qsdformer.backbone import MetaSpikeFormer, model_config
-from qsdformer.deploy.binary import run_binary
 from qsdformer.errors import UserError
-from qsdformer.neurons import IELIF, LIF
-from qsdformer.quantizers import QuantConv2d
-from qsdformer.taps import tap
+from qsdformer.models.metaspikeformer import MetaSpikeFormer, model_config
+from qsdformer.nn.neurons import IELIF, LIF
+from qsdformer.nn.quantizers import QuantConv2d
+from qsdformer.nn.taps import tap
+from qsdformer.runtimes.binary import run_binary
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "binary": {"levels": 1},

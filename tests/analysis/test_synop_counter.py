@@ -10,8 +10,8 @@ import torch
 
 from qsdformer.analysis.ledger import make_ledger
 from qsdformer.analysis.measure import measure
-from qsdformer.backbone import MetaSpikeFormer
-from qsdformer.deploy import binary
+from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.runtimes import binary
 
 op_counter = pytest.importorskip(
     "spikingjelly.activation_based.op_counter",

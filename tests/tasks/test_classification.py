@@ -4,8 +4,8 @@ import pytest
 import torch
 from timm.optim import Lamb
 
-from qsdformer.backbone import create_model
-from qsdformer.recipe import TrainConfig
+from qsdformer.models.metaspikeformer import create_model
+from qsdformer.recipes.recipe import TrainConfig
 from qsdformer.tasks.classification import (
     learning_rate,
     make_optimizer,

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from qsdformer.errors import UserError
-from qsdformer.neurons import SpikingNeuron
-from qsdformer.quantizers import quantized_layers
-from qsdformer.taps import on_call, spiking_neurons
+from qsdformer.nn.neurons import SpikingNeuron
+from qsdformer.nn.quantizers import quantized_layers
+from qsdformer.nn.taps import on_call, spiking_neurons
 
 FLOAT_BITS = 32
 QKV = ("q_neuron", "k_neuron", "v_neuron")

@@ -19,9 +19,9 @@ from qsdformer.analysis.energy import KINDS, CostModel, Row
 from qsdformer.analysis.information import FLOAT_BITS, packed_bytes
 from qsdformer.analysis.measure import Measured, firing_rates
 from qsdformer.analysis.operations import Operation, neuron_arithmetic, operations
-from qsdformer.backbone import MetaSpikeFormer
-from qsdformer.config import ModelConfig
-from qsdformer.deploy.lowering import MULTIPLIER_BITS, REAL_INPUT_BITS
+from qsdformer.graph.lowering import MULTIPLIER_BITS, REAL_INPUT_BITS
+from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.nn.config import ModelConfig
 
 MEMBRANE_BITS = 16
 FACTOR_BITS = MULTIPLIER_BITS[MEMBRANE_BITS]

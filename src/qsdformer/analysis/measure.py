@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from qsdformer.analysis.information import QKV
-from qsdformer.attention import Attention
-from qsdformer.backbone import MetaSpikeFormer
 from qsdformer.errors import UserError
-from qsdformer.neurons import SpikingNeuron
-from qsdformer.taps import on_call, spiking_neurons
+from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.nn.attention import Attention
+from qsdformer.nn.neurons import SpikingNeuron
+from qsdformer.nn.taps import on_call, spiking_neurons
 
 
 @dataclass(kw_only=True)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from qsdformer.analysis.energy import Kind, Role
-from qsdformer.attention import Attention, LayerScale
-from qsdformer.backbone import MetaSpikeFormer
-from qsdformer.blocks import BorderNorm
-from qsdformer.deploy.walk import walk
 from qsdformer.errors import UserError
-from qsdformer.neurons import LIF, SpikingNeuron
-from qsdformer.quantizers import QuantConv2d, QuantLinear
+from qsdformer.graph.walk import walk
+from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.nn.attention import Attention, LayerScale
+from qsdformer.nn.blocks import BorderNorm
+from qsdformer.nn.neurons import LIF, SpikingNeuron
+from qsdformer.nn.quantizers import QuantConv2d, QuantLinear
 
 
 @dataclass(frozen=True, kw_only=True)

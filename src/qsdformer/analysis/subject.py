@@ -13,12 +13,12 @@ from qsdformer.analysis.information import histogram_entropy, qkv_histograms
 from qsdformer.analysis.ledger import Ledger, make_ledger
 from qsdformer.analysis.measure import Measured, firing_rates, measure
 from qsdformer.analysis.operations import require_neurons
-from qsdformer.backbone import MetaSpikeFormer
-from qsdformer.checkpoint import load_checkpoint
 from qsdformer.data import DataModule
 from qsdformer.errors import UserError
-from qsdformer.evaluation import check_fits
-from qsdformer.recipe import parse_data, with_keys
+from qsdformer.models.checkpoint import load_checkpoint
+from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.recipes.recipe import parse_data, with_keys
+from qsdformer.tasks.evaluation import check_fits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,8 @@ from qsdformer.analysis.ledger import (
 )
 from qsdformer.analysis.measure import Measured
 from qsdformer.analysis.operations import Operation, operations
-from qsdformer.backbone import MetaSpikeFormer
-from qsdformer.config import ModelConfig
+from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.nn.config import ModelConfig
 
 # Inputs of q, k and v's neurons and of attention's are plain values in the counterpart ANN.
 NOT_IN_ANN = ("q_neuron", "k_neuron", "v_neuron", "attention_neuron", "attention_norm")

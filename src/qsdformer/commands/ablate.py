@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run what is not finished; results.csv, results.md and results.png are in the output."""
-    from qsdformer import ablation
+    from qsdformer.experiments import ablation
 
     keys = given_keys(options)
     output = keys.pop("output", None)

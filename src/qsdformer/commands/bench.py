@@ -12,14 +12,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from qsdformer.checkpoint import load_checkpoint
 from qsdformer.commands.arguments import positive
-from qsdformer.deploy.artifact import export
-from qsdformer.deploy.bench import make_subjects, measure, peak_memory, table, write_csv
-from qsdformer.deploy.graph import IntegerGraph
-from qsdformer.deploy.lowering import lower
-from qsdformer.deploy.onnx_export import export_onnx
 from qsdformer.errors import UserError
+from qsdformer.graph.artifact import export
+from qsdformer.graph.integer import IntegerGraph
+from qsdformer.graph.lowering import lower
+from qsdformer.models.checkpoint import load_checkpoint
+from qsdformer.runtimes.bench import make_subjects, measure, peak_memory, table, write_csv
+from qsdformer.runtimes.onnx_export import export_onnx
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,14 +6,14 @@ import argparse
 import dataclasses
 import json
 
-from qsdformer.activity import measure_activity, overall_activity
-from qsdformer.backbone import MetaSpikeFormer
-from qsdformer.checkpoint import load_checkpoint
 from qsdformer.commands.arguments import add_execution_arguments
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.data import DataModule
-from qsdformer.evaluation import check_fits, evaluate, pick_device
-from qsdformer.recipe import parse_data, with_keys
+from qsdformer.models.checkpoint import load_checkpoint
+from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.recipes.recipe import parse_data, with_keys
+from qsdformer.tasks.activity import measure_activity, overall_activity
+from qsdformer.tasks.evaluation import check_fits, evaluate, pick_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

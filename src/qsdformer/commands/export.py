@@ -6,12 +6,12 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from qsdformer.checkpoint import Loaded, load_checkpoint
 from qsdformer.commands.arguments import positive
-from qsdformer.deploy.artifact import export
-from qsdformer.deploy.graph import IntegerGraph
-from qsdformer.deploy.lowering import lower
 from qsdformer.errors import UserError
+from qsdformer.graph.artifact import export
+from qsdformer.graph.integer import IntegerGraph
+from qsdformer.graph.lowering import lower
+from qsdformer.models.checkpoint import Loaded, load_checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +76,6 @@ def _lowered(loaded: Loaded, options: argparse.Namespace, bits: int) -> IntegerG
 
 
 def _write_onnx(graph: IntegerGraph, out: str, runtime: str) -> None:
-    from qsdformer.deploy.onnx_export import export_onnx
+    from qsdformer.runtimes.onnx_export import export_onnx
 
     export_onnx(graph, out, "openvino" if runtime == "openvino" else "onnxruntime")

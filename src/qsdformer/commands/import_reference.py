@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from qsdformer.checkpoint import save_checkpoint
 from qsdformer.commands.arguments import positive
-from qsdformer.reference import import_reference
+from qsdformer.models.checkpoint import save_checkpoint
+from qsdformer.models.published import import_reference
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

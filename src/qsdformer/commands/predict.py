@@ -55,14 +55,14 @@ def run(options: argparse.Namespace) -> int:
 def _classifier(path: str, top: int, device: str) -> Classify:
     """What classifies with the model in a file; exported files need no PyTorch."""
     if path.endswith(".onnx"):
-        from qsdformer.deploy.onnx_predict import load_onnx, open_image
+        from qsdformer.runtimes.onnx_predict import load_onnx, open_image
 
         exported = load_onnx(path)
         return lambda files: exported.predict([open_image(file) for file in files], top)
-    from qsdformer.deploy.artifact import is_artifact, load_artifact
+    from qsdformer.graph.artifact import is_artifact, load_artifact
 
     if path.endswith(".qsd") or is_artifact(path):
-        from qsdformer.deploy.onnx_predict import open_image
+        from qsdformer.runtimes.onnx_predict import open_image
 
         graph = load_artifact(path)
         return lambda files: graph.predict([open_image(file) for file in files], top)
@@ -70,9 +70,9 @@ def _classifier(path: str, top: int, device: str) -> Classify:
 
 
 def _checkpoint_classifier(path: str, top: int, device_name: str) -> Classify:
-    from qsdformer.checkpoint import load_checkpoint
     from qsdformer.data import load_images
-    from qsdformer.evaluation import pick_device, top_classes
+    from qsdformer.models.checkpoint import load_checkpoint
+    from qsdformer.tasks.evaluation import pick_device, top_classes
 
     device = pick_device(device_name)
     loaded = load_checkpoint(path)

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train both, compare them, save the results."""
-    from qsdformer.quickstart import run as quickstart
+    from qsdformer.experiments.quickstart import run as quickstart
 
     quickstart(Path(options.output), seed=options.seed, epochs=options.epochs)
     return 0

@@ -7,7 +7,7 @@ from collections import Counter
 
 from qsdformer.errors import UserError
 from qsdformer.parsing import describe
-from qsdformer.recipe import Option, options, resolve_key
+from qsdformer.recipes.recipe import Option, options, resolve_key
 
 PREFIX = "recipe:"
 

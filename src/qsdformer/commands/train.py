@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
-from qsdformer.recipe import load_recipe
+from qsdformer.recipes.recipe import load_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

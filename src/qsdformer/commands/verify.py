@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from qsdformer.checkpoint import load_checkpoint
 from qsdformer.commands.arguments import positive
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.data import DataModule
-from qsdformer.deploy.executors import EXECUTORS
-from qsdformer.deploy.verify import verify
-from qsdformer.evaluation import check_fits
-from qsdformer.recipe import parse_data, with_keys
+from qsdformer.models.checkpoint import load_checkpoint
+from qsdformer.recipes.recipe import parse_data, with_keys
+from qsdformer.runtimes.executors import EXECUTORS
+from qsdformer.runtimes.verify import verify
+from qsdformer.tasks.evaluation import check_fits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 from qsdformer.data.base import DataError, DataInfo
-from qsdformer.decoding import DECODE_ERRORS
+from qsdformer.graph.decoding import DECODE_ERRORS
 
 Transform = Callable[[Image.Image], Tensor]
 

@@ -16,11 +16,11 @@ from torch.optim import AdamW, Optimizer
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from qsdformer.activity import ActivityPenalty
-from qsdformer.backbone import MetaSpikeFormer
-from qsdformer.checkpoint import KEY, header
 from qsdformer.data import DataInfo
-from qsdformer.recipe import Recipe, TrainConfig
+from qsdformer.models.checkpoint import KEY, header
+from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.recipes.recipe import Recipe, TrainConfig
+from qsdformer.tasks.activity import ActivityPenalty
 
 
 def learning_rate(step: int, total: int, *, peak: float, final: float, warmup: float) -> float:

@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 from qsdformer.data import DataInfo
-from qsdformer.distillation import (
+from qsdformer.errors import UserError, one_line
+from qsdformer.recipes.recipe import Recipe
+from qsdformer.tasks.classification import Classification
+from qsdformer.tasks.fgd import (
     DistillConfig,
     fgd_loss,
     logit_loss,
     match_blocks,
     schedule_factor,
 )
-from qsdformer.errors import UserError, one_line
-from qsdformer.recipe import Recipe
-from qsdformer.tasks.classification import Classification
-from qsdformer.teachers import FeatureReader, Teacher
+from qsdformer.training.teachers import FeatureReader, Teacher
 
 
 class Distillation(Classification):

@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from qsdformer import checkpoint as files
 from qsdformer.errors import UserError
+from qsdformer.models import checkpoint as files
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 
@@ -29,7 +29,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read with the checks of `qsdformer.checkpoint.read`."""
+        """Read with the checks of `qsdformer.models.checkpoint.read`."""
         return files.read(path, "cpu")
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from qsdformer import checkpoint
 from qsdformer.errors import UserError
-from qsdformer.recipe import Recipe, load_recipe
+from qsdformer.models import checkpoint
+from qsdformer.recipes.recipe import Recipe, load_recipe
 from qsdformer.training.checkpointing import LAST
 from qsdformer.training.run import train
 

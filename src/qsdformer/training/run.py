@@ -18,12 +18,12 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
-from qsdformer import checkpoint
-from qsdformer.backbone import MetaSpikeFormer
 from qsdformer.data import DataInfo, DataModule
 from qsdformer.errors import UserError, one_line
 from qsdformer.files import write_json, write_text
-from qsdformer.recipe import Recipe
+from qsdformer.models import checkpoint
+from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.recipes.recipe import Recipe
 from qsdformer.tasks.classification import Classification
 from qsdformer.training.checkpointing import (
     BEST,

@@ -9,10 +9,10 @@ from rich.console import Console
 
 from qsdformer.data import DataInfo
 from qsdformer.errors import UserError
-from qsdformer.recipe import ModelRecipe, Recipe, load_recipe
 from qsdformer.recipes import packaged_recipes
-from qsdformer.teachers import TIMM_PREFIX, Teacher, checkpoint_teacher, timm_teacher
+from qsdformer.recipes.recipe import ModelRecipe, Recipe, load_recipe
 from qsdformer.training.once import train_once
+from qsdformer.training.teachers import TIMM_PREFIX, Teacher, checkpoint_teacher, timm_teacher
 
 # The model fields that the counterpart ANN shares with the student; the rest is about spikes.
 SHARED_FIELDS = (

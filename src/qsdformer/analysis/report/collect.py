@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from qsdformer.analysis.ledger import Ledger
 from qsdformer.analysis.subject import Analysis, Subject, analyze, first_images, load_run
 from qsdformer.analysis.twins import ann_ledger, twins
-from qsdformer.attention import Attention, to_heads
-from qsdformer.backbone import MetaSpikeFormer
 from qsdformer.data import DataInfo
 from qsdformer.errors import UserError
-from qsdformer.evaluation import evaluate
-from qsdformer.neurons import SpikingNeuron, counts_to_spikes
-from qsdformer.taps import matching_modules, tap
+from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.nn.attention import Attention, to_heads
+from qsdformer.nn.neurons import SpikingNeuron, counts_to_spikes
+from qsdformer.nn.taps import matching_modules, tap
+from qsdformer.tasks.evaluation import evaluate
 
 MEMBRANE_RANGE = (-2.0, 3.0)
 MEMBRANE_BINS = 80

@@ -16,8 +16,8 @@ from qsdformer.analysis.report.collect import (
     spike_raster,
 )
 from qsdformer.analysis.report.svg import escape
-from qsdformer.config import ModelConfig
 from qsdformer.errors import UserError
+from qsdformer.nn.config import ModelConfig
 
 BATCH_SIZE = 128
 

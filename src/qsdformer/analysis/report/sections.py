@@ -18,7 +18,7 @@ from qsdformer.analysis.report.collect import (
     Run,
 )
 from qsdformer.analysis.report.svg import Axes, escape
-from qsdformer.config import ModelConfig
+from qsdformer.nn.config import ModelConfig
 
 KIB = 1024
 Cell = tuple[str, float | None]  # text, and the number to sort by

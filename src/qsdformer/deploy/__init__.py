@@ -1,1 +1,0 @@
-"""From a trained model to integers: lowering, packed artifact, executors and their comparison."""

@@ -1,0 +1,1 @@
+"""From a trained model to integers: lowering, the integer graph, its checks, its packed file."""

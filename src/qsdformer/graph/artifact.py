@@ -1,0 +1,361 @@
+"""The packed artifact `model.qsd`: an integer graph in a safetensors file; see docs/artifact.md.
+
+A reader must not trust the file: the checksum covers every byte, and every size is checked
+against the file's length before anything is allocated. Nothing but JSON is parsed, no code runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qsdformer.errors import UserError, one_line
+from qsdformer.files import atomic_path
+from qsdformer.graph.check import check_graph
+from qsdformer.graph.integer import IntegerGraph
+from qsdformer.graph.ops import OP_INPUTS, Array, Conv, Op, Preprocessing
+from qsdformer.graph.packing import needed_width, pack, packed_size, unpack
+from qsdformer.nn.config import ModelConfig
+
+if TYPE_CHECKING:
+    from qsdformer.models.metaspikeformer import MetaSpikeFormer
+
+FORMAT_VERSION = 1
+# Every artifact's header begins so; the 64 hexadecimal digits that follow are the checksum.
+PREFIX = b'{"__metadata__":{"sha256":"'
+LENGTH_BYTES = 8  # of the header's length, before the header
+DIGEST = slice(LENGTH_BYTES + len(PREFIX), LENGTH_BYTES + len(PREFIX) + 64)
+MAX_HEADER = 64 * 2**20  # bytes
+
+OPS: dict[str, type[Op]] = {op.__name__.lower(): op for op in OP_INPUTS}
+ARRAY_TYPES = {
+    "table": np.int32,
+    "codes": np.int8,
+    "multiplier": np.int64,
+    "shift": np.int8,
+    "bias": np.int64,
+}
+LISTS = ("thresholds", "resets")
+DAMAGED = "the artifact is damaged or was changed; copy or export it again"
+
+
+def export(
+    model: MetaSpikeFormer | IntegerGraph, path: str | os.PathLike[str], **options: Any
+) -> IntegerGraph:
+    """Write `model` to `path` as a packed artifact, whole or not at all; returns its graph.
+
+    `options` are those of `lower`. Raises `UserError` for a model that cannot be lowered and a
+    file that cannot be written.
+    """
+    if isinstance(model, IntegerGraph):
+        graph = model
+    else:
+        from qsdformer.graph.lowering import lower
+
+        graph = lower(model, **options)
+    data = to_bytes(graph)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+    return graph
+
+
+def to_bytes(graph: IntegerGraph) -> bytes:
+    """The artifact of `graph`; the same bytes for the same graph, on any machine."""
+    index = {op.name: i for i, op in enumerate(graph.ops)}
+    defaults = _defaults(graph.ops)
+    tensors: dict[str, bytes] = {}
+    description = {
+        "format_version": FORMAT_VERSION,
+        "config": graph.config,
+        "preprocessing": dataclasses.asdict(graph.preprocessing),
+        "class_names": list(graph.class_names),
+        "membrane_bits": graph.membrane_bits,
+        "membrane_fraction": graph.membrane_fraction,
+        "defaults": defaults,
+        "ops": [_describe(op, index, defaults, tensors) for op in graph.ops],
+    }
+    return assemble(description, tensors)
+
+
+def assemble(description: dict[str, Any], tensors: dict[str, bytes]) -> bytes:
+    """The file that holds `description` and packed `tensors`, with its checksum."""
+    entries: dict[str, Any] = {
+        "__metadata__": {"sha256": "0" * 64, "qsdformer": _json(description)}
+    }
+    offset = 0
+    for name, data in tensors.items():
+        end = offset + len(data)
+        entries[name] = {"dtype": "U8", "shape": [len(data)], "data_offsets": [offset, end]}
+        offset = end
+    header = _json(entries).encode()
+    header += b" " * (-len(header) % 8)
+    return sign(len(header).to_bytes(LENGTH_BYTES, "little") + header + b"".join(tensors.values()))
+
+
+def sign(data: bytes) -> bytes:
+    """`data` with its checksum filled in."""
+    return data[: DIGEST.start] + _digest(data).encode() + data[DIGEST.stop :]
+
+
+def load_artifact(path: str | os.PathLike[str]) -> IntegerGraph:
+    """The graph of an artifact, equal to the one that was exported.
+
+    Raises `UserError` for a file that is missing, not an artifact, of another version, damaged,
+    or whose parts do not fit together.
+    """
+    file = Path(path)
+    if file.is_dir() or not file.exists():
+        what = f"{path} is a folder" if file.is_dir() else f"no artifact {path}"
+        raise UserError(f"{what}: give a file made with qsd export")
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read artifact {path}: {error.strerror or error}") from error
+    return from_bytes(data, name=str(path))
+
+
+def is_artifact(path: str | os.PathLike[str]) -> bool:
+    """Whether the file at `path` begins as artifacts do; False if it cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(DIGEST.start)[LENGTH_BYTES:] == PREFIX
+    except OSError:
+        return False
+
+
+def from_bytes(data: bytes, name: str = "artifact") -> IntegerGraph:
+    """The inverse of `to_bytes`; `name` begins the messages of errors."""
+    header, tensors = _checked_parts(data, name)
+    try:
+        description = _loads(header["__metadata__"]["qsdformer"])
+        version = _typed(description["format_version"], int)
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{name}: artifact format {version}, but this version reads {FORMAT_VERSION}; "
+                "use the qsdformer that wrote it"
+            )
+        graph = _graph(description, tensors)
+        check_graph(graph)
+    except UserError:
+        raise
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        reason = one_line(error) or type(error).__name__
+        raise UserError(f"{name}: {DAMAGED} ({reason})") from error
+    return graph
+
+
+def _checked_parts(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, memoryview]]:
+    """Header and packed tensors by name, after every check that needs no knowledge of graphs."""
+    for magic, kind in ((b"PK", "a zip archive"), (b"\x80", "a pickle")):
+        if data.startswith(magic) and data[LENGTH_BYTES : DIGEST.start] != PREFIX:
+            raise UserError(
+                f"{name}: {kind}, not an artifact (checkpoints are such files); "
+                "make an artifact of it with qsd export"
+            )
+    if data[LENGTH_BYTES : DIGEST.start] != PREFIX:
+        raise UserError(f"{name}: not an artifact of qsdformer, or cut short; export it again")
+    length = int.from_bytes(data[:LENGTH_BYTES], "little")
+    body = LENGTH_BYTES + length
+    if body > len(data) or length > MAX_HEADER:
+        raise UserError(f"{name}: the artifact is cut short; copy or export it again")
+    if data[DIGEST] != _digest(data).encode():
+        raise UserError(f"{name}: the checksum is wrong: {DAMAGED}")
+    try:
+        header = _loads(data[LENGTH_BYTES:body].decode())
+        tensors = dict(_tensors(header, memoryview(data)[body:]))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = one_line(error)
+        raise UserError(f"{name}: {DAMAGED} ({reason})") from error
+    return header, tensors
+
+
+def _tensors(header: dict[str, Any], body: memoryview) -> Iterator[tuple[str, memoryview]]:
+    expected = 0
+    for key, entry in header.items():
+        if key == "__metadata__":
+            continue
+        if entry["dtype"] != "U8":
+            raise ValueError(f"tensor {key!r} has type {entry['dtype']!r}, not U8")
+        start, end = (_typed(v, int) for v in entry["data_offsets"])
+        if start != expected or not start <= end <= len(body) or entry["shape"] != [end - start]:
+            raise ValueError(f"tensor {key!r} does not lie inside the file in order")
+        expected = end
+        yield key, body[start:end]
+    if expected != len(body):
+        raise ValueError(f"{len(body) - expected} bytes after the last tensor")
+
+
+def _graph(description: dict[str, Any], tensors: dict[str, memoryview]) -> IntegerGraph:
+    unused = dict(tensors)
+    defaults = _typed(description["defaults"], dict)
+    names: list[str] = []
+    ops: list[Op] = []
+    for i, entry in enumerate(_typed(description["ops"], list)):
+        ops.append(_op(i, entry, defaults, names, unused))
+        names.append(ops[-1].name)
+    if unused:
+        raise ValueError(f"{len(unused)} tensors belong to no operation")
+    config = ModelConfig.from_dict(description["config"]).to_dict()
+    return IntegerGraph(
+        ops=tuple(ops),
+        preprocessing=_preprocessing(description["preprocessing"]),
+        class_names=tuple(_typed(n, str) for n in _typed(description["class_names"], list)),
+        config=config,
+        membrane_bits=_typed(description["membrane_bits"], int),
+        membrane_fraction=_typed(description["membrane_fraction"], int),
+    )
+
+
+def _plain(op: Op) -> dict[str, Any]:
+    """The fields of `op` that are numbers or lists of numbers."""
+    fields = [f.name for f in dataclasses.fields(op) if f.name not in ("name", "inputs")]
+    values = {name: getattr(op, name) for name in fields}
+    plain = {n: v for n, v in values.items() if not isinstance(v, np.ndarray)}
+    plain["op"] = type(op).__name__.lower()
+    return {n: list(v) if isinstance(v, tuple) else v for n, v in plain.items()}
+
+
+def _defaults(ops: Sequence[Op]) -> dict[str, Any]:
+    """The commonest value of each plain field, which operations then need not repeat."""
+    seen: dict[str, Counter[str]] = {}
+    for op in ops:
+        for name, value in _plain(op).items():
+            seen.setdefault(name, Counter())[_json(value)] += 1
+    return {name: json.loads(counts.most_common(1)[0][0]) for name, counts in seen.items()}
+
+
+def _describe(
+    op: Op, index: dict[str, int], defaults: dict[str, Any], tensors: dict[str, bytes]
+) -> dict[str, Any]:
+    """`op` as plain values; its arrays go to one tensor, only their width and shape stay here."""
+    number = index[op.name]
+    entry: dict[str, Any] = {} if op.name == f"#{number}" else {"name": op.name}
+    inputs = [index[name] for name in op.inputs]
+    if inputs != [number - 1]:
+        entry["inputs"] = inputs
+    entry |= {name: v for name, v in _plain(op).items() if v != defaults[name]}
+    parts = []
+    for name in _arrays(type(op)):
+        value = getattr(op, name)
+        width = op.bits if isinstance(op, Conv) else needed_width(value)
+        entry[name] = [width, *value.shape]
+        parts.append(pack(value, width))
+    if parts:
+        tensors[str(number)] = b"".join(parts)
+    return entry
+
+
+def _op(
+    number: int,
+    entry: dict[str, Any],
+    defaults: dict[str, Any],
+    names: list[str],
+    tensors: dict[str, memoryview],
+) -> Op:
+    kind = OPS[_typed(_typed(entry, dict).get("op", defaults["op"]), str)]
+    expected = [f.name for f in dataclasses.fields(kind)]
+    if not set(entry) <= {"op", *expected}:
+        raise ValueError(f"operation {number} has unknown fields")
+    inputs = [_typed(i, int) for i in _typed(entry.get("inputs", [number - 1]), list)]
+    if any(not 0 <= i < number for i in inputs):
+        raise ValueError(f"operation {number} reads one that is not before it")
+    arrays = _arrays(kind)
+    values: dict[str, Any] = {
+        "name": _typed(entry.get("name", f"#{number}"), str),
+        "inputs": tuple(names[i] for i in inputs),
+    }
+    for name in expected:
+        if name not in ("name", "inputs", *arrays):
+            value = entry[name] if name in entry else defaults[name]
+            is_list = isinstance(value, list)
+            values[name] = tuple(_typed(v, int) for v in value) if is_list else _typed(value, int)
+            if is_list != (name in LISTS):
+                raise ValueError(f"operation {number} has a wrong {name}")
+    if arrays:
+        data = tensors.pop(str(number), memoryview(b""))
+        for name in arrays:
+            values[name], data = _array(f"{name} of operation {number}", name, entry[name], data)
+        if data:
+            raise ValueError(f"operation {number} has {len(data)} bytes too many")
+    return kind(**values)
+
+
+def _arrays(kind: type[Op]) -> list[str]:
+    """Names of the array fields of an operation, in the order in which a file has them."""
+    return [f.name for f in dataclasses.fields(kind) if f.name in ARRAY_TYPES]
+
+
+def _array(what: str, name: str, entry: list[int], data: memoryview) -> tuple[Array, memoryview]:
+    """The array at the start of `data`, and the rest; checked before anything is unpacked."""
+    width, *shape = (_typed(v, int) for v in _typed(entry, list))
+    kind = np.dtype(ARRAY_TYPES[name])
+    if not 1 <= len(shape) <= 4 or min(shape) < 1 or not 1 <= width <= 8 * kind.itemsize:
+        raise ValueError(f"{what} has width {width} and shape {shape}")
+    count = math.prod(shape)
+    size = packed_size(count, width)
+    if size > len(data):
+        raise ValueError(f"{what} needs {size} bytes where there are {len(data)}")
+    values = unpack(data[:size], count, width)
+    return values.astype(kind, copy=False).reshape(shape), data[size:]
+
+
+def _preprocessing(entry: dict[str, Any]) -> Preprocessing:
+    fields = {f.name for f in dataclasses.fields(Preprocessing)}
+    if set(_typed(entry, dict)) != fields:
+        raise ValueError("preprocessing has other fields than it should")
+    return Preprocessing(
+        image_size=_typed(entry["image_size"], int),
+        channels=_typed(entry["channels"], int),
+        mean=tuple(_real(v) for v in entry["mean"]),
+        std=tuple(_real(v) for v in entry["std"]),
+        interpolation=_typed(entry["interpolation"], str),
+        crop_pct=_real(entry["crop_pct"]),
+    )
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"found {str(value)[:40]!r} where {kind.__name__} was expected")
+    return value
+
+
+def _real(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise ValueError(f"found {str(value)[:40]!r} where a number was expected")
+    return float(value)
+
+
+def _digest(data: bytes) -> str:
+    """SHA-256 of the file with zeros in place of the checksum's digits."""
+    view = memoryview(data)
+    total = hashlib.sha256(view[: DIGEST.start])
+    total.update(b"0" * 64)
+    total.update(view[DIGEST.stop :])
+    return total.hexdigest()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _loads(text: str) -> dict[str, Any]:
+    def refuse(word: str) -> None:
+        raise ValueError(f"{word} is not a number")
+
+    return _typed(json.loads(_typed(text, str), parse_constant=refuse), dict)

@@ -1,0 +1,61 @@
+"""From image files to the uint8 pixels of an integer graph, and from logits to class names.
+
+Needs Pillow and NumPy only. The pixels are those of timm's evaluation transform, before it
+normalises them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from qsdformer.errors import UserError
+from qsdformer.graph.ops import Array, Preprocessing
+
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def pixels(images: Iterable[Image.Image], pre: Preprocessing) -> Array:
+    """uint8 (B, C, H, W): shorter side to image_size / crop_pct, centre cropped."""
+    prepared = [_one(image, pre) for image in images]
+    if not prepared:
+        raise UserError("no images: give at least one")
+    return np.stack(prepared)
+
+
+def _one(image: Image.Image, pre: Preprocessing) -> Array:
+    if pre.channels not in (1, 3):
+        raise UserError(f"the model takes {pre.channels} channels, which image files do not have")
+    if pre.interpolation not in FILTERS:
+        raise UserError(f"unknown interpolation {pre.interpolation!r} in the model's preprocessing")
+    image = image.convert("L" if pre.channels == 1 else "RGB")
+    short = math.floor(pre.image_size / pre.crop_pct)
+    width, height = image.size
+    if min(width, height) != short:
+        long = int(short * max(width, height) / min(width, height))
+        size = (short, long) if width <= height else (long, short)
+        image = image.resize(size, FILTERS[pre.interpolation])
+    left, top = (round((side - pre.image_size) / 2.0) for side in image.size)
+    image = image.crop((left, top, left + pre.image_size, top + pre.image_size))
+    values = np.asarray(image, np.uint8)
+    return values[None] if pre.channels == 1 else np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+def top_classes(logits: Array, names: Sequence[str], count: int) -> list[list[tuple[str, float]]]:
+    """The `count` likeliest (class, probability) of each row of real logits, best first."""
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    order = np.argsort(-shares, axis=1, kind="stable")[:, :count]
+    return [
+        [(names[i], float(row[i])) for i in best] for row, best in zip(shares, order, strict=True)
+    ]

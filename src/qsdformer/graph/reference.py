@@ -1,0 +1,202 @@
+"""The reference executor of integer graphs: NumPy integers only, the same result everywhere.
+
+Arrays are (C, B, H, W) here, T folded into B with time slowest, so that a channel is one run of
+memory. Values are int32, products int64; lowering and loading prove that nothing leaves 32 bits
+but where an operation saturates (`check.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from qsdformer.errors import UserError
+from qsdformer.graph.ops import (
+    FACTOR_BITS,
+    IELIF,
+    LIF,
+    Add,
+    Array,
+    Attention,
+    Conv,
+    Neuron,
+    Normalise,
+    Op,
+    Preprocessing,
+    Repeat,
+    Rescale,
+    SpatialMean,
+    TimeSum,
+    time_steps,
+)
+
+COLUMNS = 4096  # pixels a matrix product handles at a time, so that they stay in cache
+
+
+def execute(
+    ops: Sequence[Op], pre: Preprocessing, images: Array, *, collect: bool = False
+) -> tuple[Array, dict[str, Array]]:
+    """Integer logits (B, classes) int32 and, if asked for, spike counts (T*B, C, H, W) by neuron.
+
+    `images` are uint8, (B, C, H, W) or one frame for each of T time steps, (T, B, C, H, W).
+    """
+    pixels, frames = _checked_images(pre, time_steps(ops), images)
+    values: dict[str, Array] = {}
+    counts: dict[str, Array] = {}
+    last_use = {name: op.name for op in ops for name in op.inputs}
+    for op in ops:
+        inputs = [values[name] for name in op.inputs]
+        if isinstance(op, Normalise):
+            inputs = [pixels]
+        skip = frames and isinstance(op, Repeat)
+        values[op.name] = inputs[0] if skip else EXECUTE[type(op)](op, *inputs)
+        if collect and isinstance(op, Neuron):
+            counts[op.name] = values[op.name].swapaxes(0, 1).astype(np.uint8)
+        for name in op.inputs:
+            if last_use[name] == op.name:
+                values.pop(name, None)
+    return np.ascontiguousarray(values[ops[-1].name][:, :, 0, 0].T), counts
+
+
+def _checked_images(pre: Preprocessing, steps: int, images: Array) -> tuple[Array, bool]:
+    """Pixels (C, B, H, W), and whether each time step has its own frame."""
+    expected = (pre.channels, pre.image_size, pre.image_size)
+    shape = tuple(images.shape)
+    frames = len(shape) == 5 and shape[0] == steps
+    if images.dtype != np.uint8 or shape[-3:] != expected or not (len(shape) == 4 or frames):
+        raise UserError(
+            f"images of shape {shape} and type {images.dtype}: this model takes uint8 pixels of "
+            f"shape (B, {', '.join(map(str, expected))})"
+        )
+    flat = images.reshape(-1, *expected)
+    if len(flat) == 0:
+        raise UserError("no images: give at least one")
+    return flat.swapaxes(0, 1), frames
+
+
+def _normalise(op: Normalise, x: Array) -> Array:
+    return np.stack([row[channel] for row, channel in zip(op.table, x, strict=True)])
+
+
+def _conv(op: Conv, x: Array) -> Array:
+    size, stride, pad = op.codes.shape[-1], op.stride, op.padding
+    if pad:
+        x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    height, width = ((side - size) // stride + 1 for side in x.shape[2:])
+    y = np.zeros((len(op.codes), x.shape[1], height, width), np.int32)
+    codes = op.codes.astype(np.int32)
+    for i in range(size):
+        for j in range(size):
+            reach_i, reach_j = i + stride * (height - 1) + 1, j + stride * (width - 1) + 1
+            window = x[:, :, i:reach_i:stride, j:reach_j:stride]
+            _add_products(y, codes[:, :, i, j], window, op.groups)
+    return y
+
+
+def _add_products(y: Array, codes: Array, x: Array, groups: int) -> None:
+    """y += codes @ x, group by group: codes (C_out, C_in / groups), x (C_in, B, H, W)."""
+    if groups == len(x) == len(codes):
+        y += codes[:, :, None, None] * x
+        return
+    out = len(codes) // groups
+    flat_y, flat_x = y.reshape(len(y), -1), np.ascontiguousarray(x).reshape(len(x), -1)
+    for g in range(groups):
+        rows, columns = slice(g * out, (g + 1) * out), slice(g * len(x) // groups, None)
+        part = codes[rows]
+        for start in range(0, flat_x.shape[1], COLUMNS):
+            stop = start + COLUMNS
+            taken = np.ascontiguousarray(flat_x[columns][: part.shape[1], start:stop])
+            flat_y[rows, start:stop] += np.einsum("ok,kp->op", part, taken)
+
+
+def _rescale(op: Rescale, x: Array) -> Array:
+    shift = _per_channel(op.shift)
+    y = x.astype(np.int64)
+    y *= _per_channel(op.multiplier)
+    y += (np.int64(1) << shift) >> 1
+    y >>= shift
+    y += _per_channel(op.bias)
+    return _saturate(y, op.limit)
+
+
+def _add(op: Add, a: Array, b: Array) -> Array:
+    return _saturate(a.astype(np.int64) + b, op.limit)
+
+
+def _ielif(op: IELIF, x: Array) -> Array:
+    resets = np.array(op.resets, np.int64)
+    half = 1 << (FACTOR_BITS - 1)
+    v: Array | None = None
+    counts = []
+    for x_t in np.split(x, op.steps, axis=1):
+        h = x_t if v is None else _saturate(x_t + ((op.decay * v + half) >> FACTOR_BITS), op.limit)
+        count = np.zeros(h.shape, np.int32)
+        for threshold in op.thresholds:
+            count += h >= threshold
+        counts.append(count)
+        if op.steps > 1:
+            v = h - resets[count]
+    return np.concatenate(counts, axis=1)
+
+
+def _lif(op: LIF, x: Array) -> Array:
+    half = 1 << (FACTOR_BITS - 1)
+    v: Array = np.zeros((), np.int64)
+    spikes = []
+    for x_t in np.split(x, op.steps, axis=1):
+        h = v + (((x_t - v) * op.leak + half) >> FACTOR_BITS)
+        spike = h >= op.threshold
+        spikes.append(spike.astype(np.int32))
+        v = np.where(spike, 0, h)
+    return np.concatenate(spikes, axis=1)
+
+
+def _attention(op: Attention, q: Array, k: Array, v: Array) -> Array:
+    channels, batch, height, width = q.shape
+    q, k, v = (
+        np.ascontiguousarray(
+            a.reshape(op.heads, channels // op.heads, batch, height * width).transpose(0, 2, 1, 3)
+        )
+        for a in (q, k, v)
+    )  # (heads, B, d, N)
+    kv = np.matmul(k, v.swapaxes(-1, -2))  # (heads, B, d of k, d of v)
+    y = np.matmul(kv.swapaxes(-1, -2), q)
+    return y.transpose(0, 2, 1, 3).reshape(channels, batch, height, width)
+
+
+def _repeat(op: Repeat, x: Array) -> Array:
+    return np.tile(x, (1, op.steps, 1, 1))
+
+
+def _spatial_mean(op: SpatialMean, x: Array) -> Array:
+    pixels = x.shape[2] * x.shape[3]
+    total = x.sum(axis=(2, 3), keepdims=True, dtype=np.int64)
+    return ((total + pixels // 2) // pixels).astype(np.int32)
+
+
+def _time_sum(op: TimeSum, x: Array) -> Array:
+    return x.reshape(x.shape[0], op.steps, -1, *x.shape[2:]).sum(axis=1, dtype=np.int32)
+
+
+def _per_channel(values: Array) -> Array:
+    return values.astype(np.int64)[:, None, None, None]
+
+
+def _saturate(y: Array, limit: int) -> Array:
+    return np.clip(y, -limit, limit).astype(np.int32)
+
+
+EXECUTE: dict[type, Callable[..., Any]] = {
+    Normalise: _normalise,
+    Conv: _conv,
+    Rescale: _rescale,
+    Add: _add,
+    IELIF: _ielif,
+    LIF: _lif,
+    Attention: _attention,
+    Repeat: _repeat,
+    SpatialMean: _spatial_mean,
+    TimeSum: _time_sum,
+}

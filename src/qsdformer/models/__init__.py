@@ -1,0 +1,1 @@
+"""Networks, one file a family, with the checkpoints that hold them."""

@@ -1,0 +1,219 @@
+"""Checkpoints: one file with the weights, the configuration that builds the model, and its inputs.
+
+A checkpoint is a dictionary of tensors and plain values saved by torch, with the key "qsdformer"
+(format version, model configuration, data info, extra) beside "state_dict" (keys `model.*`, and
+`ema.module.*` for averaged weights). Training writes the same format with Lightning's keys added.
+Reading one never unpickles anything but tensors and plain values.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qsdformer.data import DataInfo
+from qsdformer.errors import UserError, one_line
+from qsdformer.files import atomic_path
+from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.nn.config import ModelConfig
+
+FORMAT_VERSION = 1
+KEY = "qsdformer"
+MODEL_PREFIX = "model."
+EMA_PREFIX = "ema.module."
+
+PICKLE_STARTS = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
+# What torch.load raises on files that are not what it wrote.
+DAMAGED = (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What a checkpoint holds: a model in eval mode, its inputs' description and the rest."""
+
+    model: MetaSpikeFormer
+    info: DataInfo | None
+    extra: dict[str, Any]
+
+
+def header(
+    config: ModelConfig, info: DataInfo | None, extra: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The value of the "qsdformer" key: plain values only."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "model_config": config.to_dict(),
+        "data_info": None if info is None else info.to_dict(),
+        "extra": dict(extra or {}),
+    }
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    model: MetaSpikeFormer,
+    info: DataInfo | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `model` to `path`, whole or not at all; `UserError` if it cannot be written."""
+    state = {MODEL_PREFIX + key: value.cpu() for key, value in model.state_dict().items()}
+    write({KEY: header(model.config, info, extra), "state_dict": state}, path)
+
+
+def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> Loaded:
+    """Read a checkpoint of ours; the averaged weights where there are any.
+
+    Raises `UserError` for a file that is missing, damaged, of another kind or another version,
+    and for weights that do not fit the model, naming the first of them.
+    """
+    content = read(path, device)
+    head = content[KEY]
+    try:
+        config = ModelConfig.from_dict(head["model_config"])
+        info = None if head["data_info"] is None else DataInfo.from_dict(head["data_info"])
+        extra = dict(head["extra"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: damaged checkpoint header: {one_line(error)}") from error
+    model = MetaSpikeFormer(config).to(device)
+    load_weights(model, _weights(content, path), path)
+    return Loaded(model=model.eval(), info=info, extra=extra)
+
+
+def load(path: str | os.PathLike[str], device: str = "cpu") -> MetaSpikeFormer:
+    """The model of a checkpoint in eval mode; its attribute `data_info` describes its inputs.
+
+    `data_info` is None for imported models. Raises `UserError` as `load_checkpoint`.
+    """
+    loaded = load_checkpoint(path, device)
+    # Past nn.Module.__setattr__, whose type admits only tensors and modules.
+    vars(loaded.model)["data_info"] = loaded.info
+    return loaded.model
+
+
+def read(path: str | os.PathLike[str], device: str = "cpu") -> dict[str, Any]:
+    """The checked dictionary behind a checkpoint of ours: tensors and plain values only."""
+    return _checked(load_tensors(path, device), path)
+
+
+def load_tensors(path: str | os.PathLike[str], device: str = "cpu") -> Any:
+    """What torch saved in any file, refusing everything but tensors and plain values."""
+    file = Path(path)
+    if file.is_dir():
+        hint = next((f"; did you mean {c}?" for c in _inside(file)), "; give the file in it")
+        raise UserError(f"{path} is a folder, not a checkpoint{hint}")
+    if not file.exists():
+        raise UserError(f"no checkpoint {path}: check the path, or make one with qsd train")
+    damaged = UserError(
+        f"{path}: not a checkpoint, or cut short or damaged; copy or train it again"
+    )
+    try:
+        with file.open("rb") as opened:
+            pickled = opened.read(2) in (b"PK", *PICKLE_STARTS)
+        # torch itself would not notice damage inside a tensor.
+        if zipfile.is_zipfile(file) and zipfile.ZipFile(file).testzip() is not None:
+            raise damaged
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(file, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        if pickled and ("Unsupported" in str(error) or "GLOBAL" in str(error)):
+            raise UserError(
+                f"{path}: refused, it holds Python objects besides tensors and plain values"
+            ) from error
+        raise damaged from error
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise UserError(f"cannot read checkpoint {path}: {reason}") from error
+    except UserError:
+        raise
+    except (*DAMAGED, zipfile.BadZipFile) as error:
+        raise damaged from error
+
+
+def write(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Save tensors and plain values to `path`, whole or not at all."""
+    with atomic_path(path) as temporary:
+        try:
+            with temporary.open("wb") as file:
+                torch.save(dict(content), file)
+        except RuntimeError as error:
+            # torch reports a failed write as a RuntimeError of its own, without the errno.
+            raise _write_error(error) from error
+
+
+def load_weights(
+    model: MetaSpikeFormer, state: Mapping[str, Tensor], path: str | os.PathLike[str]
+) -> None:
+    """Copy `state` into `model`; every key and shape must match, or a `UserError` names one."""
+    own = model.state_dict()
+    missing = sorted(set(own) - set(state))
+    unknown = sorted(set(state) - set(own))
+    if missing or unknown:
+        kind, keys = ("lacks", missing) if missing else ("has the unknown", unknown)
+        more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+        raise UserError(f"{path}: the checkpoint {kind} weight {keys[0]}{more}; is it another's?")
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            have, want = tuple(value.shape), tuple(own[key].shape)
+            raise UserError(f"{path}: weight {key} has shape {have}, but the model needs {want}")
+    model.load_state_dict(dict(state))
+
+
+def check_same_model(saved: Mapping[str, Any], config: ModelConfig, path: Path) -> None:
+    """`UserError` naming the first field in which a checkpoint's model differs from `config`."""
+    wanted = config.to_dict()
+    for name in sorted(set(wanted) | set(saved)):
+        if saved.get(name) != wanted.get(name):
+            raise UserError(
+                f"cannot resume from {path}: its model has {name}={saved.get(name)!r}, the "
+                f"recipe {wanted.get(name)!r}; use the recipe it was trained with"
+            )
+
+
+def _checked(content: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+    head = content.get(KEY) if isinstance(content, dict) else None
+    if not isinstance(head, dict) or not isinstance(content.get("state_dict"), dict):
+        raise UserError(
+            f"{path}: not a checkpoint of qsdformer; bring published weights in with "
+            "qsd import-reference"
+        )
+    version = head.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: checkpoint format {version}, but this version reads {FORMAT_VERSION}; "
+            "use the qsdformer that wrote it"
+        )
+    return content
+
+
+def _weights(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    state = content["state_dict"]
+    averaged = any(str(key).startswith(EMA_PREFIX) for key in state)
+    prefix = EMA_PREFIX if averaged else MODEL_PREFIX
+    weights = {str(k).removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    others = (MODEL_PREFIX, EMA_PREFIX)
+    for key, value in state.items():
+        if not str(key).startswith(others) or not isinstance(value, Tensor):
+            raise UserError(f"{path}: unexpected entry {key} in the checkpoint's state_dict")
+    return weights
+
+
+def _inside(folder: Path) -> list[Path]:
+    return [file for name in ("best.ckpt", "last.ckpt") if (file := folder / name).is_file()]
+
+
+def _write_error(error: RuntimeError) -> OSError:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return OSError(errno.EIO, f"writing failed, perhaps the disk is full ({one_line(error)})")

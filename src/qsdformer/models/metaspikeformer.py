@@ -1,0 +1,364 @@
+"""Meta-SpikeFormer: the backbone, its named sizes, and its place in timm.
+
+Paper: Meta-SpikeFormer, Spike-driven Transformer V2 (Yao et al., ICLR 2024), quantised as in
+QSD-Transformer (Qiu et al., ICLR 2025). Legend: T time steps, B batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from qsdformer.errors import UserError
+from qsdformer.nn.attention import TransformerBlock
+from qsdformer.nn.blocks import ConvBlock, Downsample
+from qsdformer.nn.config import ModelConfig
+from qsdformer.nn.neurons import make_neuron
+from qsdformer.nn.quantizers import QuantLinear, quantized_layers, quantized_together
+
+# Named sizes; beside each the publication's name.
+SIZES: dict[str, dict[str, Any]] = {
+    "metaspikeformer_tiny": {"dims": (16, 32, 64, 80), "depth": 3, "heads": 4, "stem_kernel": 3},
+    "metaspikeformer_8m": {"dims": (48, 96, 192, 256)},  # 8_256
+    "metaspikeformer_15m": {"dims": (64, 128, 256, 360)},  # 8_15M
+    "metaspikeformer_31m": {"dims": (96, 192, 384, 480)},  # 8_384
+    "metaspikeformer_55m": {"dims": (128, 256, 512, 640)},  # 8_512
+    "metaspikeformer_75m": {"dims": (128, 256, 512, 640), "depth": 12},  # 12_512
+    "metaspikeformer_124m": {"dims": (192, 384, 768, 960)},  # 8_768
+}
+
+
+class _Replay:
+    """Context of a recomputation: batch norms start from, and keep, the statistics of before.
+
+    Without it each recomputation would update the running statistics once more, and `BorderNorm`,
+    which reads them in training, would recompute another output than the first pass gave.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        self.norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
+        self.before = [_copies(m) for m in self.norms]
+
+    def __enter__(self) -> None:
+        # Exchanged rather than written to: autograd would refuse tensors changed in place.
+        self.after = [dict(m._buffers) for m in self.norms]
+        for norm, buffers in zip(self.norms, self.before, strict=True):
+            norm._buffers.update(buffers)
+
+    def __exit__(self, *_: object) -> None:
+        for norm, buffers in zip(self.norms, self.after, strict=True):
+            norm._buffers.update(buffers)
+
+
+def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """`block(x)`, computed again in the backward pass instead of kept."""
+    replay = _Replay(block)
+    return checkpoint(
+        block, x, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), replay)
+    )
+
+
+def _copies(module: nn.Module) -> dict[str, Tensor | None]:
+    return {k: None if b is None else b.clone() for k, b in module._buffers.items()}
+
+
+class Stage(nn.Module):
+    """A downsampling convolution and the blocks at its resolution."""
+
+    def __init__(self, downsample: Downsample, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(blocks)
+        self.checkpointing = False
+
+    def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
+        """(B, C_in, H, W) to (repeats*B, C_out, H/stride, W/stride).
+
+        The downsampled input is repeated, for the stem of a still image seen at every time step.
+        """
+        x = self.downsample(x)
+        x = x if repeats == 1 else x.repeat(repeats, 1, 1, 1)
+        for block in self.blocks:
+            x = _recomputed(block, x) if self.checkpointing and self.training else block(x)
+        return x
+
+
+class MetaSpikeFormer(nn.Module):
+    """A spike-driven vision transformer, or its counterpart ANN, built from one configuration.
+
+    Images are (B, C, H, W), shown at every time step, or (T, B, C, H, W) with one frame a step.
+    Logits are (B, classes). Stage 1 of the publication is `stages.0` (stem) and `stages.1`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        w = config.dims
+        widths = (w[0] // 2, *w)
+        deep = config.stage_depths
+        rates = [config.drop_path_rate * i / (config.depth - 1) for i in range(config.depth)]
+
+        def transformers(width: int, rates: list[float]) -> list[nn.Module]:
+            return [TransformerBlock(config, width, rate) for rate in rates]
+
+        blocks: list[list[nn.Module]] = [
+            [ConvBlock(config, widths[0])],
+            [ConvBlock(config, widths[1])],
+            [ConvBlock(config, widths[2]), ConvBlock(config, widths[2])],
+            transformers(widths[3], rates[: deep[0]]),
+            transformers(widths[4], rates[deep[0] :]),
+        ]
+        strides = (config.stem_stride, 2, 2, 2, 1)
+        self.stages = nn.ModuleList(
+            Stage(
+                Downsample(
+                    config,
+                    config.in_channels if i == 0 else widths[i - 1],
+                    widths[i],
+                    stride=strides[i],
+                    stem=i == 0,
+                ),
+                blocks[i],
+            )
+            for i in range(5)
+        )
+        self.neuron = make_neuron(config)
+        self.head = self._make_head(config)
+        self.num_features = self.head_hidden_size = widths[-1]
+        # One entry per stride; the last stride's map is the end of the last stage there.
+        self.feature_stages = (0, 1, 2, 4)
+        self.feature_info = [
+            {"num_chs": widths[stage], "reduction": reduction, "module": f"stages.{stage}"}
+            for stage, reduction in zip(self.feature_stages, config.reductions, strict=True)
+        ]
+
+    @staticmethod
+    def _make_head(config: ModelConfig) -> nn.Module:
+        if config.num_classes == 0:
+            return nn.Identity()
+        return QuantLinear(config.dims[-1], config.num_classes, bits=config.head_bits)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the head; 0 where there is none."""
+        return self.config.num_classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes), the mean over time steps; without a head, features (B, C)."""
+        # A recomputed block quantises its weights anew, so they must not come from outside it.
+        if not self.training or self.stages[0].checkpointing:
+            return self.forward_head(self.forward_features(images))
+        with quantized_together(list(quantized_layers(self).values())):
+            return self.forward_head(self.forward_features(images))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Membrane potentials after the last stage, (T*B, C, H, W)."""
+        x = self._stem(images)
+        for stage in self.stages[1:]:
+            x = stage(x)
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Spatial mean, neuron, mean over time steps, linear head: (T*B, C, H, W) to logits."""
+        x = self._time_mean(self.neuron(x.mean(dim=(2, 3))))
+        return x if pre_logits else self.head(x)
+
+    def _time_mean(self, x: Tensor) -> Tensor:
+        steps = self.config.time_steps
+        return x if steps == 1 else x.unflatten(0, (steps, -1)).mean(dim=0)
+
+    def _stem(self, images: Tensor) -> Tensor:
+        """The first stage; a still image passes its convolution once and is then repeated."""
+        steps, channels = self.config.time_steps, self.config.in_channels
+        shape = tuple(images.shape)
+        if images.dim() not in (4, 5) or images.shape[-3] != channels:
+            raise UserError(
+                f"images of shape {shape}: this model takes (B, {channels}, H, W)"
+                + (f" or ({steps}, B, {channels}, H, W)" if steps > 1 else "")
+            )
+        smallest = self.config.reductions[-1] // 2 + 1
+        if min(shape[-2:]) < smallest:
+            raise UserError(
+                f"images of {shape[-2]}x{shape[-1]} pixels: this model needs {smallest} or more"
+            )
+        if images.dim() == 5:
+            if shape[0] != steps:
+                raise UserError(f"images with {shape[0]} frames: this model has {steps} time steps")
+            return self.stages[0](images.flatten(0, 1))
+        return self.stages[0](images, repeats=steps)
+
+    # What follows is timm's interface.
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Feature maps (B, C, H, W), mean over time steps, at `indices` of `feature_info`.
+
+        Returns the maps, or (last features, maps) unless `intermediates_only`.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt={output_fmt!r}: only 'NCHW' is available")
+        if norm:
+            raise ValueError("norm=True: this model has no final norm to apply")
+        wanted = self._feature_indices(indices)
+        last = self.feature_stages[max(wanted)] if stop_early else len(self.stages) - 1
+        maps = []
+        for number in range(min(last, len(self.stages) - 1) + 1):
+            x = self._stem(x) if number == 0 else self.stages[number](x)
+            if number in self.feature_stages and self.feature_stages.index(number) in wanted:
+                maps.append(self._time_mean(x))
+        return maps if intermediates_only else (x, maps)
+
+    def _feature_indices(self, indices: int | Sequence[int] | None) -> list[int]:
+        count = len(self.feature_stages)
+        if indices is None:
+            return list(range(count))
+        if isinstance(indices, int):
+            if not 1 <= indices <= count:
+                raise ValueError(f"the last {indices} feature maps: there are {count}")
+            indices = range(count - indices, count)
+        if not indices or any(not -count <= i < count for i in indices):
+            raise ValueError(
+                f"feature indices {list(indices)}: one or more, in {-count}..{count - 1}"
+            )
+        return [i % count for i in indices]
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | Sequence[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Drop the stages after the last wanted feature map, and the head."""
+        wanted = self._feature_indices(indices)
+        self.stages = self.stages[: self.feature_stages[max(wanted)] + 1]
+        if prune_head:
+            self.reset_classifier(0)
+        return wanted
+
+    def get_classifier(self) -> nn.Module:
+        """The linear head."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head for `num_classes` classes, on the device of the old weights; 0 removes it."""
+        if global_pool not in (None, "", "avg"):
+            raise ValueError(f"global_pool={global_pool!r}: only 'avg' is available")
+        self.config = self.config.replace(num_classes=num_classes)
+        device = next(self.parameters()).device
+        self.head = self._make_head(self.config).to(device)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that sort parameters into stem and blocks, for layer-wise rates."""
+        if coarse:
+            return {"stem": r"^stages\.0\.downsample", "blocks": r"^stages\.(\d+)"}
+        return {
+            "stem": r"^stages\.0\.downsample",
+            "blocks": [
+                (r"^stages\.(\d+)\.downsample", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            ],
+        }
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory: recompute blocks in the backward pass."""
+        for stage in self.stages:
+            if isinstance(stage, Stage):
+                stage.checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay must leave alone: the step sizes."""
+        return {name for name, _ in self.named_parameters() if name.endswith("log_step_size")}
+
+
+def create_model(name: str = "metaspikeformer_15m", **fields: Any) -> MetaSpikeFormer:
+    """A model of a named size; `fields` are those of `ModelConfig` and replace the size's."""
+    return MetaSpikeFormer(model_config(name, **fields))
+
+
+def model_config(name: str = "metaspikeformer_15m", **fields: Any) -> ModelConfig:
+    """The configuration of a named size, with `fields` of `ModelConfig` replaced."""
+    if name not in SIZES:
+        raise UserError(f"unknown model {name!r}: choose from {', '.join(SIZES)}")
+    return ModelConfig(**{**SIZES[name], **fields})
+
+
+# timm's record of each model: there are no weights to download, only input and layer names.
+default_cfgs = generate_default_cfgs(
+    {
+        name: {
+            "num_classes": 1000,
+            "input_size": (3, 224, 224),
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+            "crop_pct": 0.875,
+            "interpolation": "bicubic",
+            "first_conv": "stages.0.downsample.conv",
+            "classifier": "head",
+        }
+        for name in SIZES
+    }
+)
+
+
+def _build_for_timm(cfg: dict[str, Any], **kwargs: Any) -> MetaSpikeFormer:
+    """timm's keyword arguments to a model: `in_chans` is its name for our `in_channels`.
+
+    Values of timm's that ask for what the model does anyway are accepted, all others refused.
+    """
+    fields = {**cfg, **kwargs}
+    if "in_chans" in fields:
+        fields["in_channels"] = fields.pop("in_chans")
+    if fields.pop("drop_rate", 0) != 0:
+        raise ValueError("drop_rate: this model has no dropout; use drop_path_rate")
+    if fields.pop("global_pool", "avg") != "avg":
+        raise ValueError("global_pool: only 'avg' is available")
+    if "img_size" in fields:
+        raise ValueError("img_size: this model takes images of any size; leave it out")
+    unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(ModelConfig)})
+    if unknown:
+        raise TypeError(f"unknown model arguments: {', '.join(unknown)}")
+    return MetaSpikeFormer(ModelConfig(**fields))
+
+
+def _register(name: str, size: dict[str, Any]) -> None:
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        if pretrained:
+            raise UserError(
+                f"{name} has no weights to download: load a checkpoint with qsdformer.load, "
+                "or a published one with qsdformer.import_reference"
+            )
+        return build_model_with_cfg(
+            _build_for_timm,
+            name,
+            pretrained,
+            model_cfg=size,
+            feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+            **kwargs,
+        )
+
+    entrypoint.__name__ = name
+    entrypoint.__module__ = __name__
+    entrypoint.__doc__ = f"{name}: dims {size['dims']}, depth {size.get('depth', 8)}."
+    # timm lists the name in this module's __all__, so it has to exist here.
+    globals()[name] = register_model(entrypoint)
+
+
+for _name, _size in SIZES.items():
+    if timm.is_model(_name):
+        raise RuntimeError(f"a model named {_name} is registered in timm already")
+    _register(_name, _size)

@@ -1,0 +1,217 @@
+"""Spiking neurons: LIF (binary) and IE-LIF (integer spike counts in training, binary at inference).
+
+Legend: T time steps, B batch, D levels (virtual time steps), u membrane potential, c spike count.
+Tensors between layers have T folded into the batch, (T*B, ...); neurons unfold it.
+
+Sources: LIF as in Spike-driven Transformer (Yao et al., NeurIPS 2023); IE-LIF from Quantized
+Spike-driven Transformer (Qiu et al., ICLR 2025), where training emits counts and inference emits
+each count as D binary spikes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from qsdformer.nn.config import ModelConfig
+
+# Decay of the IE-LIF gradient per unit of membrane potential outside the firing window (0, 1).
+OUTSIDE_DECAY = 4.0
+# Steepness of LIF's sigmoid surrogate gradient, per unit of membrane potential.
+SIGMOID_STEEPNESS = 4.0
+
+
+def spike_count(u: Tensor, levels: int) -> Tensor:
+    """Spike counts floor(clip(D*u, 0, D) + 1/2), as floats holding integers in 0..D."""
+    return torch.mul(u, levels).clamp_(0, levels).add_(0.5).floor_()
+
+
+def counts_to_spikes(counts: Tensor, levels: int) -> Tensor:
+    """Counts (...) to binary spikes (D, ...) in thermometer order: s_d = 1[c > d]."""
+    steps = torch.arange(levels, device=counts.device, dtype=counts.dtype)
+    return (counts.unsqueeze(0) > steps.view(-1, *[1] * counts.dim())).to(counts.dtype)
+
+
+def spikes_to_counts(spikes: Tensor) -> Tensor:
+    """Binary spikes (D, ...) to counts (...): their sum over virtual time."""
+    return spikes.sum(dim=0)
+
+
+class _CountActivation(torch.autograd.Function):
+    """c / D forward; straight-through backward, 1 inside the firing window."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, levels: int, decaying: bool) -> Tensor:
+        ctx.save_for_backward(u)
+        ctx.decaying = decaying
+        return spike_count(u, levels).mul_(1.0 / levels)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (u,) = ctx.saved_tensors
+        if ctx.decaying:
+            distance = torch.sub(u, u.clamp(0.0, 1.0)).abs_()
+            return grad * distance.mul_(-OUTSIDE_DECAY).exp_(), None, None
+        # The window 0 < u < 1 is that of a hard tanh; one fused kernel.
+        return torch.ops.aten.hardtanh_backward(grad, u, 0.0, 1.0), None, None
+
+
+def count_activation(u: Tensor, levels: int, surrogate: str = "exp") -> Tensor:
+    """The stateless IE-LIF: `spike_count(u) / D` with a straight-through gradient.
+
+    The gradient is 1 for 0 < u < 1. Outside it is exp(-4 * distance to the window) for the
+    surrogate "exp", and 0 for "rect" (the publication's window).
+    """
+    return cast(Tensor, _CountActivation.apply(u, levels, surrogate == "exp"))
+
+
+def ielif_step(
+    x: Tensor, v: Tensor | None, levels: int, decay: float, surrogate: str = "exp"
+) -> tuple[Tensor, Tensor]:
+    """One IE-LIF time step with soft reset: h = decay*v + x, value = count(h)/D, v' = h - value.
+
+    Returns the value c/D and the next membrane potential, both shaped like `x`.
+    """
+    h = x if v is None else decay * v + x
+    value = count_activation(h, levels, surrogate)
+    return value, h - value
+
+
+class _Heaviside(torch.autograd.Function):
+    """1[u >= 0] forward; the derivative of a sigmoid backward."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor) -> Tensor:
+        ctx.save_for_backward(u)
+        return (u >= 0).to(u.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (u,) = ctx.saved_tensors
+        s = torch.sigmoid(SIGMOID_STEEPNESS * u)
+        return grad * (SIGMOID_STEEPNESS * s * (1 - s))
+
+
+def lif_step(x: Tensor, v: Tensor | None, tau: float, threshold: float) -> tuple[Tensor, Tensor]:
+    """One LIF time step: h = v + (x - v)/tau, s = 1[h >= threshold], v' = h*(1 - s).
+
+    Hard reset to 0; no gradient flows through the reset. Returns spikes and the next potential.
+    """
+    h = x / tau if v is None else v + (x - v) / tau
+    spikes = cast(Tensor, _Heaviside.apply(h - threshold))
+    return spikes, h * (1 - spikes.detach())
+
+
+class SpikingNeuron(nn.Module):
+    """What every spiking neuron has: T time steps in, values count * step out.
+
+    `step` is the value of one spike, so the count behind an output is `output / step`; `levels`
+    is the largest count. Input and output are (T*B, ...).
+    """
+
+    def __init__(self, levels: int, time_steps: int, gain: float = 1.0) -> None:
+        super().__init__()
+        self.levels = levels
+        self.time_steps = time_steps
+        self.gain = gain
+
+    @property
+    def step(self) -> float:
+        """Value of one spike at the output."""
+        return self.gain / self.levels
+
+    def counts(self, output: Tensor) -> Tensor:
+        """Integer spike counts behind this neuron's output (exact, as int64)."""
+        return (output.detach().double() / self.step).round().long()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Spike values for membrane input `x`, (T*B, ...)."""
+        values = self._run(x)
+        return values if self.gain == 1.0 else values * self.gain
+
+    def _run(self, x: Tensor) -> Tensor:
+        if self.time_steps == 1:
+            return self._step(x, None)[0]
+        if x.shape[0] % self.time_steps:
+            raise ValueError(
+                f"batch of {x.shape[0]} is not a multiple of time_steps={self.time_steps}"
+            )
+        v: Tensor | None = None
+        values = []
+        for x_t in x.unflatten(0, (self.time_steps, -1)).unbind(0):
+            value, v = self._step(x_t, v)
+            values.append(value)
+        return torch.cat(values)
+
+    def _step(self, x: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+
+class IELIF(SpikingNeuron):
+    """Information-enhanced LIF: emits count/D per time step (paper, eq. for the lower level)."""
+
+    def __init__(
+        self,
+        levels: int = 4,
+        time_steps: int = 1,
+        decay: float = 0.25,
+        surrogate: str = "exp",
+        gain: float = 1.0,
+    ) -> None:
+        super().__init__(levels, time_steps, gain)
+        self.decay = decay
+        self.surrogate = surrogate
+
+    def _step(self, x: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.time_steps == 1:
+            return count_activation(x, self.levels, self.surrogate), x
+        return ielif_step(x, v, self.levels, self.decay, self.surrogate)
+
+    def extra_repr(self) -> str:
+        """Settings shown by print(model)."""
+        return f"levels={self.levels}, time_steps={self.time_steps}, decay={self.decay}"
+
+
+class LIF(SpikingNeuron):
+    """Leaky integrate-and-fire with hard reset: binary spikes, one per time step at most."""
+
+    def __init__(
+        self, time_steps: int = 4, tau: float = 2.0, threshold: float = 1.0, gain: float = 1.0
+    ) -> None:
+        super().__init__(1, time_steps, gain)
+        self.tau = tau
+        self.threshold = threshold
+
+    def _step(self, x: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        return lif_step(x, v, self.tau, self.threshold)
+
+    def extra_repr(self) -> str:
+        """Settings shown by print(model)."""
+        return f"time_steps={self.time_steps}, tau={self.tau}, threshold={self.threshold}"
+
+
+def make_neuron(config: ModelConfig, gain: float = 1.0) -> nn.Module:
+    """The neuron that `config` asks for; ReLU or GELU for the counterpart ANN."""
+    if config.neuron == "ielif":
+        return IELIF(config.levels, config.time_steps, config.decay, config.surrogate, gain)
+    if config.neuron == "lif":
+        return LIF(config.time_steps, config.tau, config.threshold, gain)
+    return nn.ReLU() if config.neuron == "relu" else nn.GELU()
+
+
+def firing_window(config: ModelConfig) -> tuple[float, float]:
+    """Mean and standard deviation of a membrane potential centred in the firing window.
+
+    IE-LIF fires between 0 and 1. A normal distribution of mean 1/2 and deviation 0.3 spreads
+    nearly evenly over the counts 0..4. For LIF the middle is the threshold that a constant
+    input must reach: `threshold` is the level at which it fires within a few steps.
+    """
+    if config.neuron == "lif":
+        return config.threshold, config.threshold / math.sqrt(2)
+    return 0.5, 0.3

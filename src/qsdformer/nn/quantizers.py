@@ -1,0 +1,206 @@
+"""Low-bit weights: learned step size quantisation (LSQ, Esser et al., ICLR 2020).
+
+Codes are integers in [-2^(b-1), 2^(b-1) - 1]; the weight is step size times code, with one step
+size per output channel. Rounding is half to even, as torch.round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from qsdformer.nn.config import MAX_BITS, MIN_BITS
+
+
+def code_range(bits: int) -> tuple[int, int]:
+    """Smallest and largest code at `bits` bits."""
+    if not MIN_BITS <= bits <= MAX_BITS:
+        raise ValueError(f"bits={bits}: weights have {MIN_BITS} to {MAX_BITS} bits")
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def initial_step_size(weight: Tensor, bits: int) -> Tensor:
+    """Starting step size per output channel, 2 * mean|w| / sqrt(Qp); shape (out,)."""
+    _, high = code_range(bits)
+    mean = weight.detach().abs().flatten(1).mean(1)
+    return (2 * mean / math.sqrt(high)).clamp_min(torch.finfo(weight.dtype).tiny ** 0.5)
+
+
+def weight_codes(weight: Tensor, step_size: Tensor, bits: int) -> Tensor:
+    """Integer codes round(clip(w / step, Qn, Qp)), as floats; `step_size` is (out,)."""
+    low, high = code_range(bits)
+    return (weight / _per_channel(step_size, weight)).clamp(low, high).round()
+
+
+def _per_channel(step_size: Tensor, weight: Tensor) -> Tensor:
+    return step_size.view(-1, *[1] * (weight.dim() - 1))
+
+
+class _LSQ(torch.autograd.Function):
+    """Quantises any number of weights in one node: per-node costs dominate in small networks."""
+
+    @staticmethod
+    def forward(ctx: Any, bits: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
+        weights = tensors[: len(bits)]
+        outputs, inside, slopes = [], [], []
+        for weight, step_size, b in zip(weights, tensors[len(bits) :], bits, strict=True):
+            low, high = code_range(b)
+            step = _per_channel(step_size, weight)
+            scaled = weight / step
+            clipped = scaled.clamp(low, high)
+            kept = clipped == scaled
+            codes = clipped.round()
+            # d(step * code)/d(step): code - w/step inside the range, the clipped code outside.
+            slopes.append(torch.addcmul(codes, scaled, kept, value=-1.0))
+            inside.append(kept)
+            outputs.append(codes.mul_(step))
+        ctx.scales = [
+            1.0 / math.sqrt(weight.numel() * code_range(b)[1])
+            for weight, b in zip(weights, bits, strict=True)
+        ]
+        ctx.save_for_backward(*inside, *slopes)
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        saved, count = ctx.saved_tensors, len(grads)
+        to_weights = [grad * kept for grad, kept in zip(grads, saved[:count], strict=True)]
+        to_steps = [
+            (grad * slope).flatten(1).sum(1).mul_(scale)
+            for grad, slope, scale in zip(grads, saved[count:], ctx.scales, strict=True)
+        ]
+        return None, *to_weights, *to_steps
+
+
+def lsq_quantize(weight: Tensor, step_size: Tensor, bits: int) -> Tensor:
+    """Fake-quantised weight, step_size * code, shaped like `weight`; `step_size` is (out,).
+
+    The gradient passes straight through the rounding for weights inside the code range, and the
+    step size's gradient is scaled by 1/sqrt(numel(weight) * Qp) (LSQ, section 2.2).
+    """
+    return cast(tuple[Tensor, ...], _LSQ.apply([bits], weight, step_size))[0]
+
+
+class _QuantWeight(nn.Module):
+    """Shared by the quantised layers: a float weight and, below 32 bits, log step sizes.
+
+    The step size is kept as its logarithm, so that it stays positive and an optimiser step
+    changes it by a proportion. A state dict without step sizes (a full-precision model's) loads:
+    the step sizes then start from the loaded weight.
+    """
+
+    weight: Tensor
+    log_step_size: nn.Parameter | None
+    bits: int | None
+    _prepared: Tensor | None = None  # set inside `quantized_together`
+
+    def _init_quantizer(self, bits: int | None) -> None:
+        self.bits = bits
+        if bits is None:
+            self.register_parameter("log_step_size", None)
+        else:
+            self.log_step_size = nn.Parameter(initial_step_size(self.weight, bits).log())
+
+    @property
+    def step_size(self) -> Tensor:
+        """Step size per output channel, (out,); an error at full precision."""
+        if self.log_step_size is None:
+            raise ValueError("a full-precision layer has no step size")
+        return self.log_step_size.exp()
+
+    def codes(self) -> Tensor:
+        """The integer weight codes as int8, shaped like the weight."""
+        if self.bits is None:
+            raise ValueError("a full-precision layer has no weight codes")
+        with torch.no_grad():
+            return weight_codes(self.weight, self.step_size, self.bits).to(torch.int8)
+
+    def effective_weight(self) -> Tensor:
+        """The weight that the layer computes with."""
+        if self.bits is None:
+            return self.weight
+        if self._prepared is not None:
+            return self._prepared
+        return lsq_quantize(self.weight, self.step_size, self.bits)
+
+    def reset_step_size(self) -> None:
+        """Start the step sizes again from the present weight."""
+        if self.bits is not None and self.log_step_size is not None:
+            with torch.no_grad():
+                self.log_step_size.copy_(initial_step_size(self.weight, self.bits).log())
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        key, weight = prefix + "log_step_size", state_dict.get(prefix + "weight")
+        if self.bits is not None and key not in state_dict and weight is not None:
+            state_dict[key] = initial_step_size(weight, self.bits).log()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class QuantConv2d(_QuantWeight, nn.Conv2d):
+    """A 2-D convolution with `bits`-bit weights, or full precision for None."""
+
+    def __init__(self, *args: Any, bits: int | None = None, **kwargs: Any) -> None:
+        nn.Conv2d.__init__(self, *args, **kwargs)
+        self._init_quantizer(bits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) to (B, C_out, H', W')."""
+        # In evaluation codes are summed first and scaled once: with spike values k/D, D a power
+        # of two, every sum is exact in float32, so any order of additions gives the same result.
+        if self.bits is None or self.training:
+            return self._conv_forward(x, self.effective_weight(), self.bias)
+        codes = weight_codes(self.weight, self.step_size, self.bits)
+        y = self._conv_forward(x, codes, None) * self.step_size.view(1, -1, 1, 1)
+        return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
+
+
+class QuantLinear(_QuantWeight, nn.Linear):
+    """A linear layer with `bits`-bit weights, or full precision for None."""
+
+    def __init__(self, *args: Any, bits: int | None = None, **kwargs: Any) -> None:
+        nn.Linear.__init__(self, *args, **kwargs)
+        self._init_quantizer(bits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        if self.bits is None or self.training:
+            return F.linear(x, self.effective_weight(), self.bias)
+        codes = weight_codes(self.weight, self.step_size, self.bits)
+        y = F.linear(x, codes) * self.step_size
+        return y if self.bias is None else y + self.bias
+
+
+@contextlib.contextmanager
+def quantized_together(layers: Sequence[QuantConv2d | QuantLinear]) -> Iterator[None]:
+    """Quantise the weights of all `layers` at once for the forward pass inside the block.
+
+    Same values and gradients as layer by layer, in less time when layers are small. Under
+    torch.compile it does nothing: the compiler fuses the layers' own quantisation.
+    """
+    chosen = [] if torch.compiler.is_compiling() else [m for m in layers if m.bits is not None]
+    if not chosen:
+        yield
+        return
+    logs = cast(list[Tensor], [m.log_step_size for m in chosen])
+    sizes = torch.cat(logs).exp().split([log.numel() for log in logs])
+    weights = _LSQ.apply([m.bits for m in chosen], *(m.weight for m in chosen), *sizes)
+    for layer, weight in zip(chosen, cast(tuple[Tensor, ...], weights), strict=True):
+        layer._prepared = weight
+    try:
+        yield
+    finally:
+        for layer in chosen:
+            layer._prepared = None
+
+
+def quantized_layers(model: nn.Module) -> dict[str, QuantConv2d | QuantLinear]:
+    """The convolutions and linear layers of `model` by name, in order of definition."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, (QuantConv2d, QuantLinear))}

@@ -1,0 +1,353 @@
+"""Recipes: what to train, on what and how, as typed and validated YAML.
+
+A recipe has a `seed`, an `output` folder and the sections `model`, `data` and `train`, and may have
+`distill` and `activity`. It may build on another: `recipe: fashion-mnist-tiny` takes over all keys
+that the recipe does not give itself. Every mistake in one is a `UserError` that names the key's
+full path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
+
+from qsdformer.data import DataConfig, DataInfo
+from qsdformer.errors import UserError, require
+from qsdformer.nn.config import ModelConfig
+from qsdformer.parsing import (
+    Section,
+    load_yaml,
+    nearest,
+    none_word,
+    one_of,
+    option,
+    parse_section,
+    parse_value,
+    refuse_unknown,
+    require_mapping,
+)
+from qsdformer.recipes import packaged_recipes
+from qsdformer.tasks.activity import ActivityConfig
+from qsdformer.tasks.fgd import DistillConfig
+
+# Set from the data, so a recipe may not name them.
+FROM_DATA = ("in_channels", "num_classes")
+BASE = "recipe"  # the key of a recipe file that names the recipe it builds on
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train. `batch_size` is per process; learning rates are per optimiser step."""
+
+    epochs: int = option(10, "passes over the training set")
+    batch_size: int = option(128, "images per process and step")
+    eval_batch_size: int | None = option(None, "images per evaluation step; none: batch_size")
+    optimizer: Literal["adamw", "lamb"] = option("adamw", "lamb is timm's, with trust_clip")
+    lr: float = option(4e-3, "peak learning rate")
+    lr_base_batch: int | None = option(None, "lr is for this global batch, scaled linearly")
+    min_lr: float = option(0.0, "learning rate at the end of the cosine")
+    warmup: float = option(0.1, "linear warm-up, as a fraction of all steps")
+    weight_decay: float = option(0.05, "for tensors of two or more dimensions only")
+    betas: tuple[float, float] = option((0.9, 0.999), "of the optimiser's moving averages")
+    label_smoothing: float = option(0.0, "in [0, 1)")
+    ema: float | None = option(None, "decay of the averaged weights that are evaluated")
+    ema_warmup: bool = option(True, "let the decay rise to `ema` over the first steps")
+    clip_grad: float | None = option(None, "largest gradient norm")
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = option(
+        "auto", "auto: bf16-mixed on CUDA, 32-true elsewhere"
+    )
+    compile: bool = option(False, "torch.compile for the training step")
+    channels_last: bool = option(False, "memory format of images and weights")
+    accelerator: Literal["auto", "cpu", "gpu"] = option("auto", "where to train")
+    devices: int = option(1, "processes per node")
+    num_nodes: int = option(1, "machines")
+    save_every: int = option(1, "epochs between writes of last.ckpt")
+    log_every: int = option(50, "steps between rows of metrics.csv")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        for name in ("epochs", "batch_size", "devices", "num_nodes", "save_every", "log_every"):
+            require(self, name, getattr(self, name) >= 1, "a whole number, at least 1")
+        for name in ("eval_batch_size", "lr_base_batch"):
+            value = getattr(self, name)
+            require(self, name, value is None or value >= 1, "at least 1, or none")
+        require(self, "lr", _finite(self.lr) and self.lr > 0, "above 0")
+        require(self, "min_lr", 0 <= self.min_lr <= self.lr, "between 0 and lr")
+        require(self, "warmup", 0 <= self.warmup < 1, "in [0, 1), a fraction of all steps")
+        ok = _finite(self.weight_decay) and self.weight_decay >= 0
+        require(self, "weight_decay", ok, "0 or more")
+        require(self, "betas", all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
+        require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
+        require(self, "ema", self.ema is None or 0 < self.ema < 1, "in (0, 1), or none")
+        ok = self.clip_grad is None or (_finite(self.clip_grad) and self.clip_grad > 0)
+        require(self, "clip_grad", ok, "above 0, or none")
+
+    @property
+    def global_batch(self) -> int:
+        """Images per optimiser step, over all processes."""
+        return self.batch_size * self.devices * self.num_nodes
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after warm-up, scaled to the global batch if `lr_base_batch` is set."""
+        return self.lr if self.lr_base_batch is None else self.lr * self._lr_scale
+
+    @property
+    def final_lr(self) -> float:
+        """The learning rate at the end; not scaled, but never above the peak."""
+        return min(self.min_lr, self.peak_lr)
+
+    @property
+    def _lr_scale(self) -> float:
+        return self.global_batch / self.lr_base_batch if self.lr_base_batch else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecipe:
+    """A named size, some `ModelConfig` fields replaced, or the counterpart ANN of both."""
+
+    name: str = option("metaspikeformer_15m", "a named size")
+    ann: bool = option(False, "the counterpart ANN: real-valued neurons, fp32 weights, softmax")
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    def config(self, *, in_channels: int, num_classes: int) -> ModelConfig:
+        """The configuration for data of these shapes; a `UserError` for impossible values."""
+        from qsdformer.models.metaspikeformer import SIZES
+
+        if self.name not in SIZES:
+            raise UserError(f"model.name={self.name!r}: must be {one_of(SIZES, self.name)}")
+        values = {**SIZES[self.name], **self.fields}
+        values |= {"in_channels": in_channels, "num_classes": num_classes}
+        if self.ann:
+            values |= {"neuron": values.get("neuron", "relu"), "attention": "softmax"}
+            values["fully_spiking"] = False
+        config = parse_section(ModelConfig, "model", values)
+        return config.ann(config.neuron) if self.ann else config
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `model` section as plain values."""
+        return {"name": self.name, "ann": self.ann, **_plain(self.fields)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a training run."""
+
+    model: ModelRecipe
+    data: DataConfig
+    train: TrainConfig
+    distill: DistillConfig | None = None  # learn from a teacher too
+    activity: ActivityConfig | None = None  # penalise spikes
+    seed: int = 0
+    output: str = "runs/unnamed"
+
+    def model_config(self, info: DataInfo) -> ModelConfig:
+        """The model's configuration, channels and classes taken from the data."""
+        return self.model.config(in_channels=info.channels, num_classes=len(info.class_names))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as stored in run folders and checkpoints; `parse_recipe` reads them."""
+        values = {
+            "seed": self.seed,
+            "output": self.output,
+            "model": self.model.to_dict(),
+            "data": _plain(dataclasses.asdict(self.data)),
+            "train": _plain(dataclasses.asdict(self.train)),
+        }
+        for name, section in (("distill", self.distill), ("activity", self.activity)):
+            if section is not None:
+                values[name] = _plain(dataclasses.asdict(section))
+        return values
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML that `load_recipe` reads back."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One recipe key that the command line can set."""
+
+    path: str  # such as train.epochs
+    kind: Any  # the annotated type
+    default: Any
+    help: str
+
+    @property
+    def leaf(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition(".")[2]
+
+
+def options() -> list[Option]:
+    """Every key of a recipe, in order."""
+    sections: tuple[tuple[str, Any], ...] = (
+        ("model", ModelRecipe),
+        ("model", ModelConfig),
+        ("data", DataConfig),
+        ("train", TrainConfig),
+        ("distill", DistillConfig),
+        ("activity", ActivityConfig),
+    )
+    found = [
+        Option(path="seed", kind=int, default=0, help="of weights, batches and augmentation"),
+        Option(path="output", kind=str, default="runs/RECIPE", help="run folder"),
+    ]
+    for section, cls in sections:
+        hints = get_type_hints(cls)
+        for item in dataclasses.fields(cls):
+            if item.name in FROM_DATA or item.name == "fields":
+                continue
+            found.append(
+                Option(
+                    path=f"{section}.{item.name}",
+                    kind=hints[item.name],
+                    default=None if item.default is dataclasses.MISSING else item.default,
+                    help=item.metadata.get("help", ""),
+                )
+            )
+    return found
+
+
+def resolve_key(key: str) -> Option:
+    """The option named by a full path or a unique last part; dashes may stand for underscores."""
+    wanted = key.replace("-", "_")
+    every = options()
+    for found in every:
+        if found.path == wanted:
+            return found
+    matches = [found for found in every if found.leaf == wanted]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        paths = " or ".join(found.path for found in matches)
+        raise UserError(f"option --{key} may mean {paths}: give the full name")
+    if wanted.rpartition(".")[2] in FROM_DATA:
+        raise UserError(f"--{key} is taken from the data: leave it out")
+    names = [o.path for o in every] if "." in wanted else [o.leaf for o in every]
+    raise UserError(f"unknown option --{key}{nearest(wanted, names, '--')}")
+
+
+def load_recipe(name: str, overrides: Mapping[str, str] | None = None) -> Recipe:
+    """A packaged recipe by name, or the YAML file at a path, with command-line overrides applied.
+
+    `overrides` maps full or unique last parts of keys to values written as YAML.
+    """
+    return parse_recipe(with_keys(recipe_values(name), overrides or {}))
+
+
+def recipe_values(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The plain, unchecked values of a packaged recipe or a YAML file, with an output folder.
+
+    Keys that it leaves out come from the recipe it builds on; `above` are those that build on it.
+    """
+    text, stem = _read(name)
+    values = load_yaml(text, f"recipe {name}")
+    if not isinstance(values, dict):
+        raise UserError(f"recipe {name}: must be a mapping with model, data and train")
+    values = {"output": f"runs/{stem}", **values}
+    base = values.pop(BASE, None)
+    if base is None:
+        return values
+    base = parse_value(f"recipe {name}: {BASE}", str, base)
+    chain = (*above, name)
+    if base in chain:
+        raise UserError(f"recipe {name} builds on itself: {' -> '.join((*chain, base))}")
+    return _merged(recipe_values(base, chain), values)
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `own` in their place, section by section."""
+    both = {k for k, v in own.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return {**base, **own, **{k: {**base[k], **own[k]} for k in both}}
+
+
+def with_keys(values: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    """A recipe's plain values with some keys, full paths or unique leaves, set to YAML values."""
+    changed = dict(values)
+    for key, text in keys.items():
+        section, _, leaf = resolve_key(key).path.rpartition(".")
+        value = load_yaml(text, f"the value of --{key}, {text!r},")
+        if section:
+            inner = changed.get(section)
+            inner = require_mapping(section, {} if inner is None else inner)
+            changed[section] = {**inner, leaf: value}
+        else:
+            changed[leaf] = value
+    return changed
+
+
+def parse_recipe(values: Mapping[str, Any]) -> Recipe:
+    """Check plain values and build the recipe; `UserError` for anything that does not fit."""
+    refuse_unknown("", values, [f.name for f in dataclasses.fields(Recipe)])
+    model = _parse_model(values.get("model"))
+    recipe = Recipe(
+        model=model,
+        data=parse_data(values),
+        train=parse_section(TrainConfig, "train", values.get("train") or {}),
+        distill=_parse_optional(DistillConfig, "distill", values),
+        activity=_parse_optional(ActivityConfig, "activity", values),
+        seed=parse_value("seed", int, values.get("seed", 0)),
+        output=parse_value("output", str, values.get("output", "runs/unnamed")),
+    )
+    if not 0 <= recipe.seed < 2**31:
+        raise UserError(f"seed={recipe.seed}: must be between 0 and 2147483647")
+    # Impossible sizes are found here, before any data is read; 3 and 1000 stand for the data's.
+    model.config(in_channels=3, num_classes=1000)
+    return recipe
+
+
+def parse_data(values: Mapping[str, Any]) -> DataConfig:
+    """The data section of a recipe's plain values."""
+    if not values.get("data"):
+        raise UserError("there is no data section: give one, such as --data.name digits")
+    return parse_section(DataConfig, "data", values["data"])
+
+
+def _parse_optional(cls: type[Section], name: str, values: Mapping[str, Any]) -> Section | None:
+    """A section that may be missing or none; an empty one, {}, has all the defaults."""
+    section = values.get(name)
+    return None if section in (None, "none") else parse_section(cls, name, section)
+
+
+def _parse_model(section: Any) -> ModelRecipe:
+    values = require_mapping("model", {} if section is None else section)
+    for name in FROM_DATA:
+        if name in values:
+            raise UserError(f"model.{name} is taken from the data: remove it from the recipe")
+    own = ("name", "ann")
+    allowed = [*own, *(f.name for f in dataclasses.fields(ModelConfig) if f.name not in FROM_DATA)]
+    refuse_unknown("model.", values, allowed)
+    hints = get_type_hints(ModelConfig)
+    return ModelRecipe(
+        name=parse_value("model.name", str, values.get("name", ModelRecipe.name)),
+        ann=parse_value("model.ann", bool, values.get("ann", False)),
+        fields={k: none_word(hints[k], v) for k, v in values.items() if k not in own},
+    )
+
+
+def _read(name: str) -> tuple[str, str]:
+    known = packaged_recipes()
+    path = known.get(name, Path(name))
+    if not path.is_file():
+        raise UserError(f"no recipe {name!r}: neither a file nor {one_of(known, name)}")
+    try:
+        return path.read_text(encoding="utf-8"), path.stem
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read recipe {name}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _finite(value: float) -> bool:
+    return math.isfinite(value)

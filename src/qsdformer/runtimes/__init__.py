@@ -1,0 +1,1 @@
+"""Ways to execute a network, and what compares and times them."""

@@ -1,0 +1,82 @@
+"""The same-topology ANN as ONNX, in fp32 and post-training int8: what a vision engineer has today.
+
+Only speed is compared, so weights are untrained and calibration images are noise.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qsdformer.graph.ops import Array
+from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.nn.config import ModelConfig
+from qsdformer.runtimes.onnx_nodes import OPSET
+from qsdformer.runtimes.sessions import require
+
+CALIBRATION_IMAGES = 4
+
+
+def ann_model(config: ModelConfig, image_size: int, seed: int = 0) -> bytes:
+    """The counterpart ANN (ReLU, softmax) in fp32; takes normalised `pixels` (B, C, H, W)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MetaSpikeFormer(config.ann())
+    images = torch.zeros(1, config.in_channels, image_size, image_size)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        file = Path(folder) / "ann.onnx"
+        warnings.simplefilter("ignore")  # traced sizes are meant to be constants
+        torch.onnx.export(
+            model.eval(),
+            (images,),
+            str(file),
+            input_names=["pixels"],
+            output_names=["logits"],
+            dynamic_axes={"pixels": {0: "batch"}, "logits": {0: "batch"}},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+        return file.read_bytes()
+
+
+def quantised_ann(model: bytes, shape: tuple[int, int, int]) -> bytes:
+    """`model` after ONNX Runtime's static quantisation: QDQ, int8 weights per channel."""
+    require("onnxruntime")
+    from onnxruntime import quantization
+    from onnxruntime.quantization import shape_inference
+
+    class Noise(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            generator = np.random.default_rng(0)
+            size = (1, *shape)
+            images = [
+                generator.standard_normal(size, np.float32) for _ in range(CALIBRATION_IMAGES)
+            ]
+            self.images = iter(images)
+
+        def get_next(self) -> dict[str, Array] | None:
+            image = next(self.images, None)
+            return None if image is None else {"pixels": image}
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, prepared, result = (str(Path(folder) / f"{i}.onnx") for i in range(3))
+        Path(source).write_bytes(model)
+        logging.disable(logging.WARNING)
+        try:
+            shape_inference.quant_pre_process(source, prepared, skip_symbolic_shape=True)
+            options: dict[str, Any] = {
+                "quant_format": quantization.QuantFormat.QDQ,
+                "per_channel": True,
+                "activation_type": quantization.QuantType.QUInt8,
+                "weight_type": quantization.QuantType.QInt8,
+            }
+            quantization.quantize_static(prepared, result, Noise(), **options)
+        finally:
+            logging.disable(logging.NOTSET)
+        return Path(result).read_bytes()

@@ -1,0 +1,276 @@
+"""Latency and throughput of a network's executors, measured side by side.
+
+Subjects take turns, so that whatever else the machine does hits all of them alike. Beside wall
+time there is the processor time of the whole process, which other processes disturb less. PyTorch
+runs in a process of its own: beside the runtimes' threads its own take up to three times as long.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import importlib.util
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from qsdformer.errors import UserError
+from qsdformer.files import atomic_path
+from qsdformer.graph.integer import IntegerGraph
+from qsdformer.graph.ops import Array, Preprocessing
+from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.runtimes.ann_onnx import ann_model, quantised_ann
+from qsdformer.runtimes.executors import normalised
+from qsdformer.runtimes.onnx_export import Arrangement, onnx_model
+from qsdformer.runtimes.sessions import Infer, onnxruntime_infer, openvino_infer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# Runs a network once on pixels (B, C, H, W): seconds of wall time and of processor time.
+Timer = Callable[[Array], tuple[float, float]]
+
+WARM_UP = 2
+EAGER, INTEGER, FLOAT = "spiking, fake-quantised", "spiking, integer", "spiking, fp32"
+RUNTIMES: dict[str, tuple[str, Arrangement, Callable[[bytes, int], Infer]]] = {
+    "ONNX Runtime": ("onnxruntime", "onnxruntime", onnxruntime_infer),
+    "OpenVINO": ("openvino", "openvino", openvino_infer),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A way to run a network on uint8 pixels."""
+
+    network: str
+    runtime: str
+    time: Timer
+
+
+def timed(run: Callable[[Array], object], pixels: Array) -> tuple[float, float]:
+    """Seconds of wall time and of this process's processor time that `run` takes."""
+    begin, begin_cpu = time.perf_counter(), time.process_time()
+    run(pixels)
+    return time.perf_counter() - begin, time.process_time() - begin_cpu
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Milliseconds for one batch: median and quartiles of wall time, median of processor time."""
+
+    network: str
+    runtime: str
+    batch: int
+    threads: int
+    runs: int
+    median_ms: float
+    lower_ms: float
+    upper_ms: float
+    cpu_ms: float
+    images_per_second: float
+
+
+def make_subjects(
+    model: MetaSpikeFormer, graph: IntegerGraph, threads: int, *, ann: bool = True
+) -> list[Subject]:
+    """Everything to compare; a runtime that is not installed is left out."""
+    pre = graph.preprocessing
+    names = [n for n, (package, *_) in RUNTIMES.items() if importlib.util.find_spec(package)]
+    if not names:
+        raise UserError(
+            "no runtime to measure: pip install 'qsdformer[export]' for ONNX Runtime and OpenVINO"
+        )
+    found = [Subject(network=EAGER, runtime="PyTorch", time=_eager(model, pre, threads))]
+    for name in names:
+        _, arrangement, start = RUNTIMES[name]
+        kinds: dict[str, Arrangement] = {INTEGER: arrangement, FLOAT: "float"}
+        for label, kind in kinds.items():
+            data = onnx_model(graph, kind).SerializeToString()
+            found.append(Subject(network=label, runtime=name, time=_pixels(start(data, threads))))
+    if not ann:
+        return found
+    data = ann_model(model.config, pre.image_size)
+    shape = (pre.channels, pre.image_size, pre.image_size)
+    contents = {"ANN, fp32": data}
+    if importlib.util.find_spec("onnxruntime"):
+        contents["ANN, int8"] = quantised_ann(data, shape)
+    for label, content in contents.items():
+        for name in names:
+            infer = RUNTIMES[name][2](content, threads)
+            found.append(Subject(network=label, runtime=name, time=_normalised(infer, pre)))
+    return found
+
+
+def measure(
+    subjects: Sequence[Subject],
+    pixels: Array,
+    runs: int,
+    threads: int,
+    on_run: Callable[[], None] | None = None,
+) -> list[Timing]:
+    """Timings of all subjects on one batch of `pixels`, taking turns `runs` times."""
+    wall: list[list[float]] = [[] for _ in subjects]
+    cpu: list[list[float]] = [[] for _ in subjects]
+    for number in range(WARM_UP + runs):
+        for i, subject in enumerate(subjects):
+            seconds, cpu_seconds = subject.time(pixels)
+            if number >= WARM_UP:
+                cpu[i].append(1e3 * cpu_seconds)
+                wall[i].append(1e3 * seconds)
+        if on_run is not None:
+            on_run()
+    return [
+        _timing(subject, len(pixels), threads, wall[i], cpu[i])
+        for i, subject in enumerate(subjects)
+    ]
+
+
+def table(timings: Sequence[Timing]) -> Table:
+    """The timings as a rich table."""
+    from rich.table import Table
+
+    threads = timings[0].threads
+    shown = Table(title=f"{threads} thread{'s' * (threads > 1)}, {timings[0].runs} runs each")
+    shown.add_column("network")
+    shown.add_column("runtime")
+    for title in ("batch", "median", "quartiles", "CPU time", "images/s"):
+        shown.add_column(title, justify="right")
+    for t in timings:
+        shown.add_row(
+            t.network,
+            t.runtime,
+            str(t.batch),
+            f"{t.median_ms:.1f} ms",
+            f"{t.lower_ms:.1f} - {t.upper_ms:.1f}",
+            f"{t.cpu_ms:.1f} ms",
+            f"{t.images_per_second:.0f}",
+        )
+    return shown
+
+
+def write_csv(timings: Sequence[Timing], path: str | os.PathLike[str]) -> None:
+    """The timings as a CSV file, whole or not at all."""
+    fields = list(Timing.__dataclass_fields__)
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(fields)
+        for timing in timings:
+            values = (getattr(timing, name) for name in fields)
+            writer.writerow([f"{v:.3f}" if isinstance(v, float) else v for v in values])
+
+
+# Each prints the peak memory of a fresh process that classifies one image.
+_PEAK = """
+import json, sys, numpy as np
+kind, path, shape = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+pixels = np.zeros((1, *shape), np.uint8)
+if kind == "checkpoint":
+    import torch
+    from qsdformer.models.checkpoint import load_checkpoint
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        load_checkpoint(path).model(torch.from_numpy(pixels).float())
+elif kind == "artifact":
+    from qsdformer.graph.artifact import load_artifact
+    load_artifact(path).run(pixels)
+else:
+    from qsdformer.runtimes.onnx_predict import load_onnx
+    load_onnx(path, 1).logits(pixels)
+try:
+    with open("/proc/self/status") as status:
+        kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+except OSError:
+    import resource
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(kib / 1024)
+"""
+
+
+def peak_memory(kind: str, path: str | os.PathLike[str], shape: tuple[int, int, int]) -> float:
+    """Peak resident MiB of a process that loads a file and classifies one image (C, H, W).
+
+    `kind` is "checkpoint", "artifact" or "onnx".
+    """
+    # Not ru_maxrss where it can be helped: it starts from the parent's peak.
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAK, kind, os.fspath(path), json.dumps(shape)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"cannot measure the memory of {path}: {reason}")
+    return float(done.stdout)
+
+
+def _eager(model: MetaSpikeFormer, pre: Preprocessing, threads: int) -> Timer:
+    """Times `model` in a process of its own, which ends with this one."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    context.Process(target=_serve, args=(theirs, model, pre, threads), daemon=True).start()
+    theirs.close()
+
+    def time_once(pixels: Array) -> tuple[float, float]:
+        try:
+            ours.send(pixels)
+            found: tuple[float, float] = ours.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            raise UserError("PyTorch's process has ended: is there too little memory?") from error
+        return found
+
+    return time_once
+
+
+def _serve(pipe: Connection, model: MetaSpikeFormer, pre: Preprocessing, threads: int) -> None:
+    torch.set_num_threads(threads)
+
+    def run(pixels: Array) -> object:
+        with torch.inference_mode():
+            return model(normalised(pixels, pre))
+
+    while True:
+        try:
+            pipe.send(timed(run, pipe.recv()))
+        except (EOFError, KeyboardInterrupt):
+            return
+
+
+def _pixels(infer: Infer) -> Timer:
+    return functools.partial(timed, lambda pixels: infer(pixels, None))
+
+
+def _normalised(infer: Infer, pre: Preprocessing) -> Timer:
+    mean, std = (np.array(v, np.float32).reshape(-1, 1, 1) for v in (pre.mean, pre.std))
+    scale, offset = 1 / (255 * std), mean / std
+    return functools.partial(timed, lambda pixels: infer(pixels * scale - offset, None))
+
+
+def _timing(
+    subject: Subject, batch: int, threads: int, wall: list[float], cpu: list[float]
+) -> Timing:
+    middle = statistics.median(wall)
+    lower, upper = np.quantile(wall, (0.25, 0.75))
+    return Timing(
+        network=subject.network,
+        runtime=subject.runtime,
+        batch=batch,
+        threads=threads,
+        runs=len(wall),
+        median_ms=middle,
+        lower_ms=float(lower),
+        upper_ms=float(upper),
+        cpu_ms=statistics.median(cpu),
+        images_per_second=1e3 * batch / middle,
+    )

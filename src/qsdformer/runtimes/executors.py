@@ -1,0 +1,103 @@
+"""The ways to execute a trained network, behind one interface, for `qsd verify` and `qsd bench`.
+
+An executor takes uint8 pixels (B, C, H, W) and gives real logits (B, classes) and, if asked and
+able to, the spike counts of every neuron. Others join by `register`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qsdformer.graph.integer import IntegerGraph
+from qsdformer.graph.ops import Array, Preprocessing
+from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.runtimes.binary import multi_bit, run_binary
+
+Output = tuple[Array, dict[str, Array] | None]
+# Runs pixels; with collect=False it leaves the counts out and need not spend time on them.
+Run = Callable[[Array, bool], Output]
+
+
+class Factory(Protocol):
+    """Prepares an executor of a model and its integer graph; None if its runtime is missing."""
+
+    def __call__(self, model: MetaSpikeFormer, graph: IntegerGraph) -> Run | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Executor:
+    """A named way of execution, and what is promised of it against multi-bit evaluation."""
+
+    name: str
+    factory: Factory
+    equal_counts: bool = False  # every spike count is the same, where D and T are powers of two
+    agreement: float | None = None  # least share of equal top-1 classes over 1,000 images or more
+
+
+EXECUTORS: dict[str, Executor] = {}
+REFERENCE = "multi-bit"
+
+
+def register(executor: Executor) -> None:
+    """Add a way of execution; ValueError if its name is taken."""
+    if executor.name in EXECUTORS:
+        raise ValueError(f"an executor named {executor.name!r} is registered already")
+    EXECUTORS[executor.name] = executor
+
+
+def normalised(pixels: Array, pre: Preprocessing) -> Tensor:
+    """Pixels (B, C, H, W) uint8 as the float model takes them."""
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (pre.mean, pre.std))
+    return (torch.from_numpy(pixels) / 255.0 - mean) / std
+
+
+def to_pixels(images: Tensor, pre: Preprocessing) -> Array:
+    """The inverse of `normalised`, rounded to whole pixel values; uint8 passes as it is."""
+    if images.dtype == torch.uint8:
+        return images.numpy()
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (pre.mean, pre.std))
+    values = (images.double().cpu() * std + mean) * 255.0
+    return values.round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def _multi_bit(model: MetaSpikeFormer, graph: IntegerGraph) -> Run:
+    def run(pixels: Array, collect: bool) -> Output:
+        images = normalised(pixels, graph.preprocessing)
+        if collect:
+            logits, counts = multi_bit(model, images)
+            return _array(logits), {name: _array(c) for name, c in counts.items()}
+        with torch.no_grad():
+            return _array(model(images)), None
+
+    return run
+
+
+def _binary(model: MetaSpikeFormer, graph: IntegerGraph) -> Run:
+    def run(pixels: Array, collect: bool) -> Output:
+        result = run_binary(model, normalised(pixels, graph.preprocessing))
+        return _array(result.logits), {name: _array(c) for name, c in result.counts.items()}
+
+    return run
+
+
+def _integer(model: MetaSpikeFormer, graph: IntegerGraph) -> Run:
+    def run(pixels: Array, collect: bool) -> Output:
+        logits, counts = graph.run_with_counts(pixels, collect=collect)
+        return logits.astype(np.float64) * graph.logit_scale, counts if collect else None
+
+    return run
+
+
+def _array(x: Tensor) -> Array:
+    return x.detach().cpu().numpy()
+
+
+register(Executor(name=REFERENCE, factory=_multi_bit))
+register(Executor(name="binary spikes", factory=_binary, equal_counts=True))
+register(Executor(name="integer", factory=_integer, agreement=0.999))

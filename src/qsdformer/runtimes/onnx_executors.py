@@ -1,0 +1,55 @@
+"""ONNX Runtime and OpenVINO among the executors of `qsd verify`; importing this registers them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from qsdformer.graph.integer import IntegerGraph
+from qsdformer.graph.ops import Array
+from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.runtimes.executors import Executor, Output, Run, register
+from qsdformer.runtimes.sessions import Infer, onnxruntime_infer, openvino_infer
+
+RUNTIMES: dict[str, tuple[str, Callable[[bytes, int], Infer]]] = {
+    "ONNX Runtime": ("onnxruntime", onnxruntime_infer),
+    "OpenVINO": ("openvino", openvino_infer),
+}
+
+
+def runtime_run(graph: IntegerGraph, package: str, start: Callable[[bytes, int], Infer]) -> Run:
+    """Runs `graph` in a runtime, from a model arranged for it, on as many threads as PyTorch."""
+    from qsdformer.runtimes.onnx_export import Arrangement, onnx_model
+
+    arrangement: Arrangement = "openvino" if package == "openvino" else "onnxruntime"
+    neurons = [op.name for op in graph.neurons()]
+    sessions: dict[bool, Infer] = {}
+
+    def run(pixels: Array, collect: bool) -> Output:
+        if collect not in sessions:  # reading counts costs time, so there is a model without them
+            data = onnx_model(graph, arrangement, counts=collect).SerializeToString()
+            sessions[collect] = start(data, torch.get_num_threads())
+        found = sessions[collect](pixels, None)
+        logits = found["logits"].astype(np.float64)
+        return logits, {name: found[name] for name in neurons} if collect else None
+
+    return run
+
+
+def _executor(name: str) -> Executor:
+    package, start = RUNTIMES[name]
+
+    def factory(model: MetaSpikeFormer, graph: IntegerGraph) -> Run | None:
+        needed = ("onnx", package)
+        if any(importlib.util.find_spec(module) is None for module in needed):
+            return None
+        return runtime_run(graph, package, start)
+
+    return Executor(name=name, factory=factory, agreement=0.999)
+
+
+for _name in RUNTIMES:
+    register(_executor(_name))

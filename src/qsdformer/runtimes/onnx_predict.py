@@ -1,0 +1,71 @@
+"""Predictions of an exported ONNX file with ONNX Runtime, NumPy and Pillow alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from qsdformer.errors import UserError
+from qsdformer.graph.decoding import DECODE_ERRORS
+from qsdformer.graph.images import pixels, top_classes
+from qsdformer.graph.ops import Array, Preprocessing
+from qsdformer.runtimes.onnx_metadata import read_metadata
+from qsdformer.runtimes.sessions import onnxruntime_session
+
+NOT_OURS = "was not exported by qsd export --format onnx: its metadata are missing or damaged"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxModel:
+    """An exported model, ready to run."""
+
+    session: Any
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+
+    def logits(self, images: Array) -> Array:
+        """Logits (B, classes) float32 of uint8 pixels (B, C, H, W)."""
+        found: Array = self.session.run(["logits"], {"pixels": images})[0]
+        return found
+
+    def predict(self, images: Sequence[Image.Image], top: int = 5) -> list[list[tuple[str, float]]]:
+        """The `top` (class name, probability) pairs of each image, likeliest first."""
+        logits = self.logits(pixels(images, self.preprocessing)).astype(np.float64)
+        return top_classes(logits, self.class_names, top)
+
+
+def load_onnx(path: str | os.PathLike[str], threads: int = 0) -> OnnxModel:
+    """An exported ONNX file; 0 threads leaves their number to ONNX Runtime.
+
+    Raises `UserError` for a file that is missing, cannot be loaded or is not one of ours.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"no ONNX file {os.fspath(path)}: make one with qsd export --format onnx")
+    session = onnxruntime_session(os.fspath(path), threads)
+    try:
+        class_names, preprocessing = read_metadata(session.get_modelmeta().custom_metadata_map)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{os.fspath(path)} {NOT_OURS}") from error
+    return OnnxModel(session=session, class_names=class_names, preprocessing=preprocessing)
+
+
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """The decoded image file; `UserError` naming it if it is missing or damaged."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to white
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return image.copy()
+    except DECODE_ERRORS as error:
+        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+        if isinstance(error, UnidentifiedImageError):
+            reason = "not an image in a known format"
+        raise UserError(
+            f"cannot read image {os.fspath(path)}: {reason}; replace or remove the file"
+        ) from error

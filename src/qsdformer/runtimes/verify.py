@@ -1,0 +1,223 @@
+"""Does every way of execution give the same answer? Measured side by side on the same pixels."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import qsdformer.runtimes.onnx_executors  # noqa: F401  registers ONNX Runtime and OpenVINO
+from qsdformer.errors import UserError
+from qsdformer.graph.integer import IntegerGraph
+from qsdformer.graph.lowering import lower
+from qsdformer.graph.ops import Array
+from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.runtimes.executors import EXECUTORS, REFERENCE, Executor, Output, Run, to_pixels
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from qsdformer.data.base import DataInfo
+
+ENOUGH_IMAGES = 1000  # from here on the promised share of equal classes means something
+LATENCY_RUNS = 9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One way of execution against multi-bit evaluation.
+
+    `accuracy` is None without labels; `differing` spike counts out of `counts` are None where
+    the executor has none. `latency_ms` is the median for one image. `broken` names a promise
+    that does not hold.
+    """
+
+    name: str
+    accuracy: float | None
+    agreement: float
+    differing: int | None
+    counts: int
+    logit_difference: float
+    latency_ms: float
+    broken: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What `verify` found on `images` images."""
+
+    rows: tuple[Row, ...]
+    images: int
+    missing: tuple[str, ...]  # executors whose runtime is not installed
+
+    @property
+    def ok(self) -> bool:
+        """Whether every promise holds."""
+        return all(row.broken is None for row in self.rows)
+
+    def table(self) -> Table:
+        """The rows as a rich table."""
+        from rich.table import Table
+
+        table = Table(title=f"{self.images:,} images, latency for one image at a time")
+        table.add_column("execution")
+        for title in (
+            "accuracy",
+            "same class",
+            "other counts",
+            "logit diff.",
+            "latency",
+            "promise",
+        ):
+            table.add_column(title, justify="right")
+        for row in self.rows:
+            share = "-" if row.differing is None else _share(row.differing, row.counts)
+            table.add_row(
+                row.name,
+                "-" if row.accuracy is None else f"{row.accuracy:.2%}",
+                f"{row.agreement:.3%}",
+                share,
+                f"{row.logit_difference:.2g}",
+                f"{row.latency_ms:.1f} ms",
+                row.broken or "kept",
+            )
+        return table
+
+
+@dataclass
+class _Tally:
+    """Running sums for one executor."""
+
+    executor: Executor
+    run: Run
+    correct: int = 0
+    agreeing: int = 0
+    differing: int | None = None
+    counts: int = 0
+    logit_difference: float = 0.0
+
+    def add(self, output: Output, reference: Output, labels: Array | None) -> None:
+        logits, counts = output
+        classes = logits.argmax(axis=1)
+        self.agreeing += int((classes == reference[0].argmax(axis=1)).sum())
+        difference = np.abs(logits.astype(np.float64) - reference[0])
+        self.logit_difference = max(self.logit_difference, float(difference.max()))
+        if labels is not None:
+            self.correct += int((classes == labels).sum())
+        if counts is not None and reference[1] is not None:
+            differing, total = count_differences(counts, reference[1])
+            self.differing = (self.differing or 0) + differing
+            self.counts += total
+
+
+def verify(
+    model: MetaSpikeFormer,
+    images: Tensor | Iterable[tuple[Tensor, Tensor]],
+    info: DataInfo | None = None,
+    *,
+    executors: Sequence[str] | None = None,
+    on_images: Callable[[int], None] | None = None,
+    **options: Any,
+) -> Report:
+    """Run `model` in every way on `images` and compare with its ordinary evaluation.
+
+    `images` are (B, C, H, W), uint8 pixels or normalised floats, or batches (images, labels).
+    `executors` are names in `EXECUTORS`, all by default; `options` are those of `lower`;
+    `on_images` is told the number of images after each batch.
+    """
+    graph = lower(model, info, **options)
+    tallies, missing = _prepare(model, graph, executors)
+    total, labelled = 0, False
+    first: Array | None = None
+    for batch, labels in _batches(images):
+        pixels = to_pixels(batch, graph.preprocessing)
+        first = pixels[:1] if first is None else first
+        outputs = [tally.run(pixels, True) for tally in tallies]
+        labelled = labels is not None
+        for tally, output in zip(tallies, outputs, strict=True):
+            tally.add(output, outputs[0], None if labels is None else labels.numpy())
+        total += len(pixels)
+        if on_images is not None:
+            on_images(len(pixels))
+    if first is None:
+        raise UserError("there are no images to verify on")
+    exact = all(_is_power_of_two(n) for n in (model.config.levels, model.config.time_steps))
+    rows = [_row(tally, total, labelled, first, exact) for tally in tallies]
+    return Report(rows=tuple(rows), images=total, missing=tuple(missing))
+
+
+def count_differences(counts: dict[str, Array], reference: dict[str, Array]) -> tuple[int, int]:
+    """How many spike counts differ, and how many there are; both name the same neurons."""
+    if set(counts) != set(reference):
+        raise ValueError("the two executions have different neurons")
+    differing = sum(
+        int((counts[name].reshape(r.shape) != r).sum()) for name, r in reference.items()
+    )
+    return differing, sum(r.size for r in reference.values())
+
+
+def _prepare(
+    model: MetaSpikeFormer, graph: IntegerGraph, names: Sequence[str] | None
+) -> tuple[list[_Tally], list[str]]:
+    chosen = list(EXECUTORS if names is None else dict.fromkeys([REFERENCE, *names]))
+    unknown = [name for name in chosen if name not in EXECUTORS]
+    if unknown:
+        raise UserError(f"unknown executor {unknown[0]!r}: choose from {', '.join(EXECUTORS)}")
+    tallies, missing = [], []
+    for name in chosen:
+        run = EXECUTORS[name].factory(model, graph)
+        if run is None:
+            missing.append(name)
+        else:
+            tallies.append(_Tally(EXECUTORS[name], run))
+    return tallies, missing
+
+
+def _batches(
+    images: Tensor | Iterable[tuple[Tensor, Tensor]],
+) -> Iterable[tuple[Tensor, Tensor | None]]:
+    return [(images, None)] if isinstance(images, Tensor) else images
+
+
+def _row(tally: _Tally, images: int, labelled: bool, first: Array, exact: bool) -> Row:
+    agreement = tally.agreeing / images
+    least, broken = tally.executor.agreement, None
+    if tally.executor.equal_counts and exact and tally.differing != 0:
+        broken = "broken: spike counts differ"
+    elif least is not None and images >= ENOUGH_IMAGES and agreement < least:
+        broken = f"broken: below {least:.1%} same class"
+    return Row(
+        name=tally.executor.name,
+        accuracy=tally.correct / images if labelled else None,
+        agreement=agreement,
+        differing=tally.differing,
+        counts=tally.counts,
+        logit_difference=tally.logit_difference,
+        latency_ms=_latency(tally.run, first),
+        broken=broken,
+    )
+
+
+def _latency(run: Run, image: Array) -> float:
+    """Median time in ms for one image, after a first run that does not count."""
+    times = []
+    with torch.inference_mode():
+        for _ in range(LATENCY_RUNS + 1):
+            begin = time.perf_counter()
+            run(image, False)
+            times.append(time.perf_counter() - begin)
+    return 1e3 * statistics.median(times[1:])
+
+
+def _share(part: int, whole: int) -> str:
+    return "none" if part == 0 else f"{100 * part / whole:.2g} %"
+
+
+def _is_power_of_two(value: int) -> bool:
+    return value & (value - 1) == 0

@@ -1,0 +1,271 @@
+"""Ablations: the grid as declared, cells run once, interrupted ones go on, results as written."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+
+from qsdformer.cli import run as qsd
+from qsdformer.errors import UserError
+from qsdformer.experiments import ablation
+from qsdformer.experiments.ablation import Cell, Grid, cell_folder, cell_recipe, digest, load_grid
+from qsdformer.experiments.ablation_report import (
+    markdown,
+    paired_difference,
+    read_rows,
+    with_gaps,
+    write_rows,
+)
+from qsdformer.files import write_json
+from qsdformer.recipes import packaged_grids
+
+GRID = """
+recipe: digits
+seeds: [0, 1]
+reference: ann
+baseline: plain
+measure_images: 8
+overrides: {train.epochs: 2, train.batch_size: 16, data.train_limit: 16,
+  model.dims: [4, 6, 8, 8], model.depth: 2, model.heads: 2}
+distill: {fgd_weight: 0.5}
+compare: [[plain, fgd]]
+variants:
+  - {name: ann, label: ANN fp32, overrides: {model.ann: true}}
+  - {name: plain, overrides: {model.rectify: none}}
+  - {name: fgd, label: with FGD, distill: {logit_weight: 0.5}}
+"""
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Grid:
+    (tmp_path / "grid.yaml").write_text(GRID)
+    return dataclasses.replace(load_grid(str(tmp_path / "grid.yaml")), output=str(tmp_path / "out"))
+
+
+def row(grid: Grid, variant: str, seed: int, accuracy: float, **more: Any) -> dict[str, Any]:
+    label = grid.variant(variant).label or variant
+    code = digest(grid, variant)
+    base = {"variant": variant, "label": label, "seed": seed, "accuracy": accuracy, "digest": code}
+    return {**base, "seconds": 1.0, **more}
+
+
+@pytest.mark.parametrize("name", packaged_grids())
+def test_every_cell_of_a_packaged_grid_is_a_recipe(name: str) -> None:
+    grid = load_grid(name)
+    for cell in ablation.wanted_cells(grid):
+        recipe = cell_recipe(grid, cell)
+        recipe.model.config(in_channels=1, num_classes=10)
+
+
+def test_the_shipped_grid_has_the_variants_and_each_makes_a_model() -> None:
+    grid = load_grid("ablation-fashion-mnist")
+    cells = ablation.wanted_cells(grid)
+    assert len(grid.variants) == 20
+    assert len(cells) == 60
+    for name in grid.names:
+        recipe = cell_recipe(grid, Cell(name, 0))
+        config = recipe.model.config(in_channels=1, num_classes=10)
+        assert (config.residual_gain, config.attention_norm) == (0.02, True)
+        if name != "ann-long":  # the teacher
+            assert recipe.train == cell_recipe(grid, Cell("ann", 0)).train
+            assert recipe.data == cell_recipe(grid, Cell("ann", 0)).data
+    direct = cell_recipe(grid, Cell("lif-4bit", 0)).model.config(in_channels=1, num_classes=10)
+    assert (direct.neuron, direct.weight_bits, direct.time_steps) == ("lif", 4, 4)
+    assert direct.rectify == "none"
+
+
+def test_a_distilled_cell_learns_from_the_reference_of_its_seed(grid: Grid) -> None:
+    recipe = cell_recipe(grid, Cell("fgd", 1))
+    assert recipe.distill is not None
+    assert recipe.distill.teacher == str(cell_folder(grid, Cell("ann", 1)) / "last.ckpt")
+    assert (recipe.distill.fgd_weight, recipe.distill.logit_weight) == (0.5, 0.5)
+    assert recipe.seed == 1
+    assert cell_recipe(grid, Cell("plain", 1)).distill is None
+
+
+def test_a_chosen_variant_brings_its_teacher_along(grid: Grid) -> None:
+    cells = ablation.wanted_cells(grid, ["fgd"], [1])
+    assert cells == [Cell("ann", 1), Cell("fgd", 1)]
+
+
+def test_a_cell_is_trained_measured_and_then_never_run_again(
+    grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = Cell("plain", 0)
+    made = ablation.run_cell(grid, cell)
+    assert 0 <= made["accuracy"] <= 1
+    assert 0 <= made["firing_rate"] <= made["active_groups"] <= 1
+    assert made["packed_bytes"] > 0
+    assert made["images_per_second"] > 0
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a finished cell was run again")
+
+    monkeypatch.setattr(ablation, "_start", refuse)
+    ablation.run_grid(grid, [cell], ["qsd"])
+    rows = read_rows(Path(grid.output) / "results.csv")
+    assert [(r["variant"], r["seed"]) for r in rows] == [("plain", "0")]
+    (cell_folder(grid, cell) / "row.json").unlink()  # the row in results.csv is enough
+    ablation.run_grid(grid, [cell], ["qsd"])
+
+
+def test_an_interrupted_cell_goes_on_from_its_last_checkpoint(
+    grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qsdformer.training import once
+
+    cell = Cell("plain", 0)
+    epochs: list[int] = []
+
+    class Watch(lightning.pytorch.Callback):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            epochs.append(trainer.current_epoch)
+            if len(epochs) == 2:
+                raise KeyboardInterrupt
+
+    original = once.train
+    monkeypatch.setattr(once, "train", lambda *a, **k: original(*a, callbacks=[Watch()], **k))
+    with pytest.raises(KeyboardInterrupt):
+        ablation.run_cell(grid, cell)
+    assert not (cell_folder(grid, cell) / "row.json").exists()
+    ablation.run_cell(grid, cell)
+    assert epochs == [0, 1, 1]
+
+
+def test_cells_run_as_processes_side_by_side_after_their_teacher(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "grid.yaml").write_text(GRID)
+    arguments = ["ablate", str(tmp_path / "grid.yaml"), "--output", str(tmp_path / "out")]
+    arguments += ["--jobs", "2", "--seeds", "0", "--epochs", "1"]
+    assert qsd([*arguments, "--only", "fgd"]) == 0
+    rows = read_rows(tmp_path / "out" / "results.csv")
+    assert [r["variant"] for r in rows] == ["ann", "fgd"]
+    assert rows[0]["gap"] == "0.0"
+    assert float(rows[1]["entropy_q"]) >= 0
+    assert {r["threads"] for r in rows} == {"1"}
+    assert (tmp_path / "out" / "results.png").stat().st_size > 1000
+    assert "with FGD" in (tmp_path / "out" / "results.md").read_text()
+    capsys.readouterr()
+    assert qsd([*arguments, "--only", "ann"]) == 0
+    assert "1 cells, 1 finished already" in capsys.readouterr().out
+
+
+def test_a_failed_cell_is_named_and_what_learns_from_it_is_left_out(grid: Grid) -> None:
+    cells = [Cell("ann", 0), Cell("fgd", 0)]
+    with pytest.raises(UserError, match=r"2 cells failed, first ann-s0: see .*ann-s0.log") as error:
+        ablation.run_grid(grid, cells, ["false"])
+    assert "\n" not in str(error.value)
+
+
+def test_results_of_another_recipe_are_refused(grid: Grid) -> None:
+    write_json(cell_folder(grid, Cell("plain", 0)) / "row.json", row(grid, "plain", 0, 0.5))
+    assert list(ablation.finished_rows(grid)) == [Cell("plain", 0)]
+    longer = ablation.with_output(grid, None, {"train.epochs": "3"})
+    with pytest.raises(UserError, match="plain-s0 by another recipe"):
+        ablation.finished_rows(longer)
+
+
+def test_what_another_grid_has_trained_is_taken_over_under_the_own_name(grid: Grid) -> None:
+    write_rows(grid, [row(grid, "plain", 0, 0.5), row(grid, "ann", 0, 0.75)])
+    same = dataclasses.replace(grid.variant("plain"), name="unrectified", label="not rectified")
+    other = dataclasses.replace(
+        grid,
+        output=grid.output + "-other",
+        reference="unrectified",
+        baseline=None,
+        compare=(),
+        variants=(same,),
+        reuse=(grid.output, grid.output + "-missing"),
+    )
+    rows = ablation.finished_rows(other)
+    assert list(rows) == [Cell("unrectified", 0)]
+    taken = rows[Cell("unrectified", 0)]
+    assert (taken["label"], float(taken["accuracy"])) == ("not rectified", 0.5)
+    changed = ablation.with_output(other, None, {"train.epochs": "3"})
+    assert not ablation.finished_rows(changed)
+
+
+def test_the_digest_follows_the_teacher_but_not_the_folder(grid: Grid) -> None:
+    moved = ablation.with_output(grid, "elsewhere", {})
+    assert digest(grid, "fgd") == digest(moved, "fgd")
+    ann = dataclasses.replace(grid.variants[0], overrides={"model.ann": True, "train.epochs": 9})
+    other = dataclasses.replace(grid, variants=(ann, *grid.variants[1:]))
+    assert digest(grid, "fgd") != digest(other, "fgd")
+    assert digest(grid, "plain") == digest(other, "plain")
+
+
+def test_the_table_has_means_deviations_gaps_and_the_share_recovered(grid: Grid) -> None:
+    accuracies = {"ann": (0.9, 0.92), "plain": (0.8, 0.82), "fgd": (0.88, 0.89)}
+    rows = [row(grid, name, s, values[s]) for name, values in accuracies.items() for s in (0, 1)]
+    text = markdown(grid, with_gaps(grid, rows))
+    lines = text.splitlines()
+    assert lines[2].startswith("| ANN fp32 | 2 | 91.00 ± 1.41 | 0.00 ± 0.00 | – |")
+    assert lines[4].startswith("| with FGD | 2 | 88.50 ± 0.71 | 2.50 ± 0.71 | 75 |")
+    # Differences 8 and 7: mean 7.5, standard error 0.5, t = 12.706 with one degree of freedom.
+    assert "- with FGD − plain: +7.50 points, 95 % interval +1.15 to +13.85 (n = 2" in text
+
+
+def test_a_paused_cell_does_not_count_in_the_speed(grid: Grid) -> None:
+    rows = [row(grid, "plain", s, 0.8, images_per_second=v) for s, v in enumerate((1020, 990, 70))]
+    assert markdown(grid, with_gaps(grid, rows)).splitlines()[2].endswith("| 990 |")
+
+
+def test_one_seed_has_no_interval() -> None:
+    mean, half, n = paired_difference({0: 1.0}, {0: 3.0, 1: 5.0})
+    assert (mean, n) == (2.0, 1)
+    assert math.isnan(half)
+
+
+def test_results_are_ordered_and_whole(grid: Grid) -> None:
+    rows = [row(grid, "fgd", 1, 0.5), row(grid, "ann", 1, 0.75), row(grid, "ann", 0, 1.0)]
+    write_rows(grid, rows)
+    with (Path(grid.output) / "results.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [(r["variant"], r["seed"]) for r in written] == [
+        ("ann", "0"),
+        ("ann", "1"),
+        ("fgd", "1"),
+    ]
+    assert [r["gap"] for r in written] == ["0.0", "0.0", "25.0"]
+    assert not list(Path(grid.output).glob(".results*"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("reference: ann", "reference: amn", "there is no 'amn'"),
+        ("{name: plain,", "{name: ann,", "'ann' is there twice"),
+        ("seeds: [0, 1]", "seeds: [0, 0]", "all different"),
+        ("label: with FGD", "lable: with FGD", "did you mean"),
+        ("measure_images: 8", "measure_images: 0", "at least 1"),
+        ("variants:", "variants: 3\nother:", "must be a mapping"),
+        ("recipe: digits", "", "recipe is missing"),
+    ],
+)
+def test_a_mistake_in_a_grid_is_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in GRID
+    (tmp_path / "grid.yaml").write_text(GRID.replace(old, new))
+    with pytest.raises(UserError, match=message) as error:
+        load_grid(str(tmp_path / "grid.yaml"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_variant_that_makes_no_model_is_named_before_anything_runs(grid: Grid) -> None:
+    bad = dataclasses.replace(grid.variants[1], overrides={"model.levels": 0})
+    broken = dataclasses.replace(grid, variants=(grid.variants[0], bad, grid.variants[2]))
+    with pytest.raises(UserError, match=r"variant plain: model\.levels=0"):
+        ablation.run_grid(broken, [Cell("ann", 0), Cell("plain", 0)], ["false"])
+
+
+def test_an_unknown_grid_or_variant_is_one_line(grid: Grid) -> None:
+    with pytest.raises(UserError, match="no ablation 'nothing'"):
+        load_grid("nothing")
+    with pytest.raises(UserError, match=r"no variant 'fdg': must be .*did you mean fgd"):
+        ablation.wanted_cells(grid, ["fdg"])

@@ -1,0 +1,58 @@
+"""The quickstart: what it leaves behind, and what it says."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from qsdformer import load
+from qsdformer.experiments import quickstart
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    output = tmp_path_factory.mktemp("quickstart")
+    console = Console(file=io.StringIO(), width=120)
+    results = quickstart.run(output, epochs=2, console=console)
+    return output, results, console.file.getvalue()
+
+
+def test_results_file_holds_what_was_returned(ran):
+    output, results, _ = ran
+    assert json.loads((output / "results.json").read_text()) == results
+
+
+def test_both_models_learn_something_in_two_epochs(ran):
+    _, results, _ = ran
+    assert all(row["accuracy"] > 0.5 for row in results["models"].values())
+    assert all(row["images"] == 360 for row in results["models"].values())
+
+
+def test_student_is_smaller_and_spikes_within_bounds(ran):
+    _, results, _ = ran
+    ann, student = results["models"]["ann"], results["models"]["student"]
+    assert (ann["weight_bits"], student["weight_bits"]) == (32, 4)
+    assert student["packed_bytes"] < ann["packed_bytes"] / 5
+    assert 0 < student["firing_rate"] < 1
+    assert all(0 < bits <= math.log2(5) for bits in student["entropy_bits"].values())
+    assert "firing_rate" not in ann
+
+
+def test_table_names_both_models_and_their_accuracies(ran):
+    _, results, text = ran
+    for name, row in results["models"].items():
+        assert quickstart.TITLES[name] in text
+        assert f"{row['accuracy']:.1%}" in text
+
+
+def test_picture_opens_and_checkpoints_load(ran):
+    output, _, _ = ran
+    with Image.open(output / "quickstart.png") as picture:
+        assert picture.width > 600
+    assert load(output / "student" / "best.ckpt").config.weight_bits == 4
+    assert not load(output / "ann" / "best.ckpt").config.is_spiking

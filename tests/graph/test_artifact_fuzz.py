@@ -1,0 +1,115 @@
+"""Mutated artifacts: refused in one line, or equal to what was exported; never a crash.
+
+A few hundred mutants by default; QSD_FUZZ_MUTANTS=10000 makes more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from typing import Any
+
+import pytest
+
+from qsdformer.errors import UserError
+from qsdformer.graph.artifact import from_bytes, sign, to_bytes
+from qsdformer.graph.integer import IntegerGraph
+
+MUTANTS = int(os.environ.get("QSD_FUZZ_MUTANTS", "500"))
+ODD_VALUES: tuple[Any, ...] = (
+    *(-1, 0, 1, 2, 7, 255, 65536, 2**31, 10**12, 2**64, -(2**63), 0.5, 1e308),
+    *(True, None, "", "x", "\0", [], [0], [[]], {}, {"a": 1}),
+)
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """What accidents do: a flipped bit, changed bytes, a cut, a hole, a repetition, junk."""
+    kind = rng.randrange(6)
+    at = rng.choice((rng.randrange(len(data)), rng.randrange(200)))
+    if kind == 0:
+        return data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
+    if kind == 1:
+        return data[:at] + rng.randbytes(rng.randint(1, 16)) + data[at + 16 :]
+    if kind == 2:
+        return data[:at]
+    if kind == 3:
+        return data[:at] + data[at + rng.randint(1, 300) :]
+    if kind == 4:
+        return data[:at] + data[at : at + rng.randint(1, 300)] + data[at:]
+    return data + rng.randbytes(rng.randint(1, 50))
+
+
+def forged(data: bytes, rng: random.Random) -> bytes:
+    """What malice does: a changed header, or changed bytes, with a right checksum."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    if rng.random() < 0.2:
+        at = rng.randrange(120, len(data))
+        return sign(data[:at] + bytes([rng.randrange(256)]) + data[at + 1 :])
+    header = json.loads(data[8:start])
+    description = json.loads(header["__metadata__"]["qsdformer"])
+    for _ in range(rng.randint(1, 3)):
+        _change(rng.choice((description, description.get("ops"), header)), rng)
+    if isinstance(header.get("__metadata__"), dict):
+        header["__metadata__"]["qsdformer"] = json.dumps(description)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return sign(len(text).to_bytes(8, "little") + text + data[start:])
+
+
+def _change(place: Any, rng: random.Random) -> None:
+    """Replace, remove or copy one value somewhere below `place`."""
+    while isinstance(place, (dict, list)) and place:
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        key = rng.choice(keys)
+        if not isinstance(place[key], (dict, list)) or rng.random() < 0.15:
+            kind = rng.randrange(5)
+            if kind == 0:
+                del place[key]
+            elif kind == 1:
+                place[key] = place[rng.choice(keys)]
+            elif kind == 2 and type(place[key]) is int:
+                place[key] += rng.choice((-1, 1, 8))
+            else:
+                place[key] = rng.choice(ODD_VALUES)
+            return
+        place = place[key]
+
+
+def error_of(data: bytes) -> str | None:
+    """What the reader says of `data`; None if it reads it. Any other exception is a crash."""
+    try:
+        from_bytes(data, "model.qsd")
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("mutate", [damaged, forged])
+def test_no_mutant_crashes_the_reader(small_graph: IntegerGraph, mutate):
+    data = to_bytes(small_graph)
+    rng = random.Random(0)
+    refused = 0
+    for number in range(MUTANTS // 2):
+        mutant = mutate(data, rng)
+        if mutant == data:
+            continue
+        message = error_of(mutant)
+        if message is None:
+            # A forger may write a different graph, an accident may not.
+            assert mutate is forged, number
+            continue
+        refused += 1
+        assert message.startswith("model.qsd: "), number
+        assert "\n" not in message, number
+        assert len(message) < 600, number
+    assert refused > 0.5 * MUTANTS / 2
+
+
+def test_every_single_flipped_byte_is_noticed(small_graph: IntegerGraph):
+    data = to_bytes(small_graph)
+    rng = random.Random(1)
+    places = range(len(data)) if MUTANTS >= 10_000 else rng.sample(range(len(data)), 300)
+    for at in places:
+        mutant = data[:at] + bytes([data[at] ^ rng.randint(1, 255)]) + data[at + 1 :]
+        with pytest.raises(UserError):
+            from_bytes(mutant)

@@ -1,0 +1,242 @@
+"""The backbone behaves in timm as timm's own do."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from timm.models import group_parameters
+from timm.optim import create_optimizer_v2
+from torch.nn import functional as F
+
+from qsdformer.errors import UserError
+from qsdformer.models import metaspikeformer as backbone
+from qsdformer.nn.quantizers import QuantLinear
+
+TINY = "metaspikeformer_tiny"
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return timm.create_model(TINY, num_classes=10, in_chans=1).eval()
+
+
+def test_all_sizes_are_registered():
+    assert set(timm.list_models("metaspikeformer*")) == set(backbone.SIZES)
+
+
+def test_names_that_timm_lists_for_the_module_exist():
+    assert all(hasattr(backbone, name) for name in backbone.__all__)
+
+
+def test_create_model_takes_timms_names_and_ours():
+    model = timm.create_model(
+        TINY, num_classes=10, in_chans=1, drop_path_rate=0.1, weight_bits=2, levels=8
+    )
+    config = model.config
+    assert (config.num_classes, config.in_channels, config.drop_path_rate) == (10, 1, 0.1)
+    assert (config.weight_bits, config.levels, config.dims) == (2, 8, (16, 32, 64, 80))
+    assert model(torch.randn(2, 1, 32, 32)).shape == (2, 10)
+    assert timm.create_model(TINY).config.num_classes == 1000
+
+
+def test_what_timms_scripts_always_pass_is_accepted():
+    model = timm.create_model(
+        TINY, pretrained=False, in_chans=3, num_classes=5, drop_rate=0.0, drop_path_rate=None,
+        drop_block_rate=None, global_pool="avg", bn_momentum=None, bn_eps=None, scriptable=False,
+        checkpoint_path=None,
+    )  # fmt: skip
+    assert model.num_classes == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"drop_rate": 0.1}, "no dropout; use drop_path_rate"),
+        ({"global_pool": "max"}, "only 'avg'"),
+        ({"img_size": 224}, "images of any size"),
+        ({"output_stride": 8}, "unknown model arguments: output_stride"),
+        ({"levels": 0}, "levels=0"),
+    ],
+)
+def test_what_the_model_does_not_have_is_refused(arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        timm.create_model(TINY, **arguments)
+
+
+def test_pretrained_weights_do_not_exist_and_the_error_says_where_to_go():
+    with pytest.raises(UserError, match=r"no weights to download: .*import_reference"):
+        timm.create_model(TINY, pretrained=True)
+
+
+@pytest.mark.parametrize("size", [224, 512])
+def test_feature_maps_have_the_announced_reductions_and_channels(size):
+    model = timm.create_model(TINY, features_only=True).eval()
+    assert model.feature_info.reduction() == [2, 4, 8, 16]
+    assert model.feature_info.channels() == [8, 16, 32, 80]
+    with torch.no_grad():
+        maps = model(torch.randn(1, 3, size, size))
+    assert [tuple(m.shape) for m in maps] == [
+        (1, channels, size // reduction, size // reduction)
+        for channels, reduction in zip((8, 16, 32, 80), (2, 4, 8, 16), strict=True)
+    ]
+
+
+def test_feature_maps_can_be_chosen():
+    model = timm.create_model(TINY, features_only=True, out_indices=(1, 2), in_chans=1).eval()
+    assert model.feature_info.reduction() == [4, 8]
+    assert [m.shape[1] for m in model(torch.randn(1, 1, 64, 64))] == [16, 32]
+    # The stages behind the last map are gone.
+    assert not any("stages.3" in name for name, _ in model.named_parameters())
+
+
+def test_feature_maps_of_many_time_steps_are_their_mean():
+    model = timm.create_model(TINY, features_only=True, time_steps=2).eval()
+    assert [m.shape[0] for m in model(torch.randn(3, 3, 32, 32))] == [3, 3, 3, 3]
+
+
+def test_hooks_find_the_modules_that_feature_info_names():
+    torch.manual_seed(0)
+    hooked = timm.create_model(TINY, features_only=True, feature_cls="hook").eval()
+    images = torch.randn(1, 3, 64, 64)
+    assert [m.shape[-1] for m in hooked(images)] == [32, 16, 8, 4]
+
+
+def test_forward_intermediates_gives_last_features_and_maps(model):
+    images = torch.randn(2, 1, 48, 48)
+    last, maps = model.forward_intermediates(images)
+    assert torch.equal(last, model.forward_features(images))
+    assert torch.equal(maps[-1], last)
+    assert [m.shape[-1] for m in maps] == [24, 12, 6, 3]
+    assert torch.equal(model.forward_head(last), model(images))
+
+
+@pytest.mark.parametrize(
+    ("indices", "channels"), [(None, [8, 16, 32, 80]), (2, [32, 80]), ([0, 2], [8, 32]), (-1, None)]
+)
+def test_forward_intermediates_takes_timms_forms_of_indices(model, indices, channels):
+    images = torch.randn(1, 1, 32, 32)
+    if channels is None:
+        with pytest.raises(ValueError, match="feature maps"):
+            model.forward_intermediates(images, indices=indices)
+        return
+    maps = model.forward_intermediates(images, indices=indices, intermediates_only=True)
+    assert [m.shape[1] for m in maps] == channels
+
+
+@pytest.mark.parametrize("indices", [5, [4], [-5], []])
+def test_feature_indices_that_do_not_exist_are_refused(model, indices):
+    with pytest.raises(ValueError, match="feature"):
+        model.forward_intermediates(torch.randn(1, 1, 32, 32), indices=indices)
+
+
+def test_forward_intermediates_can_stop_early(model):
+    images = torch.randn(1, 1, 32, 32)
+    last, maps = model.forward_intermediates(images, indices=[-4, 1], stop_early=True)
+    assert [m.shape[1] for m in maps] == [8, 16]
+    assert torch.equal(last, maps[1])
+
+
+@pytest.mark.parametrize("arguments", [{"norm": True}, {"output_fmt": "NLC"}])
+def test_forward_intermediates_refuses_what_it_does_not_do(model, arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        model.forward_intermediates(torch.randn(1, 1, 32, 32), **arguments)
+
+
+def test_the_classifier_can_be_replaced_and_removed():
+    model = timm.create_model(TINY, num_classes=10, head_bits=8).eval()
+    assert model.get_classifier() is model.head
+    model.reset_classifier(3)
+    assert isinstance(model.get_classifier(), QuantLinear)
+    assert (model.head.out_features, model.head.bits) == (3, 8)
+    assert (model.num_classes, model.config.num_classes) == (3, 3)
+    images = torch.randn(2, 3, 32, 32)
+    assert model(images).shape == (2, 3)
+    model.reset_classifier(0)
+    assert model.num_classes == 0
+    assert model(images).shape == (2, model.num_features)
+    assert model.num_features == model.head_hidden_size == 80
+    with pytest.raises(ValueError, match="only 'avg'"):
+        model.reset_classifier(3, global_pool="max")
+
+
+def test_timms_record_names_the_first_convolution_and_the_classifier(model):
+    config = model.pretrained_cfg
+    assert model.get_submodule(config["classifier"]) is model.head
+    assert model.get_submodule(config["first_conv"]) is model.stages[0].downsample.conv
+    data = timm.data.resolve_model_data_config(model)
+    assert (data["input_size"], data["interpolation"]) == ((3, 224, 224), "bicubic")
+
+
+def test_layer_groups_follow_the_depth(model):
+    groups = group_parameters(model, model.group_matcher())
+    names = [name for group in groups.values() for name in group]
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+    # Stem, stages 0 and 1, two blocks of 2, two of 3, one of 4, head.
+    assert [group[0] for _, group in sorted(groups.items())] == [
+        "stages.0.downsample.conv.weight",
+        "stages.0.blocks.0.sepconv.pointwise1.weight",
+        "stages.1.downsample.conv.weight",
+        "stages.2.downsample.conv.weight",
+        "stages.2.blocks.1.sepconv.pointwise1.weight",
+        "stages.3.downsample.conv.weight",
+        "stages.3.blocks.1.attention.q.conv.pointwise1.weight",
+        "stages.4.downsample.conv.weight",
+        "head.weight",
+    ]
+    coarse = group_parameters(model, model.group_matcher(coarse=True))
+    assert len(coarse) == 7
+
+
+def test_layer_wise_rates_fall_towards_the_stem_and_step_sizes_do_not_decay(model):
+    optimizer = create_optimizer_v2(model, opt="adamw", weight_decay=0.05, layer_decay=0.7)
+    settings = {
+        id(p): (group["lr_scale"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    by_name = {name: settings[id(p)] for name, p in model.named_parameters()}
+    assert by_name["head.weight"] == (1.0, 0.05)
+    assert by_name["stages.4.blocks.0.mlp.fc1.weight"] == (pytest.approx(0.7), 0.05)
+    assert by_name["stages.0.downsample.conv.weight"] == (pytest.approx(0.7**8), 0.05)
+    one_dimensional = {n for n, p in model.named_parameters() if p.dim() == 1}
+    assert all(by_name[name][1] == 0 for name in one_dimensional)
+    steps = model.no_weight_decay()
+    assert steps == {n for n in one_dimensional if n.endswith("log_step_size")}
+    assert steps
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_gradient_checkpointing_changes_neither_gradients_nor_statistics(make_model, bits):
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+
+    def train(checkpointing: bool) -> tuple[dict, dict]:
+        model = make_model(weight_bits=bits, drop_path_rate=0.5, time_steps=2)
+        model.set_grad_checkpointing(checkpointing)
+        torch.manual_seed(0)
+        for _ in range(2):
+            F.cross_entropy(model(images), labels).backward()
+        gradients = {f"grad of {n}": p.grad for n, p in model.named_parameters()}
+        return gradients, dict(model.named_buffers())
+
+    gradients, buffers = train(False)
+    other_gradients, other_buffers = train(True)
+    assert buffers.keys() == other_buffers.keys()
+    for name, value in buffers.items():
+        assert torch.equal(value, other_buffers[name]), name
+    # A weight that is used twice sums its gradients in another order.
+    for name, value in gradients.items():
+        torch.testing.assert_close(value, other_gradients[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_gradient_checkpointing_really_recomputes(make_model):
+    model = make_model()
+    calls = []
+    block = model.stages[3].blocks[0]
+    block.register_forward_pre_hook(lambda *_: calls.append(1))
+    for enable, expected in ((False, 1), (True, 2)):
+        model.set_grad_checkpointing(enable)
+        calls.clear()
+        model(torch.randn(2, 3, 32, 32)).sum().backward()
+        assert len(calls) == expected

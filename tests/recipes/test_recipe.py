@@ -1,0 +1,186 @@
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from qsdformer.errors import UserError
+from qsdformer.experiments.ablation import Cell, cell_recipe, load_grid
+from qsdformer.nn.config import ModelConfig
+from qsdformer.recipes import first_line, packaged_recipes
+from qsdformer.recipes.recipe import TrainConfig, load_recipe, options, parse_recipe
+
+DIGITS = {"data": {"name": "digits"}}
+
+
+@pytest.mark.parametrize("name", sorted(packaged_recipes()))
+def test_packaged_recipe_is_valid_and_says_what_it_is(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.output == f"runs/{name}"
+    assert len(first_line(packaged_recipes()[name])) > 20
+
+
+def test_imagenet_recipe_is_the_published_one() -> None:
+    recipe = load_recipe("imagenet")
+    train, data = recipe.train, recipe.data
+    assert (train.epochs, train.optimizer, train.batch_size, train.devices) == (300, "lamb", 196, 8)
+    assert train.peak_lr == pytest.approx(6e-4 * 196 * 8 / 256)
+    assert (train.min_lr, train.weight_decay, train.label_smoothing) == (1e-6, 0.05, 0.1)
+    assert train.warmup * train.epochs == pytest.approx(15)
+    assert (train.ema, train.ema_warmup) == (0.99996, False)
+    assert (data.auto_augment, data.random_erasing) == ("rand-m9-mstd0.5-inc1", 0.25)
+    assert data.image_size in (None, 224)
+    config = recipe.model.config(in_channels=3, num_classes=1000)
+    assert (config.dims, config.depth, config.levels) == ((128, 256, 512, 640), 8, 4)
+
+
+def test_saved_recipe_reads_back_the_same(tmp_path: Path) -> None:
+    recipe = load_recipe("imagenet", {"dims": "[16, 32, 64, 80]", "model.heads": "4"})
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe.to_yaml(), encoding="utf-8")
+    again = load_recipe(str(file))
+    assert again.to_dict() == recipe.to_dict()
+    assert again.train == recipe.train
+    assert again.data == recipe.data
+
+
+def yaml_blocks(document: str) -> list[str]:
+    text = (Path(__file__).parents[1] / document).read_text(encoding="utf-8")
+    return re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def test_the_documented_recipe_and_grid_can_be_trained(tmp_path: Path) -> None:
+    [recipe] = yaml_blocks("README.md")
+    file = tmp_path / "mine.yaml"
+    file.write_text(recipe)
+    assert load_recipe(str(file)).distill is not None
+    [grid] = yaml_blocks("docs/distillation.md")
+    file.write_text(grid)
+    loaded = load_grid(str(file))
+    for name in loaded.names:
+        assert cell_recipe(loaded, Cell(name, 0)).data.name == "digits"
+
+
+def test_a_recipe_builds_on_another_key_by_key(tmp_path: Path) -> None:
+    file = tmp_path / "short.yaml"
+    file.write_text("recipe: digits\nmodel: {weight_bits: 2}\ntrain: {epochs: 3}\ndistill: {}\n")
+    short, digits = load_recipe(str(file)), load_recipe("digits")
+    assert short.output == "runs/short"
+    assert short.model.fields == {**digits.model.fields, "weight_bits": 2}
+    assert short.train == dataclasses.replace(digits.train, epochs=3)
+    assert (short.data, short.seed) == (digits.data, digits.seed)
+    assert short.distill is not None
+    assert digits.distill is None
+    file.with_name("shorter.yaml").write_text(f"recipe: {file}\nseed: 4\ndistill: none\n")
+    shorter = load_recipe(str(file.with_name("shorter.yaml")))
+    assert shorter == dataclasses.replace(short, seed=4, distill=None, output="runs/shorter")
+
+
+def test_a_recipe_that_builds_on_itself_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"recipe: {file}")
+    with pytest.raises(UserError, match="builds on itself"):
+        load_recipe(str(file))
+
+
+def test_overrides_take_full_paths_and_unique_last_parts() -> None:
+    overrides = {"train.epochs": "3", "lr": "1e-3", "weight_bits": "none", "data.name": "digits"}
+    recipe = load_recipe("digits", overrides)
+    assert (recipe.train.epochs, recipe.train.lr) == (3, 1e-3)
+    assert recipe.model.config(in_channels=1, num_classes=10).weight_bits is None
+
+
+def test_the_word_none_stays_a_word_where_it_is_a_choice() -> None:
+    recipe = load_recipe("digits", {"rectify": "none", "clip_grad": "none", "ema": "null"})
+    assert recipe.model.config(in_channels=1, num_classes=10).rectify == "none"
+    assert (recipe.train.clip_grad, recipe.train.ema) == (None, None)
+
+
+def test_ann_recipe_builds_the_counterpart() -> None:
+    spiking = parse_recipe({**DIGITS, "model": {"name": "metaspikeformer_tiny", "levels": 4}})
+    ann = parse_recipe({**DIGITS, "model": {"name": "metaspikeformer_tiny", "ann": True}})
+    config = spiking.model.config(in_channels=1, num_classes=10)
+    assert ann.model.config(in_channels=1, num_classes=10) == config.ann()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("epoch", "3", "unknown option --epoch: did you mean --epochs?"),
+        ("train.epoch", "3", "unknown option --train.epoch: did you mean --train.epochs?"),
+        ("name", "digits", "option --name may mean model.name or data.name"),
+        ("num_classes", "3", "--num_classes is taken from the data"),
+        ("epochs", "many", "train.epochs='many': must be a whole number"),
+        ("epochs", "2.5", "train.epochs=2.5: must be a whole number"),
+        ("epochs", "true", "train.epochs=True: must be a whole number"),
+        ("epochs", "[", "the value of --epochs"),
+        ("compile", "maybe", "train.compile='maybe': must be true or false"),
+        ("optimizer", "sgd", "train.optimizer='sgd': must be one of adamw, lamb"),
+        ("betas", "[0.9]", "train.betas=[0.9]: must be a list of 2 items, each a number"),
+        ("lr", ".nan", "train.lr=nan: must be"),
+        ("ema", "1.5", "train.ema=1.5: must be in (0, 1), or none"),
+        ("levels", "0", "model.levels=0: must be a whole number, at least 1"),
+        ("weight_bits", "9", "model.weight_bits=9: must be 2 to 8 bits, or none"),
+        ("heads", "5", "model.heads=5 does not divide the block width 64"),
+        ("model.name", "metaspikeformer_tin", "did you mean metaspikeformer_tiny?"),
+        ("data.name", "mnist", "data.name='mnist': must be one of digits, fashion_mnist"),
+        ("seed", "-1", "seed=-1: must be between 0 and"),
+    ],
+)
+def test_bad_override_is_one_line_naming_key_value_and_what_is_allowed(
+    key: str, value: str, expected: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("digits", {key: value})
+    message = str(caught.value)
+    assert expected in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("trian: {}", "unknown recipe key trian: did you mean train?"),
+        (
+            "data: {name: digits}\ntrain: {leraning_rate: 1}",
+            "unknown recipe key train.leraning_rate",
+        ),
+        ("data: {name: digits, workes: 1}", "data.workes: did you mean data.workers?"),
+        ("model: {level: 3}\ndata: {name: digits}", "model.level: did you mean model.levels?"),
+        ("model: {num_classes: 3}", "model.num_classes is taken from the data"),
+        ("model: 3", "model=3: must be a section"),
+        ("train: {epochs: 3}", "there is no data section"),
+        ("data: {root: x}", "data.name is missing"),
+        ("- 1", "must be a mapping"),
+        ("a: [", "is not valid YAML: line 1"),
+        ("data: {name: digits}\noutput: 3", "output=3: must be text"),
+        ("recipe: nosuch", "no recipe 'nosuch': neither a file nor"),
+        ("recipe: [digits]", "recipe=['digits']: must be text"),
+        ("recipe: digits\ntrain: 3", "train=3: must be a section"),
+    ],
+)
+def test_bad_file_is_one_line_naming_the_key(tmp_path: Path, text: str, expected: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load_recipe(str(file))
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_recipe_names_the_nearest_packaged_one() -> None:
+    with pytest.raises(UserError, match=r"no recipe 'digit'.*did you mean digits\?"):
+        load_recipe("digit")
+
+
+def test_every_field_can_be_set_from_the_command_line() -> None:
+    paths = {option.path for option in options()}
+    assert {f"train.{f.name}" for f in dataclasses.fields(TrainConfig)} <= paths
+    settable = {f.name for f in dataclasses.fields(ModelConfig)} - {"in_channels", "num_classes"}
+    assert {f"model.{name}" for name in settable} <= paths
+
+
+def test_numbers_without_a_point_are_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("data: {name: digits}\ntrain: {lr: 6e-4, min_lr: 0}", encoding="utf-8")
+    assert load_recipe(str(file)).train.lr == 6e-4

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import csv
+import functools
+import time
+
+import numpy as np
+import pytest
+from variants import info_for
+
+from qsdformer.cli import run
+from qsdformer.graph.artifact import export
+from qsdformer.models.checkpoint import save_checkpoint
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from qsdformer.runtimes.ann_onnx import ann_model, quantised_ann  # noqa: E402
+from qsdformer.runtimes.bench import Subject, measure, peak_memory, timed  # noqa: E402
+from qsdformer.runtimes.sessions import onnxruntime_kernels, onnxruntime_session  # noqa: E402
+
+
+@pytest.fixture
+def checkpoint(lively, tmp_path):
+    model = lively(fully_spiking=True)
+    save_checkpoint(tmp_path / "model.ckpt", model, info_for(model))
+    return tmp_path / "model.ckpt"
+
+
+def test_timings_are_in_milliseconds_and_leave_warm_up_out():
+    calls = []
+
+    def sleep(pixels):
+        calls.append(len(pixels))
+        time.sleep(0.02)
+
+    def spin(pixels):
+        end = time.process_time() + 0.02
+        while time.process_time() < end:
+            pass
+
+    subjects = [
+        Subject(network=f.__name__, runtime="none", time=functools.partial(timed, f))
+        for f in (sleep, spin)
+    ]
+    sleeping, spinning = measure(subjects, np.zeros((4, 1, 2, 2), np.uint8), 5, 1)
+    assert calls == [4] * 7
+    assert 20 <= sleeping.lower_ms <= sleeping.median_ms <= sleeping.upper_ms
+    assert sleeping.cpu_ms < 10 < 20 <= spinning.cpu_ms
+    assert sleeping.images_per_second == pytest.approx(4e3 / sleeping.median_ms)
+    assert (sleeping.batch, sleeping.runs, sleeping.threads) == (4, 5, 1)
+
+
+def test_the_command_prints_every_network_and_writes_them_to_a_file(checkpoint, tmp_path, capsys):
+    out = tmp_path / "bench.csv"
+    words = ["--batch-size", "1", "2", "--runs", "2", "--threads", "1", "--csv", str(out)]
+    assert run(["bench", str(checkpoint), *words]) == 0
+    text = capsys.readouterr().out
+    for word in ("fake-quantised", "integer", "fp32", "ANN, int8", "1 thread", "artifact"):
+        assert word in text
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["batch"] for row in rows} == {"1", "2"}
+    assert len(rows) == len({(r["network"], r["runtime"], r["batch"]) for r in rows})
+    ours = {r["network"] for r in rows if r["runtime"] == "ONNX Runtime"}
+    assert ours == {"spiking, integer", "spiking, fp32", "ANN, fp32", "ANN, int8"}
+
+
+def test_bench_refuses_an_ann(make_model, tmp_path, capsys):
+    model = make_model(neuron="relu").eval()
+    save_checkpoint(tmp_path / "ann.ckpt", model, info_for(model))
+    assert run(["bench", str(tmp_path / "ann.ckpt")]) == 2
+    assert "is an ANN" in capsys.readouterr().err
+
+
+def test_the_quantised_ann_runs_on_integer_kernels(make_config):
+    data = ann_model(make_config(), 32)
+    assert onnxruntime_session(data, 1).get_inputs()[0].type == "tensor(float)"
+    image = np.zeros((1, 3, 32, 32), np.float32)
+    before, after = (
+        onnxruntime_kernels(d, image) for d in (data, quantised_ann(data, (3, 32, 32)))
+    )
+    assert not before.integer
+    assert after.integer["QLinearConv"] > 20
+
+
+def test_an_artifact_needs_less_than_half_the_memory_of_pytorch(checkpoint, lively, tmp_path):
+    model = lively(fully_spiking=True)
+    export(model, tmp_path / "model.qsd", info=info_for(model))
+    artifact = peak_memory("artifact", tmp_path / "model.qsd", (3, 32, 32))
+    assert 10 < artifact < peak_memory("checkpoint", checkpoint, (3, 32, 32)) / 2

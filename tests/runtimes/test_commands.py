@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from variants import info_for, random_pixels
+
+import qsdformer
+from qsdformer.cli import run
+from qsdformer.data import DataConfig, DataModule
+from qsdformer.graph.artifact import is_artifact, load_artifact
+from qsdformer.graph.lowering import lower
+from qsdformer.models.checkpoint import save_checkpoint
+from qsdformer.runtimes.executors import EXECUTORS, Executor
+
+DIGITS = ["--data.name", "digits", "--limit", "12", "--batch-size", "8"]
+NEURON = "stages.0.blocks.0.neuron1"
+
+
+@pytest.fixture
+def checkpoint(lively, tmp_path: Path) -> Path:
+    """A small untrained model for the digits."""
+    path = tmp_path / "model.ckpt"
+    info = DataModule(DataConfig(name="digits"), batch_size=8).info
+    save_checkpoint(path, lively(in_channels=1, num_classes=10), info)
+    return path
+
+
+def test_verify_prints_a_row_for_each_execution_and_exits_with_0(checkpoint, capsys):
+    only = ["--executor", "binary spikes", "--executor", "integer"]
+    assert run(["verify", str(checkpoint), *DIGITS, *only]) == 0
+    text = capsys.readouterr().out
+    for word in ("multi-bit", "binary spikes", "integer", "12 images", "accuracy", "latency"):
+        assert word in text
+    assert "broken" not in text
+
+
+def test_verify_exits_with_1_if_a_promise_is_broken(checkpoint, capsys, monkeypatch):
+    def miscounting(model, graph):
+        reference = EXECUTORS["multi-bit"].factory(model, graph)
+
+        def execute(pixels, collect):
+            logits, counts = reference(pixels, collect)
+            return logits, counts and {**counts, NEURON: counts[NEURON] + 1}
+
+        return execute
+
+    executor = Executor(name="integer", factory=miscounting, equal_counts=True)
+    monkeypatch.setitem(EXECUTORS, "integer", executor)
+    assert run(["verify", str(checkpoint), *DIGITS, "--executor", "integer"]) == 1
+    assert "spike counts" in capsys.readouterr().out
+
+
+def test_verify_refuses_data_of_other_classes_and_missing_files(lively, tmp_path, capsys):
+    assert run(["verify", str(tmp_path / "none.ckpt"), *DIGITS]) == 2
+    assert "no checkpoint" in capsys.readouterr().err
+    model = lively()
+    save_checkpoint(tmp_path / "five.ckpt", model, info_for(model))
+    assert run(["verify", str(tmp_path / "five.ckpt"), *DIGITS]) == 2
+    assert "5 classes, but the dataset has 10" in capsys.readouterr().err
+
+
+def test_export_writes_an_artifact_that_loads(checkpoint, tmp_path, capsys):
+    out = tmp_path / "model.qsd"
+    assert run(["export", str(checkpoint), str(out)]) == 0
+    assert "times smaller" in capsys.readouterr().out
+    model = qsdformer.load(checkpoint)
+    assert is_artifact(out)
+    assert not is_artifact(checkpoint)
+    assert not is_artifact(tmp_path / "none")
+    assert load_artifact(out) == lower(model)
+
+
+def test_export_to_a_folder_that_cannot_be_made_says_so(checkpoint, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert run(["export", str(checkpoint), str(tmp_path / "file" / "model.qsd")]) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_the_public_names_work_as_documented(lively, tmp_path):
+    model = lively()
+    graph = qsdformer.lower(model, info_for(model))
+    qsdformer.export(model, tmp_path / "model.qsd", info=info_for(model))
+    assert load_artifact(tmp_path / "model.qsd") == graph
+    report = qsdformer.verify(model, random_pixels(model), info_for(model), executors=["integer"])
+    assert report.ok
+
+
+def test_an_artifact_runs_without_torch(checkpoint, tmp_path):
+    out = tmp_path / "model.qsd"
+    run(["export", str(checkpoint), str(out)])
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 1, 32, 32), np.uint8)
+    np.save(tmp_path / "pixels.npy", pixels)
+    code = f"""
+import sys, numpy
+from qsdformer.graph.artifact import load_artifact
+logits = load_artifact({str(out)!r}).run(numpy.load({str(tmp_path / "pixels.npy")!r}))
+assert not {{"torch", "lightning", "timm"}} & set(sys.modules), "heavy imports"
+print(logits.tolist())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == str(load_artifact(out).run(pixels).tolist())

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from variants import info_for
+
+from qsdformer.cli import run
+from qsdformer.errors import UserError
+from qsdformer.graph.artifact import export
+from qsdformer.graph.images import pixels
+from qsdformer.graph.lowering import lower
+from qsdformer.models.checkpoint import save_checkpoint
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from qsdformer.runtimes import sessions  # noqa: E402
+from qsdformer.runtimes.onnx_export import export_onnx  # noqa: E402
+from qsdformer.runtimes.onnx_predict import load_onnx, open_image  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def graph(lively):
+    model = lively()
+    return lower(model, info_for(model))
+
+
+@pytest.fixture
+def model_file(graph, tmp_path: Path) -> Path:
+    export_onnx(graph, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+@pytest.fixture
+def png(tmp_path: Path) -> Path:
+    values = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(values).save(tmp_path / "image.png")
+    return tmp_path / "image.png"
+
+
+def test_predictions_are_those_of_the_integer_graph(graph, model_file, png):
+    images = [open_image(png)]
+    model = load_onnx(model_file)
+    found, expected = model.predict(images, 3)[0], graph.predict(images, 3)[0]
+    assert [name for name, _ in found] == [name for name, _ in expected]
+    assert np.allclose([p for _, p in found], [p for _, p in expected], atol=1e-4)
+    assert model.logits(pixels(images, graph.preprocessing)).shape == (1, 5)
+
+
+def test_the_command_exports_and_predicts(lively, png, tmp_path, capsys):
+    model = lively()
+    save_checkpoint(tmp_path / "model.ckpt", model, info_for(model))
+    for out in ("model.onnx", "model.qsd"):
+        assert run(["export", str(tmp_path / "model.ckpt"), str(tmp_path / out)]) == 0
+    capsys.readouterr()
+    answers = []
+    for name in ("model.ckpt", "model.onnx", "model.qsd"):
+        assert run(["predict", str(tmp_path / name), str(png), "--json"]) == 0
+        shown = json.loads(capsys.readouterr().out)[0]["classes"]
+        answers.append({c["class"]: c["probability"] for c in shown})
+    assert answers[1] == pytest.approx(answers[0], abs=1e-4)
+    assert answers[2] == pytest.approx(answers[0], abs=1e-4)
+
+
+def test_another_image_size_can_be_exported(lively, png, tmp_path, capsys):
+    model = lively()
+    save_checkpoint(tmp_path / "model.ckpt", model, info_for(model))
+    out = tmp_path / "out"
+    words = ["export", str(tmp_path / "model.ckpt"), str(out), "--format", "onnx"]
+    assert run([*words, "--image-size", "48", "--runtime", "openvino"]) == 0
+    assert load_onnx(out).preprocessing.image_size == 48
+
+
+def test_predicting_with_an_onnx_file_needs_neither_torch_nor_lightning(model_file, png):
+    code = f"""
+import sys
+from qsdformer.cli import run
+assert run(["predict", {str(model_file)!r}, {str(png)!r}]) == 0
+heavy = {{"torch", "lightning", "timm", "sklearn", "rich", "pydantic", "onnx"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    begin = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    seconds = time.perf_counter() - begin
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{png}: class")
+    assert seconds < 1.5
+
+
+def test_the_runtime_distribution_holds_all_that_predicting_loads(model_file, graph, png):
+    root = Path(__file__).parents[2]
+    runtime, whole = (
+        tomllib.loads((root / folder / "pyproject.toml").read_text()) for folder in ("runtime", ".")
+    )
+    project = runtime["project"]
+    assert project["version"] == whole["project"]["version"]
+    assert project["dependencies"] == whole["project"]["optional-dependencies"]["runtime"]
+    artifact = model_file.with_suffix(".qsd")
+    export(graph, artifact)
+    code = f"""
+import sys
+before = set(sys.modules)
+from qsdformer.cli import run
+for model in ({str(model_file)!r}, {str(artifact)!r}):
+    assert run(["predict", model, {str(png)!r}]) == 0
+loaded = [m for m in sys.modules.values() if m.__name__.startswith("qsdformer")]
+packages = {{m.__name__ if hasattr(m, "__path__") else m.__package__ for m in loaded}}
+print(*sorted(packages))
+allowed = {{"numpy", "PIL", "onnxruntime", "qsdformer", "flatbuffers", "google", "packaging"}}
+tops = {{name.partition(".")[0] for name in set(sys.modules) - before}}
+foreign = tops - allowed - sys.stdlib_module_names
+print(*sorted(n for n in foreign if hasattr(sys.modules.get(n), "__path__")))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    packages, foreign = done.stdout.splitlines()[-2:]
+    assert set(packages.split()) <= set(runtime["tool"]["setuptools"]["packages"])
+    assert foreign == ""
+
+
+def test_what_needs_torch_says_so_in_one_line_where_there_is_none(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "qsdformer.commands.evaluate", None)  # importing it fails
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run(["eval", "model.ckpt"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("qsd: error: this needs ")
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"PK\x03\x04"])
+def test_a_file_that_is_no_model_is_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load_onnx(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="no ONNX file"):
+        load_onnx(tmp_path / "none.onnx")
+
+
+def test_a_foreign_model_is_refused(model_file):
+    model = onnx.load(model_file)
+    del model.metadata_props[:]
+    onnx.save(model, model_file)
+    with pytest.raises(UserError, match="was not exported by qsd"):
+        load_onnx(model_file)
+
+
+def test_a_damaged_image_is_named(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(UserError, match=r"broken\.png"):
+        open_image(tmp_path / "broken.png")
+
+
+@pytest.mark.parametrize(("package", "extra"), [("onnxruntime", "runtime"), ("openvino", "export")])
+def test_a_missing_runtime_names_the_extra_that_installs_it(monkeypatch, package, extra):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"pip install 'qsdformer\[{extra}\]'"):
+        sessions.require(package)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import torch
+from variants import info_for, random_pixels
+
+from qsdformer.errors import UserError
+from qsdformer.graph.lowering import lower
+from qsdformer.runtimes import executors
+from qsdformer.runtimes.executors import EXECUTORS, Executor, normalised, register, to_pixels
+from qsdformer.runtimes.verify import verify
+
+
+def test_all_executions_of_a_model_agree(lively):
+    model = lively()
+    batches = [(random_pixels(model, 4, seed), torch.arange(4) % 5) for seed in range(2)]
+    seen = []
+    report = verify(model, batches, info_for(model), on_images=seen.append)
+    rows = {row.name: row for row in report.rows}
+    assert list(rows)[:3] == ["multi-bit", "binary spikes", "integer"]
+    assert report.ok
+    assert report.images == sum(seen) == 8
+    assert rows["multi-bit"].logit_difference == rows["binary spikes"].logit_difference == 0
+    assert rows["binary spikes"].differing == 0
+    assert rows["binary spikes"].counts == rows["integer"].counts > 10_000
+    assert 0 < rows["integer"].logit_difference < 1e-2
+    assert all(0 <= row.accuracy <= 1 and row.latency_ms > 0 for row in report.rows)
+
+
+def test_normalised_images_are_verified_on_the_pixels_they_came_from(lively):
+    model = lively()
+    pixels = random_pixels(model)
+    pre = lower(model, info_for(model)).preprocessing
+    assert np.array_equal(to_pixels(normalised(pixels.numpy(), pre), pre), pixels.numpy())
+    report = verify(model, normalised(pixels.numpy(), pre), info_for(model), executors=["integer"])
+    assert [row.name for row in report.rows] == ["multi-bit", "integer"]
+    assert all(row.accuracy is None for row in report.rows)
+
+
+def _broken(model, graph):
+    reference = executors._multi_bit(model, graph)
+
+    def run(pixels, collect):
+        logits, counts = reference(pixels, collect)
+        if counts is None:
+            return logits, None
+        counts["neuron"] = counts["neuron"] + 1
+        return -logits, counts
+
+    return run
+
+
+def test_a_broken_promise_is_named_and_fails_the_report(lively, monkeypatch):
+    monkeypatch.setattr("qsdformer.runtimes.verify.ENOUGH_IMAGES", 4)
+    monkeypatch.setattr("qsdformer.runtimes.executors.EXECUTORS", EXECUTORS)
+    model = lively()
+    chosen = {
+        "counts": Executor(name="counts", factory=_broken, equal_counts=True),
+        "classes": Executor(name="classes", factory=_broken, agreement=0.999),
+        "none": Executor(name="none", factory=_broken),
+        "absent": Executor(name="absent", factory=lambda model, graph: None),
+    }
+    for name, executor in chosen.items():
+        monkeypatch.setitem(EXECUTORS, name, executor)
+    report = verify(model, random_pixels(model, 4), info_for(model), executors=list(chosen))
+    broken = {row.name: row.broken for row in report.rows}
+    assert broken["counts"] == "broken: spike counts differ"
+    assert broken["classes"] == "broken: below 99.9% same class"
+    assert broken["none"] is None
+    assert broken["multi-bit"] is None
+    assert report.missing == ("absent",)
+    assert not report.ok
+
+
+def test_few_images_do_not_break_the_promise_of_equal_classes(lively, monkeypatch):
+    model = lively()
+    executor = Executor(name="classes", factory=_broken, agreement=0.999)
+    monkeypatch.setitem(EXECUTORS, "classes", executor)
+    assert verify(model, random_pixels(model, 4), info_for(model), executors=["classes"]).ok
+
+
+def test_the_table_has_a_line_for_each_execution(lively):
+    from rich.console import Console
+
+    model = lively()
+    report = verify(model, random_pixels(model), info_for(model))
+    console = Console(width=110, record=True, file=io.StringIO())
+    console.print(report.table())
+    text = console.export_text()
+    for row in report.rows:
+        assert row.name in text
+    assert dataclasses.replace(report, rows=()).ok
+
+
+def test_executors_have_one_name_each_and_unknown_ones_are_refused(lively):
+    model = lively()
+    with pytest.raises(ValueError, match="registered already"):
+        register(EXECUTORS["integer"])
+    with pytest.raises(UserError, match="unknown executor 'fast'"):
+        verify(model, random_pixels(model), info_for(model), executors=["fast"])
+    with pytest.raises(UserError, match="no images"):
+        verify(model, [], info_for(model))

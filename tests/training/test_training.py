@@ -1,0 +1,188 @@
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from rich.console import Console
+
+from qsdformer.errors import UserError
+from qsdformer.models.checkpoint import load, load_checkpoint
+from qsdformer.recipes.recipe import Recipe, load_recipe
+from qsdformer.training import TrainResult, train
+
+SMALL = {
+    "dims": "[8, 16, 16, 16]",
+    "depth": "2",
+    "heads": "2",
+    "image_size": "16",
+    "train_limit": "320",
+    "epochs": "4",
+    "drop_path_rate": "0.2",
+    "ema": "0.9",
+    "log_every": "1",
+    "accelerator": "cpu",
+}
+
+
+def small(folder: Path, **overrides: str) -> Recipe:
+    return load_recipe("digits", {**SMALL, "output": str(folder), **overrides})
+
+
+def run(recipe: Recipe, **options: Any) -> TrainResult:
+    return train(recipe, console=Console(quiet=True), **options)
+
+
+class Record(Callback):
+    """Notes the loss of every step and stops, as Ctrl-C would, at `interrupt_at`."""
+
+    def __init__(self, interrupt_at: int = -1) -> None:
+        self.losses: dict[int, float] = {}
+        self.interrupt_at = interrupt_at
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *args: Any) -> None:
+        self.losses[trainer.global_step] = outputs["loss"].item()
+        if trainer.global_step == self.interrupt_at:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Record, TrainResult]:
+    """An uninterrupted run of four epochs of five steps."""
+    folder, record = tmp_path_factory.mktemp("whole"), Record()
+    return folder, record, run(small(folder), callbacks=[record])
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        # Speed is the one column that two equal runs differ in.
+        return [{**row, "images_per_second": ""} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_resumed_run_repeats_the_uninterrupted_one_exactly(
+    tmp_path: Path, whole: tuple[Path, Record, TrainResult], workers: str
+) -> None:
+    folder, record, result = whole
+    first, second = Record(interrupt_at=13), Record()  # in the third epoch
+    with pytest.raises(KeyboardInterrupt):
+        run(small(tmp_path, workers=workers), callbacks=[first])
+    resumed = run(small(tmp_path, workers=workers), resume=True, callbacks=[second])
+    assert sorted(second.losses) == list(range(11, 21))
+    assert {**first.losses, **second.losses} == record.losses
+    assert resumed.best_accuracy == result.best_accuracy
+    assert rows(tmp_path) == rows(folder)
+    ours = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    theirs = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+    assert any(key.startswith("ema.module.") for key in ours)
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        assert torch.equal(ours[key], theirs[key]), key
+
+
+def test_other_seeds_and_drop_path_change_the_losses(
+    tmp_path: Path, whole: tuple[Path, Record, TrainResult]
+) -> None:
+    for number, change in enumerate(({"seed": "1"}, {"drop_path_rate": "0"})):
+        record = Record()
+        run(small(tmp_path / str(number), epochs="1", warmup="0", **change), callbacks=[record])
+        assert record.losses[1] != whole[1].losses[1]
+
+
+def test_run_folder_holds_what_is_promised(whole: tuple[Path, Record, TrainResult]) -> None:
+    folder, record, result = whole
+    names = {item.name for item in folder.iterdir()}
+    expected = {"best.ckpt", "last.ckpt", "recipe.yaml", "metrics.csv", "result.json"}
+    assert names == {*expected, "tensorboard"}
+    again = load_recipe(str(folder / "recipe.yaml"))
+    assert again == dataclasses.replace(small(folder), model=again.model)
+    table = rows(folder)
+    steps = [row for row in table if not row["val_accuracy"]]
+    losses = [float(row["train_loss"]) for row in steps]
+    assert losses == pytest.approx(list(record.losses.values()), rel=1e-5)
+    epochs = [float(row["val_accuracy"]) for row in table if row["val_accuracy"]]
+    assert len(epochs) == 4
+    assert max(epochs) == pytest.approx(result.best_accuracy)
+    assert list((folder / "tensorboard").iterdir())
+
+
+def test_checkpoints_hold_the_evaluated_weights_and_all_that_eval_needs(
+    whole: tuple[Path, Record, TrainResult],
+) -> None:
+    folder, _, result = whole
+    loaded = load_checkpoint(folder / "best.ckpt")
+    assert loaded.extra["val_accuracy"] == pytest.approx(result.best_accuracy)
+    assert loaded.extra["epoch"] == result.best_epoch
+    assert loaded.extra["recipe"]["data"]["name"] == "digits"
+    model = load(folder / "best.ckpt")
+    assert model.data_info is not None
+    assert model.data_info.class_names == tuple("0123456789")
+
+
+def test_a_run_never_overwrites_another_silently(
+    tmp_path: Path, whole: tuple[Path, Record, TrainResult]
+) -> None:
+    with pytest.raises(UserError, match="is not empty: go on with --resume"):
+        run(small(whole[0]))
+    (tmp_path / "mine.txt").write_text("keep me")
+    (tmp_path / "last.ckpt").write_text("old")
+    run(small(tmp_path, epochs="1"), overwrite=True)
+    load(tmp_path / "last.ckpt")
+    assert (tmp_path / "mine.txt").read_text() == "keep me"
+
+
+def test_resuming_what_does_not_fit_is_refused(
+    tmp_path: Path, whole: tuple[Path, Record, TrainResult]
+) -> None:
+    last = whole[0] / "last.ckpt"
+    cases = {
+        "its model has levels=4, the recipe 2": {"levels": "2", "epochs": "9"},
+        "has been trained for 4 of 4 epochs": {},
+        "train.ema was 0.9": {"ema": "none", "epochs": "9"},
+        "another optimizer": {"optimizer": "lamb", "epochs": "9"},
+    }
+    for expected, overrides in cases.items():
+        with pytest.raises(UserError, match=expected):
+            run(small(tmp_path, **overrides), resume=last)
+    with pytest.raises(UserError, match="nothing to resume: there is no"):
+        run(small(tmp_path), resume=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    class Spoil(Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, *args: Any) -> None:
+            if trainer.global_step == 7:  # in the second epoch
+                module.model.head.weight.data.fill_(float("nan"))
+
+    with pytest.raises(UserError) as caught:
+        run(small(tmp_path), callbacks=[Spoil()])
+    message = str(caught.value)
+    assert "not finite at step 8 (learning rate 0.00" in message
+    assert "learning rate is too high" in message
+    assert str(tmp_path / "last.ckpt") in message
+    for name in ("last.ckpt", "best.ckpt"):
+        assert load_checkpoint(tmp_path / name).extra["epoch"] == 1
+        assert all(v.isfinite().all() for v in load(tmp_path / name).state_dict().values())
+
+
+def test_failed_start_leaves_no_folder(tmp_path: Path) -> None:
+    recipe = small(tmp_path / "run", train_limit="99999")
+    with pytest.raises(UserError, match="train_limit"):
+        run(recipe)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lamb_clipping_channels_last_and_bf16_train(tmp_path: Path) -> None:
+    extra = {"optimizer": "lamb", "clip_grad": "1", "channels_last": "true", "epochs": "2"}
+    result = run(small(tmp_path, precision="bf16-mixed", warmup="0", **extra))
+    first, *_, last = [float(r["train_loss"]) for r in rows(tmp_path) if not r["val_loss"]]
+    assert last < first - 0.1
+    assert result.last_path.exists()
+
+
+def test_short_training_of_the_digits_recipe_reaches_90_percent(tmp_path: Path) -> None:
+    recipe = load_recipe("digits", {"epochs": "3", "output": str(tmp_path), "accelerator": "cpu"})
+    assert run(recipe).best_accuracy >= 0.90
