@@ -24,7 +24,6 @@ from qsdformer.graph.check import check_graph
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.ops import OP_INPUTS, Array, Conv, Op, Preprocessing
 from qsdformer.graph.packing import needed_width, pack, packed_size, unpack
-from qsdformer.nn.config import ModelConfig
 
 if TYPE_CHECKING:
     from qsdformer.models.metaspikeformer import MetaSpikeFormer
@@ -211,12 +210,11 @@ def _graph(description: dict[str, Any], tensors: dict[str, memoryview]) -> Integ
         names.append(ops[-1].name)
     if unused:
         raise ValueError(f"{len(unused)} tensors belong to no operation")
-    config = ModelConfig.from_dict(description["config"]).to_dict()
     return IntegerGraph(
         ops=tuple(ops),
         preprocessing=_preprocessing(description["preprocessing"]),
         class_names=tuple(_typed(n, str) for n in _typed(description["class_names"], list)),
-        config=config,
+        config=_typed(description["config"], dict),  # information only
         membrane_bits=_typed(description["membrane_bits"], int),
         membrane_fraction=_typed(description["membrane_fraction"], int),
     )
