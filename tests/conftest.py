@@ -39,6 +39,12 @@ def small_config(**fields: Any) -> ModelConfig:
     return ModelConfig(**{**SMALL, **fields})
 
 
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs in an empty folder of its own: what lies around it decides nothing."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+
+
 @pytest.fixture(scope="session")
 def make_config() -> Callable[..., ModelConfig]:
     """Makes small configurations from any fields."""

@@ -34,7 +34,7 @@ def command(*words: str, preexec: Callable[[], None] | None = None) -> subproces
         text=True,
         env=environment,
         preexec_fn=preexec,
-        timeout=240,
+        timeout=600,
         check=False,
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from qsdformer import __version__
-from qsdformer.commands.process import restart_with_allocator_settings
+from qsdformer.process import restart_with_allocator_settings
 from qsdformer.errors import UserError
 
 # Name, module below qsdformer.commands, one line of help.

@@ -130,7 +130,7 @@ def test_a_browser_shows_every_figure_sorts_every_table_and_reports_no_error(
     options += [f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
     options += ["--window-size=1300,900", "--virtual-time-budget=3000", "--dump-dom"]
     shown = subprocess.run(
-        [str(CHROMIUM), *options, frame.as_uri()], capture_output=True, text=True, timeout=90
+        [str(CHROMIUM), *options, frame.as_uri()], capture_output=True, text=True, timeout=600
     )
     match = re.search(r'data-found="([^"]*)"', shown.stdout)
     assert match is not None, shown.stderr[-2000:]

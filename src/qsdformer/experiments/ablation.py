@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from qsdformer.commands.process import ALLOCATOR, RESTARTED
+from qsdformer.process import ALLOCATOR, RESTARTED
 from qsdformer.errors import UserError
 from qsdformer.experiments.ablation_report import Row, read_rows, write_report, write_rows
 from qsdformer.files import write_json

@@ -85,7 +85,7 @@ def write_report(grid: Grid, rows: Iterable[Row]) -> None:
 
 def markdown(grid: Grid, rows: list[Row]) -> str:
     """The table, mean and standard deviation over n seeds (speed: median), and compared pairs."""
-    heads = ["variant", "n", "accuracy %", "gap to reference", "q / k / v entropy, bits"]
+    heads = ["variant", "n", "accuracy % ± sd", "gap ± sd", "q / k / v entropy, bits"]
     heads += ["firing rate", "active groups", "packed KiB", "training images/s"]
     recovered = _recovered(grid, rows)
     if recovered:
