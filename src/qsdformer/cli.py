@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from qsdformer import __version__
-from qsdformer.process import restart_with_allocator_settings
 from qsdformer.errors import UserError
+from qsdformer.process import restart_with_allocator_settings
 
 # Name, module below qsdformer.commands, one line of help.
 COMMANDS = (

@@ -21,11 +21,11 @@ from typing import Any
 
 from rich.console import Console
 
-from qsdformer.process import ALLOCATOR, RESTARTED
 from qsdformer.errors import UserError
 from qsdformer.experiments.ablation_report import Row, read_rows, write_report, write_rows
 from qsdformer.files import write_json
 from qsdformer.parsing import load_yaml, one_of, parse_section
+from qsdformer.process import ALLOCATOR, RESTARTED
 from qsdformer.recipes import packaged_grids
 from qsdformer.recipes.recipe import Recipe, parse_recipe, recipe_values, resolve_key, with_keys
 
