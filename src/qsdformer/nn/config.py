@@ -16,6 +16,7 @@ Surrogate = Literal["exp", "rect"]
 
 ANN_NEURONS = ("relu", "gelu")
 MIN_BITS, MAX_BITS = 2, 8
+MAX_LEVELS = 127  # of an artifact's neuron; up to here counts are exact in half precision as well
 
 # Fields by the kind of number they hold.
 WHOLE = (
@@ -44,7 +45,7 @@ class ModelConfig:
     """Configuration of a Meta-SpikeFormer and of its counterpart ANN.
 
     Bits are per weight, 2 to 8, or None for full precision. `levels` is D, the largest spike
-    count; `time_steps` is T. A spiking network needs T·D binary time steps at inference.
+    count, up to 127; `time_steps` is T. A spiking network needs T·D binary time steps at inference.
     """
 
     # Shape of the network.
@@ -88,8 +89,10 @@ class ModelConfig:
         object.__setattr__(self, "dims", tuple(self.dims))
         self._check_choices()
         require(self, "num_classes", self.num_classes >= 0, "0 (no head) or more")
-        for name in ("in_channels", "heads", "stem_kernel", "levels", "time_steps"):
+        for name in ("in_channels", "heads", "stem_kernel", "time_steps"):
             require(self, name, getattr(self, name) >= 1, "a whole number, at least 1")
+        allowed = f"1 to {MAX_LEVELS} (a model with more could not be exported)"
+        require(self, "levels", 1 <= self.levels <= MAX_LEVELS, allowed)
         require(self, "dims", min(self.dims) >= 2, "four widths >= 2")
         require(self, "dims", self.dims[0] % 2 == 0, "an even first width (the stem has half)")
         require(self, "depth", self.depth >= 2, "at least 2 (stages 3 and 4 share the blocks)")
