@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -194,6 +195,18 @@ class ModelConfig:
         if unknown:
             raise ValueError(f"unknown model configuration fields: {', '.join(unknown)}")
         return cls(**values)
+
+
+def completed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `ModelConfig` with those added that the given neuron decides.
+
+    LIF neurons have one level, relu and gelu go with softmax attention. What is given stays as
+    it is, so that a contradiction is still an error of the configuration.
+    """
+    neuron = fields.get("neuron")
+    if neuron == "lif":
+        return {"levels": 1, **fields}
+    return {"attention": "softmax", **fields} if neuron in ANN_NEURONS else dict(fields)
 
 
 def _is_whole(value: Any) -> bool:
