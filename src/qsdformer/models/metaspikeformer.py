@@ -369,8 +369,9 @@ def _record_for_timm(config: ModelConfig) -> dict[str, Any]:
     """timm's record of a model: under the name of its size, or of any where it has none."""
     shape = (config.dims, config.depth)
     fits = [n for n, s in SIZES.items() if (s["dims"], s.get("depth", ModelConfig.depth)) == shape]
-    record: dict[str, Any] = get_pretrained_cfg(fits[0] if fits else next(iter(SIZES))).to_dict()
-    return record
+    record = get_pretrained_cfg(fits[0] if fits else next(iter(SIZES)))
+    assert record is not None
+    return dict(record.to_dict())
 
 
 def _register(name: str, size: dict[str, Any]) -> None:

@@ -19,6 +19,16 @@ ANN_NEURONS = ("relu", "gelu")
 MIN_BITS, MAX_BITS = 2, 8
 MAX_LEVELS = 127  # of an artifact's neuron; up to here counts are exact in half precision as well
 
+# What the counterpart ANN of any network has.
+ANN_FIELDS: dict[str, Any] = {
+    "attention": "softmax",
+    "weight_bits": None,
+    "stem_bits": None,
+    "head_bits": None,
+    "time_steps": 1,
+    "fully_spiking": False,
+}
+
 # Fields by the kind of number they hold.
 WHOLE = (
     "in_channels",
@@ -174,15 +184,7 @@ class ModelConfig:
 
     def ann(self, neuron: Neuron = "relu") -> ModelConfig:
         """The counterpart ANN: same topology, real-valued neurons, fp32 weights, softmax."""
-        return self.replace(
-            neuron=neuron,
-            attention="softmax",
-            weight_bits=None,
-            stem_bits=None,
-            head_bits=None,
-            time_steps=1,
-            fully_spiking=False,
-        )
+        return self.replace(neuron=neuron, **ANN_FIELDS)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as stored in checkpoints."""
@@ -197,16 +199,19 @@ class ModelConfig:
         return cls(**values)
 
 
+def decided_by(neuron: Any) -> dict[str, Any]:
+    """The fields that a neuron leaves no choice about."""
+    if neuron == "lif":
+        return {"levels": 1}
+    return {"attention": "softmax"} if neuron in ANN_NEURONS else {}
+
+
 def completed(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of `ModelConfig` with those added that the given neuron decides.
 
-    LIF neurons have one level, relu and gelu go with softmax attention. What is given stays as
-    it is, so that a contradiction is still an error of the configuration.
+    What is given stays as it is, so that a contradiction is still an error of the configuration.
     """
-    neuron = fields.get("neuron")
-    if neuron == "lif":
-        return {"levels": 1, **fields}
-    return {"attention": "softmax", **fields} if neuron in ANN_NEURONS else dict(fields)
+    return {**decided_by(fields.get("neuron")), **fields}
 
 
 def _is_whole(value: Any) -> bool:
