@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from qsdformer.data import DataInfo
+from qsdformer.devices import pick_device
 from qsdformer.errors import UserError, one_line
 from qsdformer.files import atomic_path
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
@@ -58,6 +59,31 @@ def header(
     }
 
 
+def save(
+    model: MetaSpikeFormer, path: str | os.PathLike[str], info: DataInfo | None = None
+) -> None:
+    """Write a model of ours, from whatever training loop, as a checkpoint that `load` reads.
+
+    `info` describes the images that it takes and names its classes; `qsd predict`, `export` and
+    `verify` need it. Raises `UserError` for anything but a whole model of ours, where `info` does
+    not fit it, and where the file cannot be written.
+    """
+    if not isinstance(model, MetaSpikeFormer):
+        inner = next((n for n in ("module", "_orig_mod") if hasattr(model, n)), None)
+        hint = f": save model.{inner}, which is inside" if inner else ""
+        raise UserError(f"cannot save a {type(model).__name__} as a checkpoint{hint}")
+    config = model.config
+    if info is not None and info.channels != config.in_channels:
+        raise UserError(
+            f"info says {info.channels} channels, but the model takes {config.in_channels}"
+        )
+    if info is not None and len(info.class_names) != config.num_classes:
+        raise UserError(
+            f"info names {len(info.class_names)} classes, but the model has {config.num_classes}"
+        )
+    save_checkpoint(path, model, info)
+
+
 def save_checkpoint(
     path: str | os.PathLike[str],
     model: MetaSpikeFormer,
@@ -91,12 +117,14 @@ def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> Loaded
 def load(path: str | os.PathLike[str], device: str = "cpu") -> MetaSpikeFormer:
     """The model of a checkpoint in eval mode; its attribute `data_info` describes its inputs.
 
-    `data_info` is None for imported models. Raises `UserError` as `load_checkpoint`.
+    `data_info` is None for imported models. Raises `UserError` as `load_checkpoint`, and for a
+    device that is not there.
     """
-    loaded = load_checkpoint(path, device)
+    target = pick_device(device)  # before the file is read: a missing device is no damage to it
+    loaded = load_checkpoint(path)
     # Past nn.Module.__setattr__, whose type admits only tensors and modules.
     vars(loaded.model)["data_info"] = loaded.info
-    return loaded.model
+    return loaded.model.to(target)
 
 
 def read(path: str | os.PathLike[str], device: str = "cpu") -> dict[str, Any]:

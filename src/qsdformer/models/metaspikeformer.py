@@ -7,22 +7,27 @@ QSD-Transformer (Qiu et al., ICLR 2025). Legend: T time steps, B batch.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, get_type_hints
 
 import timm
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    get_pretrained_cfg,
+    register_model,
+)
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from qsdformer.errors import UserError
 from qsdformer.nn.attention import TransformerBlock
 from qsdformer.nn.blocks import ConvBlock, Downsample
-from qsdformer.nn.config import ModelConfig
+from qsdformer.nn.config import ModelConfig, completed
 from qsdformer.nn.neurons import make_neuron
 from qsdformer.nn.quantizers import QuantLinear, quantized_layers, quantized_together
+from qsdformer.parsing import none_word
 
 # Named sizes; beside each the publication's name.
 SIZES: dict[str, dict[str, Any]] = {
@@ -139,6 +144,9 @@ class MetaSpikeFormer(nn.Module):
             {"num_chs": widths[stage], "reduction": reduction, "module": f"stages.{stage}"}
             for stage, reduction in zip(self.feature_stages, config.reductions, strict=True)
         ]
+        # What timm knows of its own models, so that it can save ours and build them again.
+        self.pretrained_cfg = self.default_cfg = _record_for_timm(config)
+        self._model_args = config.to_dict()
 
     @staticmethod
     def _make_head(config: ModelConfig) -> nn.Module:
@@ -150,6 +158,11 @@ class MetaSpikeFormer(nn.Module):
     def num_classes(self) -> int:
         """Classes of the head; 0 where there is none."""
         return self.config.num_classes
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of an image, as timm calls them."""
+        return self.config.in_channels
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes), the mean over time steps; without a head, features (B, C)."""
@@ -286,15 +299,31 @@ class MetaSpikeFormer(nn.Module):
 
 
 def create_model(name: str = "metaspikeformer_15m", **fields: Any) -> MetaSpikeFormer:
-    """A model of a named size; `fields` are those of `ModelConfig` and replace the size's."""
+    """A model of a named size; `fields` are those of `ModelConfig` and replace the size's.
+
+    `in_chans` is timm's name for `in_channels`. What a neuron decides need not be given:
+    neuron="lif" has one level, "relu" and "gelu" have softmax attention.
+    """
     return MetaSpikeFormer(model_config(name, **fields))
 
 
 def model_config(name: str = "metaspikeformer_15m", **fields: Any) -> ModelConfig:
-    """The configuration of a named size, with `fields` of `ModelConfig` replaced."""
+    """The configuration of a named size, with `fields` as `create_model` takes them."""
     if name not in SIZES:
         raise UserError(f"unknown model {name!r}: choose from {', '.join(SIZES)}")
-    return ModelConfig(**{**SIZES[name], **fields})
+    return ModelConfig(**completed({**SIZES[name], **_with_our_names(fields)}))
+
+
+def _with_our_names(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """`in_chans` renamed to `in_channels`; a `UserError` where both are given and differ."""
+    ours = dict(fields)
+    if "in_chans" in ours:
+        channels = ours.pop("in_chans")
+        if ours.setdefault("in_channels", channels) != channels:
+            raise UserError(
+                f"in_chans={channels} and in_channels={ours['in_channels']}: give one of the two"
+            )
+    return ours
 
 
 # timm's record of each model: there are no weights to download, only input and layer names.
@@ -316,32 +345,46 @@ default_cfgs = generate_default_cfgs(
 
 
 def _build_for_timm(cfg: dict[str, Any], **kwargs: Any) -> MetaSpikeFormer:
-    """timm's keyword arguments to a model: `in_chans` is its name for our `in_channels`.
+    """A model from timm's keyword arguments.
 
     Values of timm's that ask for what the model does anyway are accepted, all others refused.
+    timm.create_model drops arguments that are None; "none" stands for them.
     """
-    fields = {**cfg, **kwargs}
-    if "in_chans" in fields:
-        fields["in_channels"] = fields.pop("in_chans")
+    fields = _with_our_names({**cfg, **kwargs})
     if fields.pop("drop_rate", 0) != 0:
         raise ValueError("drop_rate: this model has no dropout; use drop_path_rate")
     if fields.pop("global_pool", "avg") != "avg":
         raise ValueError("global_pool: only 'avg' is available")
     if "img_size" in fields:
         raise ValueError("img_size: this model takes images of any size; leave it out")
-    unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(ModelConfig)})
+    kinds = get_type_hints(ModelConfig)
+    unknown = sorted(set(fields) - set(kinds))
     if unknown:
         raise TypeError(f"unknown model arguments: {', '.join(unknown)}")
-    return MetaSpikeFormer(ModelConfig(**fields))
+    fields = {name: none_word(kinds[name], value) for name, value in fields.items()}
+    return MetaSpikeFormer(ModelConfig(**completed(fields)))
+
+
+def _record_for_timm(config: ModelConfig) -> dict[str, Any]:
+    """timm's record of a model: under the name of its size, or of any where it has none."""
+    shape = (config.dims, config.depth)
+    fits = [n for n, s in SIZES.items() if (s["dims"], s.get("depth", ModelConfig.depth)) == shape]
+    record = get_pretrained_cfg(fits[0] if fits else next(iter(SIZES)))
+    assert record is not None
+    return dict(record.to_dict())
 
 
 def _register(name: str, size: dict[str, Any]) -> None:
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        if pretrained:
+        if pretrained and not (
+            kwargs.get("pretrained_cfg") or kwargs.get("pretrained_cfg_overlay")
+        ):
             raise UserError(
                 f"{name} has no weights to download: load a checkpoint with qsdformer.load, "
                 "or a published one with qsdformer.import_reference"
             )
+        if "in_channels" in kwargs:  # before timm adds a default under its own name
+            kwargs["in_chans"] = _with_our_names(kwargs).pop("in_channels")
         return build_model_with_cfg(
             _build_for_timm,
             name,

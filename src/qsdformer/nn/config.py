@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -16,6 +17,17 @@ Surrogate = Literal["exp", "rect"]
 
 ANN_NEURONS = ("relu", "gelu")
 MIN_BITS, MAX_BITS = 2, 8
+MAX_LEVELS = 127  # of an artifact's neuron; up to here counts are exact in half precision as well
+
+# What the counterpart ANN of any network has.
+ANN_FIELDS: dict[str, Any] = {
+    "attention": "softmax",
+    "weight_bits": None,
+    "stem_bits": None,
+    "head_bits": None,
+    "time_steps": 1,
+    "fully_spiking": False,
+}
 
 # Fields by the kind of number they hold.
 WHOLE = (
@@ -44,7 +56,7 @@ class ModelConfig:
     """Configuration of a Meta-SpikeFormer and of its counterpart ANN.
 
     Bits are per weight, 2 to 8, or None for full precision. `levels` is D, the largest spike
-    count; `time_steps` is T. A spiking network needs T·D binary time steps at inference.
+    count, up to 127; `time_steps` is T. A spiking network needs T·D binary time steps at inference.
     """
 
     # Shape of the network.
@@ -88,8 +100,10 @@ class ModelConfig:
         object.__setattr__(self, "dims", tuple(self.dims))
         self._check_choices()
         require(self, "num_classes", self.num_classes >= 0, "0 (no head) or more")
-        for name in ("in_channels", "heads", "stem_kernel", "levels", "time_steps"):
+        for name in ("in_channels", "heads", "stem_kernel", "time_steps"):
             require(self, name, getattr(self, name) >= 1, "a whole number, at least 1")
+        allowed = f"1 to {MAX_LEVELS} (a model with more could not be exported)"
+        require(self, "levels", 1 <= self.levels <= MAX_LEVELS, allowed)
         require(self, "dims", min(self.dims) >= 2, "four widths >= 2")
         require(self, "dims", self.dims[0] % 2 == 0, "an even first width (the stem has half)")
         require(self, "depth", self.depth >= 2, "at least 2 (stages 3 and 4 share the blocks)")
@@ -170,15 +184,7 @@ class ModelConfig:
 
     def ann(self, neuron: Neuron = "relu") -> ModelConfig:
         """The counterpart ANN: same topology, real-valued neurons, fp32 weights, softmax."""
-        return self.replace(
-            neuron=neuron,
-            attention="softmax",
-            weight_bits=None,
-            stem_bits=None,
-            head_bits=None,
-            time_steps=1,
-            fully_spiking=False,
-        )
+        return self.replace(neuron=neuron, **ANN_FIELDS)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as stored in checkpoints."""
@@ -191,6 +197,21 @@ class ModelConfig:
         if unknown:
             raise ValueError(f"unknown model configuration fields: {', '.join(unknown)}")
         return cls(**values)
+
+
+def decided_by(neuron: Any) -> dict[str, Any]:
+    """The fields that a neuron leaves no choice about."""
+    if neuron == "lif":
+        return {"levels": 1}
+    return {"attention": "softmax"} if neuron in ANN_NEURONS else {}
+
+
+def completed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `ModelConfig` with those added that the given neuron decides.
+
+    What is given stays as it is, so that a contradiction is still an error of the configuration.
+    """
+    return {**decided_by(fields.get("neuron")), **fields}
 
 
 def _is_whole(value: Any) -> bool:

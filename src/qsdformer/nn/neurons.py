@@ -26,8 +26,13 @@ SIGMOID_STEEPNESS = 4.0
 
 
 def spike_count(u: Tensor, levels: int) -> Tensor:
-    """Spike counts floor(clip(D*u, 0, D) + 1/2), as floats holding integers in 0..D."""
-    return torch.mul(u, levels).clamp_(0, levels).add_(0.5).floor_()
+    """Spike counts floor(clip(D*u, 0, D) + 1/2), as floats holding integers in 0..D.
+
+    Computed in float32 or wider, so that the counts of half-precision potentials are those of
+    their values; up to `MAX_LEVELS` every count is a number of bfloat16 too.
+    """
+    wide = u.to(torch.promote_types(u.dtype, torch.float32))
+    return torch.mul(wide, levels).clamp_(0, levels).add_(0.5).floor_().to(u.dtype)
 
 
 def counts_to_spikes(counts: Tensor, levels: int) -> Tensor:

@@ -19,7 +19,13 @@ import yaml
 
 from qsdformer.data import DataConfig, DataInfo
 from qsdformer.errors import UserError, require
-from qsdformer.nn.config import ModelConfig
+from qsdformer.nn.config import (
+    ANN_FIELDS,
+    ANN_NEURONS,
+    ModelConfig,
+    completed,
+    decided_by,
+)
 from qsdformer.parsing import (
     Section,
     load_yaml,
@@ -125,9 +131,8 @@ class ModelRecipe:
         values = {**SIZES[self.name], **self.fields}
         values |= {"in_channels": in_channels, "num_classes": num_classes}
         if self.ann:
-            values |= {"neuron": values.get("neuron", "relu"), "attention": "softmax"}
-            values["fully_spiking"] = False
-        config = parse_section(ModelConfig, "model", values)
+            values = {"neuron": "relu", **values, **ANN_FIELDS}
+        config = parse_section(ModelConfig, "model", completed(values))
         return config.ann(config.neuron) if self.ann else config
 
     def to_dict(self) -> dict[str, Any]:
@@ -254,7 +259,7 @@ def recipe_values(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     values = {"output": f"runs/{stem}", **values}
     base = values.pop(BASE, None)
     if base is None:
-        return values
+        return _merged({}, values)
     base = parse_value(f"recipe {name}: {BASE}", str, base)
     chain = (*above, name)
     if base in chain:
@@ -265,22 +270,57 @@ def recipe_values(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """`base` with the keys of `own` in their place, section by section."""
     both = {k for k, v in own.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
-    return {**base, **own, **{k: {**base[k], **own[k]} for k in both}}
+    merged = {**base, **own, **{k: {**base[k], **own[k]} for k in both}}
+    if isinstance(own.get("model"), dict):
+        merged["model"] = _merged_model(base["model"] if "model" in both else {}, own["model"])
+    return merged
+
+
+def _merged_model(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """As `_merged`, for the model section, where one key can decide others.
+
+    Another neuron takes the keys along that the one before decided, or that it decides itself.
+    The counterpart ANN overrules what it is built on, but a key given beside it or on top of it
+    must not contradict it: it would be ignored.
+    """
+    if own.get("neuron", base.get("neuron")) != base.get("neuron"):
+        stale = {**decided_by(base.get("neuron")), **decided_by(own["neuron"])}
+        base = {key: value for key, value in base.items() if key not in stale}
+    merged = {**base, **own}
+    if merged.get("ann") is True:
+        for key in _not_of_an_ann(own):
+            raise UserError(
+                f"model.{key}={own[key]!r} with model.ann=True: the counterpart ANN has "
+                "real-valued neurons, softmax and full precision; leave out one of the two"
+            )
+    return merged
+
+
+def _not_of_an_ann(fields: Mapping[str, Any]) -> list[str]:
+    """The keys of a model section that the counterpart ANN overrules."""
+    kinds = get_type_hints(ModelConfig)
+    overruled = [
+        key
+        for key, value in ANN_FIELDS.items()
+        if key in fields and none_word(kinds[key], fields[key]) != value
+    ]
+    spiking = "neuron" in fields and fields["neuron"] not in ANN_NEURONS
+    return [*overruled, "neuron"] if spiking else overruled
 
 
 def with_keys(values: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
     """A recipe's plain values with some keys, full paths or unique leaves, set to YAML values."""
-    changed = dict(values)
+    own: dict[str, Any] = {}
     for key, text in keys.items():
         section, _, leaf = resolve_key(key).path.rpartition(".")
         value = load_yaml(text, f"the value of --{key}, {text!r},")
         if section:
-            inner = changed.get(section)
-            inner = require_mapping(section, {} if inner is None else inner)
-            changed[section] = {**inner, leaf: value}
+            there = values.get(section)
+            require_mapping(section, {} if there is None else there)
+            own.setdefault(section, {})[leaf] = value
         else:
-            changed[leaf] = value
-    return changed
+            own[leaf] = value
+    return _merged(dict(values), own)
 
 
 def parse_recipe(values: Mapping[str, Any]) -> Recipe:
@@ -325,10 +365,12 @@ def _parse_model(section: Any) -> ModelRecipe:
     allowed = [*own, *(f.name for f in dataclasses.fields(ModelConfig) if f.name not in FROM_DATA)]
     refuse_unknown("model.", values, allowed)
     hints = get_type_hints(ModelConfig)
+    ann = parse_value("model.ann", bool, values.get("ann", False))
+    left_out = (*own, *(_not_of_an_ann(values) if ann else ()))
     return ModelRecipe(
         name=parse_value("model.name", str, values.get("name", ModelRecipe.name)),
-        ann=parse_value("model.ann", bool, values.get("ann", False)),
-        fields={k: none_word(hints[k], v) for k, v in values.items() if k not in own},
+        ann=ann,
+        fields={k: none_word(hints[k], v) for k, v in values.items() if k not in left_out},
     )
 
 
