@@ -19,6 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from qsdformer.data import DataInfo
 from qsdformer.models.checkpoint import KEY, header
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.nn.exact import exact_float32
 from qsdformer.recipes.recipe import Recipe, TrainConfig
 from qsdformer.tasks.activity import ActivityPenalty
 
@@ -47,12 +48,22 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
+def can_fuse(config: TrainConfig, precision: str) -> bool:
+    """Whether AdamW may be the fused one in Lightning's `precision`.
+
+    The fused one takes gradients that a scaler has not yet unscaled. Lightning therefore refuses
+    to clip them under any mixed precision, also under bfloat16, which has no scaler.
+    """
+    return config.clip_grad is None or "mixed" not in precision
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig, precision: str = "32-true") -> Optimizer:
     """AdamW, or LAMB as published with the paper (timm's, with trust_clip)."""
     groups = parameter_groups(model, config.weight_decay)
     if config.optimizer == "lamb":
         return Lamb(groups, lr=config.peak_lr, betas=config.betas, trust_clip=True)
-    return AdamW(groups, lr=config.peak_lr, betas=config.betas, fused=True)
+    fused = can_fuse(config, precision)
+    return AdamW(groups, lr=config.peak_lr, betas=config.betas, fused=fused)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -82,6 +93,7 @@ class Classification(LightningModule):
         if decay is not None:
             warmup = self.train_config.ema_warmup
             self.ema = ModelEmaV3(self.model, decay=decay, use_warmup=warmup)
+            self.ema.requires_grad_(False)  # DDP waits for every gradient that may come
         if self.train_config.compile:
             self.model.compile()  # in place, so that names in the state dict stay as they are
         self.penalty: ActivityPenalty | None = None
@@ -104,7 +116,15 @@ class Classification(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """The optimiser; its learning rate is set before each step."""
-        return make_optimizer(self.model, self.train_config)
+        return make_optimizer(self.model, self.train_config, str(self.trainer.precision))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep this run's kind of AdamW: the saved one follows the clipping of an earlier run."""
+        fused = can_fuse(self.train_config, str(self.trainer.precision))
+        for state in checkpoint.get("optimizer_states", ()):
+            for group in state["param_groups"]:
+                if "fused" in group:
+                    group["fused"] = fused
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set this step's learning rate and seed, both functions of the step number alone."""
@@ -163,9 +183,10 @@ class Classification(LightningModule):
                 torch.distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Collect loss and accuracy."""
+        """Collect loss and accuracy, of full float32 whatever the training's precision."""
         images, labels = batch
-        logits = self.evaluated.forward(self._laid_out(images)).float()
+        with exact_float32(self.device):
+            logits = self.evaluated.forward(self._laid_out(images))
         self.val_loss.update(F.cross_entropy(logits, labels, reduction="none"))
         self.top1.update(logits, labels)
         self.top5.update(logits, labels)
