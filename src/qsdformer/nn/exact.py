@@ -9,11 +9,8 @@ from typing import Any
 import torch
 
 # Where CUDA may round float32 operands to TF32 (10 bits of mantissa); convolutions do by default.
-TF32_SWITCHES: tuple[Any, ...] = (
-    torch.backends.cuda.matmul,
-    torch.backends.cudnn.conv,
-    torch.backends.cudnn.rnn,
-)
+_cudnn: Any = torch.backends.cudnn
+TF32_SWITCHES: tuple[Any, ...] = (torch.backends.cuda.matmul, _cudnn.conv, _cudnn.rnn)
 
 
 @contextlib.contextmanager

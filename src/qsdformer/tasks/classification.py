@@ -143,16 +143,15 @@ class Classification(LightningModule):
             self.penalty.clear()  # of what validation passed through the model
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Loss and accuracy of images (B, C, H, W) with labels (B,)."""
+        """Loss, accuracy and the extra losses of images (B, C, H, W) with labels (B,)."""
         images, labels = batch
         logits = self.model(self._laid_out(images))
         smoothing = self.train_config.label_smoothing
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
         accuracy = (logits.detach().argmax(1) == labels).float().mean()
         extra = self.extra_losses(images, logits)
-        for name, value in extra.items():
-            self.log(f"train_{name}", value.detach(), on_step=False, on_epoch=True)
-        return {"loss": sum(extra.values(), loss), "accuracy": accuracy}
+        noted = {name: value.detach() for name, value in extra.items()}
+        return {"loss": sum(extra.values(), loss), "accuracy": accuracy, **noted}
 
     def extra_losses(self, images: Tensor, logits: Tensor) -> dict[str, Tensor]:
         """What is added to the cross entropy, by name, weighted; the model has just seen `images`.
@@ -171,10 +170,14 @@ class Classification(LightningModule):
         if self.penalty is not None:
             self.penalty.close()
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Move the averaged weights; by now `global_step` counts the step just made."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Make the step and move the averaged weights, which a checkpoint in mid-epoch holds too.
+
+        `global_step` does not count the step yet.
+        """
+        super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
-            self.ema.update(self.model, step=self.global_step)
+            self.ema.update(self.model, step=self.global_step + 1)
 
     def on_validation_epoch_start(self) -> None:
         """Evaluate the same norm statistics everywhere: those of process 0, which are saved."""
@@ -201,10 +204,13 @@ class Classification(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make Lightning's checkpoint one of ours."""
         accuracy = self.trainer.callback_metrics.get("val_accuracy")
+        progress: Any = self.trainer.fit_loop.epoch_progress.current
+        done = progress.processed  # whole epochs
+        in_epoch = progress.started > done
         extra = {
             "recipe": self.recipe.to_dict(),
-            "epoch": self.current_epoch + 1,
-            "val_accuracy": None if accuracy is None else float(accuracy),
+            "epoch": done,
+            "val_accuracy": None if accuracy is None or in_epoch else float(accuracy),
         }
         checkpoint[KEY] = header(self.model.config, self.info, extra)
 
