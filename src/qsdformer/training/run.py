@@ -86,6 +86,13 @@ def train(
     if first:
         check_folder(folder, resume=resume is not False, overwrite=overwrite)
     resume_path = _resume_path(folder, resume)
+    metrics = Metrics(folder / "metrics.csv", every=recipe.train.log_every)
+    saver = RunCheckpoints(folder, save_every=recipe.train.save_every)
+    guard = NonFiniteGuard(saver.last_path, every=recipe.train.log_every)
+    stop = StopOnSigterm(saver.last_path, console)
+    own = [guard, metrics, Report(console, metrics), saver, stop]
+    with _quiet_lightning():  # before anything is read or written: devices may be missing
+        trainer = make_trainer(recipe, [*own, *callbacks], console)
     data = DataModule(
         recipe.data,
         batch_size=recipe.train.batch_size,
@@ -99,16 +106,9 @@ def train(
         make_folder(folder, remove_old=overwrite and resume is False)
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         console.print(_heading(recipe, task.model, data), highlight=False, soft_wrap=True)
-    metrics = Metrics(folder / "metrics.csv", every=recipe.train.log_every)
-    saver = RunCheckpoints(folder, save_every=recipe.train.save_every)
-    guard = NonFiniteGuard(saver.last_path, every=recipe.train.log_every)
-    stop = StopOnSigterm(saver.last_path, console)
-    own = [guard, metrics, Report(console, metrics), saver, stop]
     advice = f"go on with --resume from {saver.last_path}, if there is one by now"
-    with _quiet_lightning(), _plain_interrupts():
-        trainer = make_trainer(recipe, [*own, *callbacks], console)
-        with FAMILY.training(advice), stop:
-            trainer.fit(task, datamodule=data, ckpt_path=resume_path, weights_only=True)
+    with _quiet_lightning(), _plain_interrupts(), FAMILY.training(advice), stop:
+        trainer.fit(task, datamodule=data, ckpt_path=resume_path, weights_only=True)
     result = TrainResult(
         best_accuracy=saver.best_accuracy,
         best_epoch=saver.best_epoch,
