@@ -55,7 +55,7 @@ def free_port() -> str:
 def slurm(rank: int, port: str = "1") -> dict[str, str]:
     """What srun sets in process `rank` of two on one machine."""
     values = {"JOB_ID": "1234", "JOB_NAME": "train", "NTASKS": "2", "PROCID": str(rank)}
-    values |= {"LOCALID": str(rank), "NODEID": "0", "NNODES": "1"}
+    values |= {"LOCALID": str(rank), "NODEID": "0", "NNODES": "1", "NTASKS_PER_NODE": "2"}
     names = {f"SLURM_{name}": value for name, value in values.items()}
     return {**names, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 
@@ -96,6 +96,7 @@ def commands() -> Iterator[list[Command]]:
             command.process.kill()
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_rank_under_slurm_ends_both_and_only_rank_0_writes_and_prints(
     tmp_path: Path, commands: list[Command]
 ) -> None:
@@ -112,6 +113,7 @@ def test_sigterm_to_one_rank_under_slurm_ends_both_and_only_rank_0_writes_and_pr
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_run_with_one_line(
     tmp_path: Path, commands: list[Command]
 ) -> None:
@@ -139,6 +141,9 @@ def test_the_rank_is_the_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert global_rank(config) == 1
     with pytest.raises(UserError, match=r"SLURM has started 2 processes, but .* is 1 x 1"):
         global_rank(TrainConfig())
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    with pytest.raises(UserError, match=r"cannot train under SLURM: .*--ntasks-per-node=2"):
+        global_rank(config)
 
 
 def test_the_rank_counts_machines_started_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from rich.console import Console
 
-from qsdformer.errors import UserError
+from qsdformer.errors import UserError, one_line
 from qsdformer.recipes.recipe import TrainConfig
 
 # How long processes wait for one another, at the start and in a step.
@@ -40,11 +40,17 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL",
 
 
 def environment() -> ClusterEnvironment:
-    """What starts the processes: torchrun, SLURM's srun, LSF, MPI, or we ourselves."""
+    """What starts the processes: torchrun, SLURM's srun, LSF, MPI, or we ourselves.
+
+    `UserError` for a SLURM job that Lightning cannot use.
+    """
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
     if SLURMEnvironment.detect():
-        return SLURMEnvironment(auto_requeue=False)  # SIGTERM saves; requeueing is the script's
+        try:
+            return SLURMEnvironment(auto_requeue=False)  # SIGTERM saves; the script requeues
+        except RuntimeError as error:
+            raise UserError(f"cannot train under SLURM: {one_line(error, None)}") from error
     for kind in (LSFEnvironment, MPIEnvironment):
         if kind.detect():
             return kind()
