@@ -36,7 +36,10 @@ FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command and exit: 0 done, 2 bad input, 130 interrupted, 1 a bug (with traceback)."""
+    """Run the command and exit.
+
+    0 done, 2 bad input, 130 interrupted, 143 ended by SIGTERM, 1 a bug (with traceback).
+    """
     sys.exit(run(arguments))
 
 

@@ -19,6 +19,7 @@ from qsdformer.analysis.information import QKV
 from qsdformer.errors import UserError
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.nn.attention import Attention
+from qsdformer.nn.exact import exact_float32
 from qsdformer.nn.neurons import SpikingNeuron
 from qsdformer.nn.taps import on_call, spiking_neurons
 
@@ -69,7 +70,8 @@ def measure(
         for name, neuron in neurons.items():
             stack.enter_context(on_call(neuron, meter.recorder(name, neuron)))
         for images, labels in batches:
-            logits = model(images.to(device))
+            with exact_float32(device):
+                logits = model(images.to(device))
             result.correct += int((logits.argmax(1).cpu() == labels).sum())
             result.images += len(labels)
             result.size = (images.shape[-2], images.shape[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -104,6 +105,7 @@ class DataModule(lightning.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             # Its own generator: worker seeds must not be drawn from the training's.
             generator=torch.Generator(),
+            worker_init_fn=_outlive_sigterm,
         )
 
 
@@ -145,6 +147,14 @@ def resume_at(sampler: TrainSampler, trainer: lightning.Trainer) -> None:
     if in_epoch and not finished:
         # Not `completed`: that still lacks the batch after which a checkpoint was made.
         sampler.skip_batches(batches.current.processed)
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """Leave SIGTERM to the training process, which still needs batches on its way to the end.
+
+    Batch systems signal every process; workers end with the one that they serve.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _already_a_batch(batch: Any) -> Any:

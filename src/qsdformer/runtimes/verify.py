@@ -18,6 +18,7 @@ from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.lowering import lower
 from qsdformer.graph.ops import Array
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.nn.exact import exact_float32
 from qsdformer.runtimes.executors import EXECUTORS, REFERENCE, Executor, Output, Run, to_pixels
 
 if TYPE_CHECKING:
@@ -138,7 +139,8 @@ def verify(
     for batch, labels in _batches(images):
         pixels = to_pixels(batch, graph.preprocessing)
         first = pixels[:1] if first is None else first
-        outputs = [tally.run(pixels, True) for tally in tallies]
+        with exact_float32(next(model.parameters()).device):
+            outputs = [tally.run(pixels, True) for tally in tallies]
         labelled = labels is not None
         for tally, output in zip(tallies, outputs, strict=True):
             tally.add(output, outputs[0], None if labels is None else labels.cpu().numpy())

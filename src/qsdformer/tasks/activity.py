@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qsdformer.errors import UserError, require
+from qsdformer.nn.exact import exact_float32
 from qsdformer.nn.neurons import SpikingNeuron
 from qsdformer.nn.taps import on_call, spiking_neurons
 from qsdformer.parsing import option
@@ -149,7 +150,8 @@ def measure_activity(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, d
         for name, neuron in neurons.items():
             stack.enter_context(on_call(neuron, recorder(name)))
         for images in batches:
-            model(images.to(device))
+            with exact_float32(device):
+                model(images.to(device))
     if not all(rows.values()):
         raise UserError("no images to measure spikes on: the data set is empty")
     return {

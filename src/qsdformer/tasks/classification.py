@@ -19,6 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from qsdformer.data import DataInfo
 from qsdformer.models.checkpoint import KEY, header
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.nn.exact import exact_float32
 from qsdformer.recipes.recipe import Recipe, TrainConfig
 from qsdformer.tasks.activity import ActivityPenalty
 
@@ -47,12 +48,22 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
+def can_fuse(config: TrainConfig, precision: str) -> bool:
+    """Whether AdamW may be the fused one in Lightning's `precision`.
+
+    The fused one takes gradients that a scaler has not yet unscaled. Lightning therefore refuses
+    to clip them under any mixed precision, also under bfloat16, which has no scaler.
+    """
+    return config.clip_grad is None or "mixed" not in precision
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig, precision: str = "32-true") -> Optimizer:
     """AdamW, or LAMB as published with the paper (timm's, with trust_clip)."""
     groups = parameter_groups(model, config.weight_decay)
     if config.optimizer == "lamb":
         return Lamb(groups, lr=config.peak_lr, betas=config.betas, trust_clip=True)
-    return AdamW(groups, lr=config.peak_lr, betas=config.betas, fused=True)
+    fused = can_fuse(config, precision)
+    return AdamW(groups, lr=config.peak_lr, betas=config.betas, fused=fused)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -82,6 +93,7 @@ class Classification(LightningModule):
         if decay is not None:
             warmup = self.train_config.ema_warmup
             self.ema = ModelEmaV3(self.model, decay=decay, use_warmup=warmup)
+            self.ema.requires_grad_(False)  # DDP waits for every gradient that may come
         if self.train_config.compile:
             self.model.compile()  # in place, so that names in the state dict stay as they are
         self.penalty: ActivityPenalty | None = None
@@ -104,7 +116,15 @@ class Classification(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """The optimiser; its learning rate is set before each step."""
-        return make_optimizer(self.model, self.train_config)
+        return make_optimizer(self.model, self.train_config, str(self.trainer.precision))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep this run's kind of AdamW: the saved one follows the clipping of an earlier run."""
+        fused = can_fuse(self.train_config, str(self.trainer.precision))
+        for state in checkpoint.get("optimizer_states", ()):
+            for group in state["param_groups"]:
+                if "fused" in group:
+                    group["fused"] = fused
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set this step's learning rate and seed, both functions of the step number alone."""
@@ -123,16 +143,15 @@ class Classification(LightningModule):
             self.penalty.clear()  # of what validation passed through the model
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Loss and accuracy of images (B, C, H, W) with labels (B,)."""
+        """Loss, accuracy and the extra losses of images (B, C, H, W) with labels (B,)."""
         images, labels = batch
         logits = self.model(self._laid_out(images))
         smoothing = self.train_config.label_smoothing
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
         accuracy = (logits.detach().argmax(1) == labels).float().mean()
         extra = self.extra_losses(images, logits)
-        for name, value in extra.items():
-            self.log(f"train_{name}", value.detach(), on_step=False, on_epoch=True)
-        return {"loss": sum(extra.values(), loss), "accuracy": accuracy}
+        noted = {name: value.detach() for name, value in extra.items()}
+        return {"loss": sum(extra.values(), loss), "accuracy": accuracy, **noted}
 
     def extra_losses(self, images: Tensor, logits: Tensor) -> dict[str, Tensor]:
         """What is added to the cross entropy, by name, weighted; the model has just seen `images`.
@@ -151,10 +170,14 @@ class Classification(LightningModule):
         if self.penalty is not None:
             self.penalty.close()
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Move the averaged weights; by now `global_step` counts the step just made."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Make the step and move the averaged weights, which a checkpoint in mid-epoch holds too.
+
+        `global_step` does not count the step yet.
+        """
+        super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
-            self.ema.update(self.model, step=self.global_step)
+            self.ema.update(self.model, step=self.global_step + 1)
 
     def on_validation_epoch_start(self) -> None:
         """Evaluate the same norm statistics everywhere: those of process 0, which are saved."""
@@ -163,9 +186,10 @@ class Classification(LightningModule):
                 torch.distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Collect loss and accuracy."""
+        """Collect loss and accuracy, of full float32 whatever the training's precision."""
         images, labels = batch
-        logits = self.evaluated.forward(self._laid_out(images)).float()
+        with exact_float32(self.device):
+            logits = self.evaluated.forward(self._laid_out(images))
         self.val_loss.update(F.cross_entropy(logits, labels, reduction="none"))
         self.top1.update(logits, labels)
         self.top5.update(logits, labels)
@@ -180,10 +204,13 @@ class Classification(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make Lightning's checkpoint one of ours."""
         accuracy = self.trainer.callback_metrics.get("val_accuracy")
+        progress: Any = self.trainer.fit_loop.epoch_progress.current
+        done = progress.processed  # whole epochs
+        in_epoch = progress.started > done
         extra = {
             "recipe": self.recipe.to_dict(),
-            "epoch": self.current_epoch + 1,
-            "val_accuracy": None if accuracy is None else float(accuracy),
+            "epoch": done,
+            "val_accuracy": None if accuracy is None or in_epoch else float(accuracy),
         }
         checkpoint[KEY] = header(self.model.config, self.info, extra)
 

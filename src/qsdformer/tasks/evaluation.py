@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qsdformer.data import DataInfo
 from qsdformer.errors import UserError
+from qsdformer.nn.exact import exact_float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +28,16 @@ class Evaluation:
 def evaluate(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
 ) -> Evaluation:
-    """Top-1 and top-5 accuracy of `model`, put in eval mode, over (images, labels) batches."""
+    """Top-1 and top-5 accuracy of `model`, put in eval mode, over (images, labels) batches.
+
+    In full float32, so that a checkpoint's accuracy is the same on every device.
+    """
     model.eval().to(device)
     top1 = top5 = images = 0
     begin = time.perf_counter()
     for batch, labels in batches:
-        logits = model(batch.to(device))
+        with exact_float32(device):
+            logits = model(batch.to(device))
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu()
         hits = best == labels[:, None]
         top1 += int(hits[:, 0].sum())
@@ -76,7 +81,8 @@ def top_classes(
     model: nn.Module, images: Tensor, names: tuple[str, ...], count: int
 ) -> list[list[tuple[str, float]]]:
     """The `count` likeliest classes of each image (B, C, H, W), with probabilities, best first."""
-    probabilities = model(images).softmax(dim=1)
+    with exact_float32(images.device):
+        probabilities = model(images).softmax(dim=1)
     values, indices = probabilities.topk(min(count, len(names)), dim=1)
     return [
         [(names[i], p) for i, p in zip(row_i, row_p, strict=True)]

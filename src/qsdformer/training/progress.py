@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,44 @@ class MetricsFile:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
 
 
+class Sums:
+    """Sums over steps of what a training step returns, name by name, each with its own count."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}  # (2,): sum, count
+
+    def add(self, outputs: Mapping[str, Tensor]) -> None:
+        """Add a step's scalars, without waiting for their device."""
+        for name, value in outputs.items():
+            one = torch.stack((value.detach().float(), torch.ones_like(value, dtype=torch.float)))
+            before = self._sums.get(name)
+            self._sums[name] = one if before is None else before + one
+
+    def means(self, trainer: Trainer | None = None) -> dict[str, float]:
+        """The mean of each as train_NAME; over all processes of `trainer`, if it is given."""
+        names = sorted(self._sums)
+        if not names:
+            return {}
+        table = torch.stack([self._sums[name] for name in names])  # (names, 2)
+        if trainer is not None:
+            table = trainer.strategy.reduce(table, reduce_op="sum")
+        values = (table[:, 0] / table[:, 1]).tolist()
+        return {f"train_{name}": value for name, value in zip(names, values, strict=True)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The sums, on the CPU."""
+        return {name: value.cpu() for name, value in self._sums.items()}
+
+    def load(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Go on from saved sums."""
+        self._sums = {name: value.to(device) for name, value in state.items()}
+
+
 class Metrics(Callback):
     """Averages training metrics and writes them, with the validation's, to CSV and TensorBoard.
 
-    Step rows are those of process 0 since the last such row; epoch rows are over all processes.
+    Step rows are those of process 0 since the last such row; epoch rows are over all processes
+    (after a resume in mid-epoch, the steps before it count with process 0's values).
     `latest` is the last epoch's row.
     """
 
@@ -78,34 +113,44 @@ class Metrics(Callback):
         self.file = MetricsFile(path)
         self.every = every
         self.latest: dict[str, Any] = {}
+        self._epoch, self._recent = Sums(), Sums()
+        self._saved: dict[str, dict[str, Tensor]] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages of a half-finished epoch."""
+        return {"epoch": self._epoch.state_dict(), "recent": self._recent.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from them when training starts."""
+        self._saved = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the file."""
+        """Open the file; in mid-epoch, where no epoch starts, take up its averages."""
         if trainer.is_global_zero:
             self.file.start(trainer.global_step)
+        self._begin_epoch()
+        for name, sums in (("epoch", self._epoch), ("recent", self._recent)):
+            sums.load(self._saved.get(name, {}), pl_module.device)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start this epoch's averages."""
-        self._epoch = torch.zeros(2, device=pl_module.device)
-        self._steps = self._recent_steps = self._images = 0
-        self._recent = torch.zeros(2, device=pl_module.device)
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self._epoch, self._recent = Sums(), Sums()
+        self._images = 0
         self._begin = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add a step; write a row if one is due."""
-        values = torch.stack((outputs["loss"].detach().float(), outputs["accuracy"]))
-        self._epoch += values
-        self._recent += values
-        self._steps += 1
-        self._recent_steps += 1
+        self._epoch.add(outputs)
+        self._recent.add({name: outputs[name] for name in ("loss", "accuracy")})
         self._images += len(batch[1]) * trainer.world_size
         if trainer.global_step % self.every == 0:
-            loss, accuracy = (self._recent / self._recent_steps).tolist()
-            self._recent.zero_()
-            self._recent_steps = 0
-            self._record(trainer, {"train_loss": loss, "train_accuracy": accuracy})
+            self._record(trainer, self._recent.means())
+            self._recent = Sums()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the epoch's clock: images per second are those of training."""
@@ -115,9 +160,7 @@ class Metrics(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the epoch's row."""
-        mean: Tensor = trainer.strategy.reduce(self._epoch / self._steps, reduce_op="mean")
-        loss, accuracy = mean.tolist()
-        row = {"train_loss": loss, "train_accuracy": accuracy}
+        row = self._epoch.means(trainer)
         row |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         row["images_per_second"] = self._images / self._seconds
         self.latest = self._record(trainer, row)
@@ -145,7 +188,17 @@ class Report(Callback):
         self._task = TaskID(0)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A new bar for the epoch."""
+        """A new bar for the epoch, before its first batch is loaded."""
+        self._open(trainer, done=0)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """A bar for the rest of an epoch that is resumed, and so does not start."""
+        if self._bar is None:
+            self._open(trainer, done=batch_idx)
+
+    def _open(self, trainer: Trainer, done: int) -> None:
         self._images, self._since = 0, time.perf_counter()
         if not (self.console.is_terminal and trainer.is_global_zero):
             return
@@ -162,7 +215,7 @@ class Report(Callback):
         self._task = self._bar.add_task(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
             total=int(trainer.num_training_batches),
-            completed=trainer.fit_loop.epoch_loop.batch_progress.current.completed,
+            completed=done,
             numbers="",
         )
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from qsdformer.data import DataInfo, DataModule
@@ -32,7 +33,15 @@ from qsdformer.training.checkpointing import (
     RunCheckpoints,
     SafeCheckpointIO,
 )
+from qsdformer.training.processes import (
+    FAMILY,
+    Processes,
+    check_processes,
+    environment,
+    global_rank,
+)
 from qsdformer.training.progress import Metrics, Report
+from qsdformer.training.stopping import StopOnSigterm
 
 TEACHER = "teacher"  # folder, in the student's, of a teacher that had to be trained
 # What a run writes, and all that --overwrite may remove.
@@ -64,14 +73,26 @@ def train(
     """Train as `recipe` says, into the folder `recipe.output`.
 
     `resume` is a checkpoint to go on from, or True for last.ckpt of the run folder. Raises
-    `UserError` for anything the user can put right, KeyboardInterrupt if interrupted.
+    `UserError` for anything the user can put right, KeyboardInterrupt if interrupted, and
+    SystemExit(143) after SIGTERM, with last.ckpt saved in mid-epoch.
     """
     begin, cpu_begin = time.perf_counter(), time.process_time()
     console = console or Console()
     folder = Path(recipe.output)
-    if not _is_worker():
+    check_processes(recipe.train, cuda=_on_cuda(recipe))
+    first = global_rank(recipe.train) == 0  # the one process that writes and prints
+    if not first:
+        console = Console(quiet=True)
+    if first:
         check_folder(folder, resume=resume is not False, overwrite=overwrite)
     resume_path = _resume_path(folder, resume)
+    metrics = Metrics(folder / "metrics.csv", every=recipe.train.log_every)
+    saver = RunCheckpoints(folder, save_every=recipe.train.save_every)
+    guard = NonFiniteGuard(saver.last_path, every=recipe.train.log_every)
+    stop = StopOnSigterm(saver.last_path, console)
+    own = [guard, metrics, Report(console, metrics), saver, stop]
+    with _quiet_lightning():  # before anything is read or written: devices may be missing
+        trainer = make_trainer(recipe, [*own, *callbacks], console)
     data = DataModule(
         recipe.data,
         batch_size=recipe.train.batch_size,
@@ -81,16 +102,12 @@ def train(
     task = _make_task(recipe, data.info, console, overwrite=overwrite)
     if resume_path is not None:
         _check_resume(resume_path, recipe, task, console)
-    if not _is_worker():
+    if first:
         make_folder(folder, remove_old=overwrite and resume is False)
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         console.print(_heading(recipe, task.model, data), highlight=False, soft_wrap=True)
-    metrics = Metrics(folder / "metrics.csv", every=recipe.train.log_every)
-    saver = RunCheckpoints(folder, save_every=recipe.train.save_every)
-    guard = NonFiniteGuard(saver.last_path, every=recipe.train.log_every)
-    own = [guard, metrics, Report(console, metrics), saver]
-    with _quiet_lightning(), _plain_interrupts():
-        trainer = make_trainer(recipe, [*own, *callbacks])
+    advice = f"go on with --resume from {saver.last_path}, if there is one by now"
+    with _quiet_lightning(), _plain_interrupts(), FAMILY.training(advice), stop:
         trainer.fit(task, datamodule=data, ckpt_path=resume_path, weights_only=True)
     result = TrainResult(
         best_accuracy=saver.best_accuracy,
@@ -102,7 +119,7 @@ def train(
         cpu_seconds=time.process_time() - cpu_begin,
         parameters=sum(p.numel() for p in task.model.parameters()),
     )
-    if trainer.is_global_zero:
+    if first:
         _finish(result, folder, console)
     return result
 
@@ -121,22 +138,24 @@ def _make_task(
     return Distillation(recipe, info, teacher)
 
 
-def make_trainer(recipe: Recipe, callbacks: list[Callback]) -> Trainer:
+def make_trainer(
+    recipe: Recipe, callbacks: list[Callback], console: Console | None = None
+) -> Trainer:
     """Lightning's trainer as the recipe wants it."""
     config = recipe.train
     processes = config.devices * config.num_nodes
     folder = Path(recipe.output)
     try:
-        return Trainer(
+        trainer = Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            strategy="ddp" if processes > 1 else "auto",
+            strategy=Processes(console or Console()) if processes > 1 else "auto",
             precision=_precision(recipe),
             max_epochs=config.epochs,
             gradient_clip_val=config.clip_grad,
             callbacks=callbacks,
-            plugins=[SafeCheckpointIO()],
+            plugins=[SafeCheckpointIO(), environment()],
             logger=TensorBoardLogger(folder, name="tensorboard", version=""),
             use_distributed_sampler=False,  # the data module's samplers split by process
             num_sanity_val_steps=0,
@@ -145,11 +164,15 @@ def make_trainer(recipe: Recipe, callbacks: list[Callback]) -> Trainer:
             enable_checkpointing=True,
             default_root_dir=folder,
         )
-    except (RuntimeError, ValueError) as error:
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
         reason = one_line(error, None)
         raise UserError(f"cannot train with these devices: {reason}") from error
     except OSError as error:
         raise _cannot_use(folder, error) from error
+
+    # Its handler of SIGTERM sends to other processes in mid-step; `StopOnSigterm` has its own.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -201,17 +224,17 @@ def _check_resume(path: Path, recipe: Recipe, task: Classification, console: Con
     if "optimizer_states" not in content:
         raise UserError(f"cannot resume from {path}: it has weights only, no training state")
     old = saved["extra"].get("recipe", {})
-    if content.get("epoch", 0) + 1 >= recipe.train.epochs:
+    done = saved["extra"].get("epoch", 0)
+    if done >= recipe.train.epochs:
         raise UserError(
-            f"nothing to resume: {path} has been trained for {content['epoch'] + 1} of "
-            f"{recipe.train.epochs} epochs"
+            f"nothing to resume: {path} has been trained for {done} of {recipe.train.epochs} epochs"
         )
     if (old.get("train", {}).get("ema") is None) != (recipe.train.ema is None):
         raise UserError(f"cannot resume from {path}: train.ema was {old['train']['ema']} there")
     if old.get("train", {}).get("optimizer") != recipe.train.optimizer:
         raise UserError(f"cannot resume from {path}: it was trained with another optimizer")
     for key, before, now in _changes(old, recipe.to_dict()):
-        if key != "output" and not _is_worker():
+        if key != "output":
             console.print(
                 f"note: {key} was {before} in {path}, and is {now} now",
                 highlight=False,
@@ -230,9 +253,13 @@ def _changes(
             yield prefix + key, before, now
 
 
+def _on_cuda(recipe: Recipe) -> bool:
+    return CUDAAccelerator.is_available() and recipe.train.accelerator != "cpu"
+
+
 def _precision(recipe: Recipe) -> Any:
     wanted = recipe.train.precision
-    cuda = torch.cuda.is_available() and recipe.train.accelerator != "cpu"
+    cuda = _on_cuda(recipe)
     if wanted == "auto":
         return "bf16-mixed" if cuda else "32-true"
     if wanted == "16-mixed" and not cuda:
@@ -261,11 +288,6 @@ def _finish(result: TrainResult, folder: Path, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _is_worker() -> bool:
-    """Whether this process was started for a rank other than 0."""
-    return any(int(os.environ.get(n, 0)) > 0 for n in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
 @contextmanager

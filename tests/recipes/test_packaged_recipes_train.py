@@ -1,0 +1,168 @@
+"""Every packaged recipe makes three steps: its own optimiser, precision, averaging and processes.
+
+Only widths, image sizes, the number of images and of processes (at most two, on gloo) are smaller
+than in the recipe, and `precision: auto` is bfloat16 autocast, what it means on CUDA.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+import qsdformer
+from qsdformer.models.checkpoint import load
+from qsdformer.recipes import packaged_recipes
+from qsdformer.recipes.recipe import Recipe, load_recipe
+from qsdformer.training import train
+
+BATCH, STEPS = 4, 3
+IMAGES = 2 * BATCH * STEPS  # enough for two processes
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    header = bytes((0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape)
+    path.write_bytes(gzip.compress(header + values.astype(np.uint8).tobytes()))
+
+
+def fashion_mnist(root: Path) -> None:
+    """The four IDX files, of noise."""
+    noise = np.random.default_rng(0)
+    for split in ("train", "t10k"):
+        images = noise.integers(0, 256, (IMAGES, 28, 28))
+        write_idx(root / f"{split}-images-idx3-ubyte.gz", images)
+        write_idx(root / f"{split}-labels-idx1-ubyte.gz", np.arange(IMAGES) % 10)
+
+
+def image_folder(root: Path) -> None:
+    """JPEG files of two classes, of noise."""
+    noise = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for index in range(IMAGES):
+            folder = root / split / ("cat", "dog")[index % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = noise.integers(0, 256, (48, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{index}.jpg")
+
+
+# How the files of each data source are made, if it needs any; the size of images to train on.
+MAKERS: dict[str, tuple[Callable[[Path], None] | None, int]] = {
+    "digits": (None, 16),
+    "fashion_mnist": (fashion_mnist, 16),
+    "image_folder": (image_folder, 32),
+}
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path | None]:
+    """Makes the files of a data source once."""
+    made: dict[str, Path] = {}
+
+    def root(source: str) -> Path | None:
+        maker = MAKERS[source][0]
+        if maker is not None and source not in made:
+            made[source] = tmp_path_factory.mktemp(source)
+            maker(made[source])
+        return made.get(source)
+
+    return root
+
+
+def narrow(recipe: Recipe) -> dict[str, str]:
+    """Keys that make a recipe's network narrow and leave its kind as it is."""
+    return {"model.dims": "[4, 6, 8, 8]", "model.depth": "2", "model.heads": "2"}
+
+
+def shrunk(name: str, output: Path, root: Callable[[str], Path | None]) -> dict[str, str]:
+    """The keys that make recipe `name` small."""
+    recipe = load_recipe(name)
+    assert recipe.data.name in MAKERS, (
+        f"recipe {name} trains on {recipe.data.name}: add a maker of its files to MAKERS"
+    )
+    keys = {
+        **narrow(recipe),
+        "data.image_size": str(MAKERS[recipe.data.name][1]),
+        "data.train_limit": str(BATCH * STEPS * min(2, recipe.train.devices)),
+        "data.workers": str(min(1, recipe.data.workers)),
+        "train.devices": str(min(2, recipe.train.devices)),
+        "train.batch_size": str(BATCH),
+        "train.epochs": "1",
+        "train.log_every": "1",
+        "train.accelerator": "cpu",
+        "output": str(output),
+    }
+    if recipe.train.precision == "auto":
+        keys["train.precision"] = "bf16-mixed"
+    folder = root(recipe.data.name)
+    return keys if folder is None else {**keys, "data.root": str(folder)}
+
+
+def in_processes(name: str, keys: dict[str, str]) -> None:
+    """Train by the command, which starts the other processes."""
+    source = str(Path(qsdformer.__file__).parents[1])
+    command = [sys.executable, "-m", "qsdformer", "train", name]
+    command += [f"--{key}={value}" for key, value in keys.items()]
+    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def step_rows(folder: Path) -> list[dict[str, Any]]:
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if not row["val_accuracy"]]
+
+
+@pytest.mark.parametrize("name", packaged_recipes())
+def test_the_recipe_trains_three_steps_in_its_own_way(
+    name: str,
+    tmp_path: Path,
+    data_root: Callable[[str], Path | None],
+    small_teacher: Callable[[Recipe], str],
+) -> None:
+    keys = shrunk(name, tmp_path / "run", data_root)
+    recipe = load_recipe(name, keys)
+    if recipe.distill is not None:
+        keys["distill.teacher"] = small_teacher(recipe)
+        recipe = load_recipe(name, keys)
+    if recipe.train.devices > 1:
+        in_processes(name, keys)
+    else:
+        train(recipe, console=Console(quiet=True))
+    rows = step_rows(tmp_path / "run")
+    assert [int(row["step"]) for row in rows] == [1, 2, 3]
+    assert all(np.isfinite(float(row["train_loss"])) for row in rows)
+    content = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    averaged = any(key.startswith("ema.") for key in content["state_dict"])
+    assert averaged == (recipe.train.ema is not None)
+    for key, value in load(tmp_path / "run" / "last.ckpt").state_dict().items():
+        assert value.isfinite().all(), key
+
+
+@pytest.fixture
+def small_teacher(tmp_path: Path) -> Callable[[Recipe], str]:
+    """Writes the student's counterpart ANN, untrained, and gives the checkpoint's path."""
+
+    def write(recipe: Recipe) -> str:
+        from qsdformer.data import DataModule
+        from qsdformer.models.checkpoint import save_checkpoint
+        from qsdformer.models.metaspikeformer import MetaSpikeFormer
+        from qsdformer.training.teaching import counterpart
+
+        info = DataModule(recipe.data, batch_size=BATCH).info
+        path = tmp_path / "teacher.ckpt"
+        save_checkpoint(path, MetaSpikeFormer(counterpart(recipe).model_config(info)), info)
+        return str(path)
+
+    return write
