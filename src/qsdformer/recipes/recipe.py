@@ -242,6 +242,11 @@ def load_recipe(name: str, overrides: Mapping[str, str] | None = None) -> Recipe
     return parse_recipe(with_keys(recipe_values(name), overrides or {}))
 
 
+def names_recipe(name: str) -> bool:
+    """Whether a name is that of a packaged recipe or of a YAML file."""
+    return name in packaged_recipes() or name.endswith((".yaml", ".yml"))
+
+
 def recipe_values(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """The plain, unchecked values of a packaged recipe or a YAML file, with an output folder.
 

@@ -1,17 +1,14 @@
-"""Where a student's teacher comes from: loaded, or trained once into the student's run folder."""
+"""Where a student's teacher comes from: by which recipe it is trained, and how it is loaded."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
-from rich.console import Console
-
 from qsdformer.data import DataInfo
 from qsdformer.errors import UserError
-from qsdformer.recipes import packaged_recipes
-from qsdformer.recipes.recipe import ModelRecipe, Recipe, load_recipe
-from qsdformer.training.once import train_once
+from qsdformer.recipes.recipe import ModelRecipe, Recipe, load_recipe, names_recipe
+from qsdformer.tasks.fgd import DistillConfig
 from qsdformer.training.teachers import TIMM_PREFIX, Teacher, checkpoint_teacher, timm_teacher
 
 # The model fields that the counterpart ANN shares with the student; the rest is about spikes.
@@ -42,31 +39,39 @@ def counterpart(recipe: Recipe) -> Recipe:
     )
 
 
-def obtain_teacher(
-    recipe: Recipe, info: DataInfo, folder: Path, console: Console, *, overwrite: bool = False
-) -> Teacher:
-    """The teacher that `recipe.distill` names; one that must be trained is kept in `folder`.
+def teacher_recipe(recipe: Recipe, folder: Path) -> Recipe | None:
+    """The recipe by which a student's teacher has to be trained into `folder`, if it has to be.
 
-    Raises `UserError` for a teacher that is missing, unknown or not for images like `info`.
+    Raises `UserError` for a teacher that is missing or unknown.
     """
-    assert recipe.distill is not None
+    if recipe.distill is None:
+        return None
     config = recipe.distill
-    name = config.teacher
-    if name.startswith(TIMM_PREFIX):
-        model = name.removeprefix(TIMM_PREFIX)
-        return timm_teacher(model, info, config.features, config.teacher_weights)
-    if name == "ann":
+    if config.teacher == "ann":
         wanted = counterpart(recipe)
-    elif name in packaged_recipes() or name.endswith((".yaml", ".yml")):
-        wanted = dataclasses.replace(load_recipe(name), seed=recipe.seed)
+    elif names_recipe(config.teacher):
+        wanted = dataclasses.replace(load_recipe(config.teacher), seed=recipe.seed)
     else:
-        if not Path(name).exists():
-            raise UserError(
-                f"distill.teacher: no teacher {name!r}; give ann, a recipe, a checkpoint file or "
-                "timm:NAME"
-            )
-        return checkpoint_teacher(name, info, config.features)
-    wanted = dataclasses.replace(wanted, output=str(folder))
-    trained = train_once(wanted, console=console, overwrite=overwrite)
-    console.print(f"teacher {trained.path}: accuracy {trained.accuracy:.2%}", highlight=False)
-    return checkpoint_teacher(trained.path, info, config.features)
+        _check_there(config)
+        return None
+    return dataclasses.replace(wanted, output=str(folder))
+
+
+def load_teacher(config: DistillConfig, info: DataInfo, trained: Path | None) -> Teacher:
+    """The teacher that `config` names; `trained` is the checkpoint of one that was trained here.
+
+    Raises `UserError` for a teacher that is not for images like `info`.
+    """
+    if trained is None and config.teacher.startswith(TIMM_PREFIX):
+        model = config.teacher.removeprefix(TIMM_PREFIX)
+        return timm_teacher(model, info, config.features, config.teacher_weights)
+    return checkpoint_teacher(trained or config.teacher, info, config.features)
+
+
+def _check_there(config: DistillConfig) -> None:
+    name = config.teacher
+    if not name.startswith(TIMM_PREFIX) and not Path(name).exists():
+        raise UserError(
+            f"distill.teacher: no teacher {name!r}; give ann, a recipe, a checkpoint file or "
+            "timm:NAME"
+        )
