@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qsdformer.errors import UserError
-from qsdformer.experiments.ablation import Cell, cell_recipe, load_grid
+from qsdformer.experiments.grid import Cell, cell_recipe, load_grid
 from qsdformer.nn.config import ModelConfig
 from qsdformer.recipes import first_line, packaged_recipes
 from qsdformer.recipes.recipe import TrainConfig, load_recipe, options, parse_recipe
@@ -45,7 +45,7 @@ def test_saved_recipe_reads_back_the_same(tmp_path: Path) -> None:
 
 
 def yaml_blocks(document: str) -> list[str]:
-    text = (Path(__file__).parents[1] / document).read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / document).read_text(encoding="utf-8")
     return re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 

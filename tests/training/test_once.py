@@ -13,7 +13,7 @@ from rich.console import Console
 
 from qsdformer.errors import UserError
 from qsdformer.models.checkpoint import load_checkpoint
-from qsdformer.recipes.recipe import Recipe, load_recipe
+from qsdformer.recipes.recipe import Recipe, load_recipe, parse_recipe
 from qsdformer.training import train
 from qsdformer.training.once import train_once
 from qsdformer.training.teaching import teacher_recipe
@@ -125,3 +125,59 @@ def test_a_run_is_trained_once(tmp_path: Path) -> None:
     written = first.path.stat().st_mtime_ns
     assert train_once(recipe, console=Console(quiet=True)) == first
     assert first.path.stat().st_mtime_ns == written
+
+
+def taught(path: Path, **overrides: str) -> Recipe:
+    return load_recipe(
+        "digits", {"distill.teacher": "digits-ann", "output": str(path), **overrides}
+    )
+
+
+def test_data_budget_and_machine_reach_a_teachers_own_recipe_but_nothing_else(
+    tmp_path: Path,
+) -> None:
+    keys = {"epochs": "1", "train_limit": "32", "workers": "2", "devices": "3", "lr": "1e-3"}
+    recipe = taught(tmp_path, **keys, weight_bits="2", ema="0.9", seed="5")
+    teacher = teacher_recipe(recipe, tmp_path / "teacher")
+    assert teacher is not None
+    own = load_recipe("digits-ann")
+    train_keys = dataclasses.replace(own.train, epochs=1, devices=3)
+    assert teacher.train == train_keys
+    assert teacher.data == dataclasses.replace(own.data, train_limit=32, workers=2)
+    assert teacher.model.to_dict() == own.model.to_dict()
+    assert (teacher.seed, teacher.output) == (5, str(tmp_path / "teacher"))
+
+
+def test_what_the_recipe_says_of_its_teacher_wins_over_the_command_line(tmp_path: Path) -> None:
+    keys = "{train.lr: 0.5, batch_size: 7}"
+    recipe = taught(
+        tmp_path, epochs="1", batch_size="9", teacher_epochs="3", **{"distill.teacher_keys": keys}
+    )
+    teacher = teacher_recipe(recipe, tmp_path)
+    assert teacher is not None
+    assert (teacher.train.epochs, teacher.train.batch_size, teacher.train.lr) == (3, 7, 0.5)
+    # The stored recipe says the same again without the command line.
+    again = parse_recipe(recipe.to_dict())
+    assert teacher_recipe(again, tmp_path) == teacher
+
+
+def test_the_counterpart_takes_keys_too_and_a_mistake_in_them_is_one_line(tmp_path: Path) -> None:
+    right = teacher_recipe(tiny(tmp_path, teacher_keys="{lr: 0.5}"), tmp_path)
+    assert right is not None
+    assert right.train.lr == 0.5
+    with pytest.raises(UserError, match="the recipe of the teacher ann: unknown option") as error:
+        teacher_recipe(tiny(tmp_path, teacher_keys="{lrr: 0.5}"), tmp_path)
+    assert "\n" not in str(error.value)
+    (tmp_path / "ann.ckpt").touch()
+    trained = {"distill.teacher": str(tmp_path / "ann.ckpt"), "teacher_epochs": "3"}
+    with pytest.raises(UserError, match=r"distill.teacher_epochs: .* is trained already"):
+        teacher_recipe(tiny(tmp_path, **trained), tmp_path)
+
+
+def test_a_distilled_recipe_trains_its_teacher_on_the_command_lines_budget(tmp_path: Path) -> None:
+    keys = {"epochs": "1", "train_limit": "64", "batch_size": "32", "accelerator": "cpu"}
+    run(taught(tmp_path / "run", **keys, image_size="16"))
+    loaded = load_checkpoint(tmp_path / "run" / "teacher" / "last.ckpt")
+    stored = loaded.extra["recipe"]
+    assert (loaded.extra["epoch"], stored["data"]["train_limit"]) == (1, 64)
+    assert not loaded.model.config.is_spiking

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
+from qsdformer.commands.recipe_keys import REACHES_TEACHERS, add_recipe_keys, given_keys
 from qsdformer.errors import UserError
 from qsdformer.recipes.recipe import load_recipe
 
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="remove an earlier run's files from the run folder (default: refuse to start)",
     )
     add_recipe_keys(parser)
+    parser.epilog = REACHES_TEACHERS
 
 
 def run(options: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ full path.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,6 +40,22 @@ from qsdformer.tasks.fgd import DistillConfig
 # Set from the data, so a recipe may not name them.
 FROM_DATA = ("in_channels", "num_classes")
 BASE = "recipe"  # the key of a recipe file that names the recipe it builds on
+# Keys that, given on the command line, hold for a teacher trained by a recipe of its own as well:
+# those of its images, its budget and the machine. How it learns is its own recipe's affair.
+TEACHERS_TOO = (
+    "data.*",
+    "train.epochs",
+    "train.batch_size",
+    "train.eval_batch_size",
+    "train.precision",
+    "train.compile",
+    "train.channels_last",
+    "train.accelerator",
+    "train.devices",
+    "train.num_nodes",
+    "train.save_every",
+    "train.log_every",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,9 +254,11 @@ def resolve_key(key: str) -> Option:
 def load_recipe(name: str, overrides: Mapping[str, str] | None = None) -> Recipe:
     """A packaged recipe by name, or the YAML file at a path, with command-line overrides applied.
 
-    `overrides` maps full or unique last parts of keys to values written as YAML.
+    `overrides` maps full or unique last parts of keys to values written as YAML. Those that
+    `reaches_teacher` are kept for the teacher, in `distill.teacher_keys`.
     """
-    return parse_recipe(with_keys(recipe_values(name), overrides or {}))
+    keys = overrides or {}
+    return parse_recipe(with_teacher_keys(with_keys(recipe_values(name), keys), keys))
 
 
 def names_recipe(name: str) -> bool:
@@ -286,6 +305,29 @@ def with_keys(values: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, A
         else:
             changed[leaf] = value
     return changed
+
+
+def reaches_teacher(path: str) -> bool:
+    """Whether the key at `path`, set for a student, is set for its teacher's recipe too."""
+    return any(fnmatch.fnmatch(path, pattern) for pattern in TEACHERS_TOO)
+
+
+def with_teacher_keys(values: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    """A recipe's plain values in which a teacher that is a recipe gets what reaches it of `keys`.
+
+    What the section distill itself says of the teacher's keys stays.
+    """
+    distill = values.get("distill")
+    if not isinstance(distill, Mapping) or not names_recipe(str(distill.get("teacher"))):
+        return dict(values)
+    paths = {resolve_key(key).path: text for key, text in keys.items()}
+    reaching = {
+        path: load_yaml(text, path) for path, text in paths.items() if reaches_teacher(path)
+    }
+    own = distill.get("teacher_keys")
+    if not reaching or not (own is None or isinstance(own, Mapping)):
+        return dict(values)
+    return {**values, "distill": {**distill, "teacher_keys": {**reaching, **(own or {})}}}
 
 
 def parse_recipe(values: Mapping[str, Any]) -> Recipe:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 from qsdformer.data import DataInfo
 from qsdformer.errors import UserError
-from qsdformer.recipes.recipe import ModelRecipe, Recipe, load_recipe, names_recipe
+from qsdformer.recipes.recipe import (
+    ModelRecipe,
+    Recipe,
+    load_recipe,
+    names_recipe,
+    parse_recipe,
+    with_keys,
+)
 from qsdformer.tasks.fgd import DistillConfig
 from qsdformer.training.teachers import TIMM_PREFIX, Teacher, checkpoint_teacher, timm_teacher
 
@@ -29,32 +37,32 @@ def counterpart(recipe: Recipe) -> Recipe:
     assert recipe.distill is not None
     fields = {k: v for k, v in recipe.model.fields.items() if k in SHARED_FIELDS}
     fields["neuron"] = recipe.distill.teacher_neuron
-    epochs = recipe.distill.teacher_epochs or recipe.train.epochs
-    return dataclasses.replace(
-        recipe,
-        model=ModelRecipe(name=recipe.model.name, ann=True, fields=fields),
-        train=dataclasses.replace(recipe.train, epochs=epochs),
-        distill=None,
-        activity=None,
-    )
+    model = ModelRecipe(name=recipe.model.name, ann=True, fields=fields)
+    return dataclasses.replace(recipe, model=model, distill=None, activity=None)
 
 
 def teacher_recipe(recipe: Recipe, folder: Path) -> Recipe | None:
     """The recipe by which a student's teacher has to be trained into `folder`, if it has to be.
 
-    Raises `UserError` for a teacher that is missing or unknown.
+    Raises `UserError` for a teacher that is missing or unknown, and for keys that are not its.
     """
     if recipe.distill is None:
         return None
     config = recipe.distill
-    if config.teacher == "ann":
-        wanted = counterpart(recipe)
-    elif names_recipe(config.teacher):
-        wanted = dataclasses.replace(load_recipe(config.teacher), seed=recipe.seed)
-    else:
+    keys = {key: json.dumps(value) for key, value in (config.teacher_keys or {}).items()}
+    if config.teacher_epochs is not None:
+        keys["train.epochs"] = str(config.teacher_epochs)
+    if config.teacher != "ann" and not names_recipe(config.teacher):
         _check_there(config)
         return None
-    return dataclasses.replace(wanted, output=str(folder))
+    try:
+        if config.teacher == "ann":
+            wanted = parse_recipe(with_keys(counterpart(recipe).to_dict(), keys))
+        else:
+            wanted = load_recipe(config.teacher, keys)
+    except UserError as error:
+        raise UserError(f"the recipe of the teacher {config.teacher}: {error}") from error
+    return dataclasses.replace(wanted, seed=recipe.seed, output=str(folder))
 
 
 def load_teacher(config: DistillConfig, info: DataInfo, trained: Path | None) -> Teacher:
@@ -75,3 +83,6 @@ def _check_there(config: DistillConfig) -> None:
             f"distill.teacher: no teacher {name!r}; give ann, a recipe, a checkpoint file or "
             "timm:NAME"
         )
+    for key in ("teacher_epochs", "teacher_keys"):
+        if getattr(config, key) is not None:
+            raise UserError(f"distill.{key}: the teacher {name} is trained already, leave it out")
