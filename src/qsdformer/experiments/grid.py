@@ -20,6 +20,7 @@ from qsdformer.recipes.recipe import (
     recipe_values,
     resolve_key,
     with_keys,
+    with_start_shape,
     with_teacher_keys,
 )
 
@@ -138,7 +139,7 @@ def cell_values(grid: Grid, cell: Cell) -> dict[str, Any]:
 def cell_recipe(grid: Grid, cell: Cell) -> Recipe:
     """A cell's recipe, checked."""
     try:
-        return parse_recipe(cell_values(grid, cell))
+        return parse_recipe(with_start_shape(cell_values(grid, cell)))
     except UserError as error:
         raise UserError(f"variant {cell.variant}: {error}") from error
 

@@ -40,6 +40,19 @@ from qsdformer.tasks.fgd import DistillConfig
 # Set from the data, so a recipe may not name them.
 FROM_DATA = ("in_channels", "num_classes")
 BASE = "recipe"  # the key of a recipe file that names the recipe it builds on
+# What a checkpoint that is fine-tuned says of its network: which tensors there are, and what they
+# mean. Bits, levels and neurons are the recipe's.
+START_SHAPE = (
+    "dims",
+    "depth",
+    "heads",
+    "stem_kernel",
+    "stem_stride",
+    "layer_scale",
+    "attention_norm",
+    "attention_scale",
+    "attention_gain",
+)
 # Keys that, given on the command line, hold for a teacher trained by a recipe of its own as well:
 # those of its images, its budget and the machine. How it learns is its own recipe's affair.
 TEACHERS_TOO = (
@@ -131,6 +144,9 @@ class ModelRecipe:
 
     name: str = option("metaspikeformer_15m", "a named size")
     ann: bool = option(False, "the counterpart ANN: real-valued neurons, fp32 weights, softmax")
+    start_from: str | None = option(
+        None, "checkpoint to fine-tune: its weights, and its shape where no key here gives one"
+    )
     fields: dict[str, Any] = field(default_factory=dict)
 
     def config(self, *, in_channels: int, num_classes: int) -> ModelConfig:
@@ -149,7 +165,8 @@ class ModelRecipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The `model` section as plain values."""
-        return {"name": self.name, "ann": self.ann, **_plain(self.fields)}
+        values = {"name": self.name, "ann": self.ann, **_plain(self.fields)}
+        return values if self.start_from is None else {**values, "start_from": self.start_from}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +275,8 @@ def load_recipe(name: str, overrides: Mapping[str, str] | None = None) -> Recipe
     `reaches_teacher` are kept for the teacher, in `distill.teacher_keys`.
     """
     keys = overrides or {}
-    return parse_recipe(with_teacher_keys(with_keys(recipe_values(name), keys), keys))
+    values = with_teacher_keys(with_keys(recipe_values(name), keys), keys)
+    return parse_recipe(with_start_shape(values))
 
 
 def names_recipe(name: str) -> bool:
@@ -305,6 +323,26 @@ def with_keys(values: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, A
         else:
             changed[leaf] = value
     return changed
+
+
+def with_start_shape(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's plain values with the shape of the checkpoint in `model.start_from`, if any.
+
+    What the section model itself gives, apart from a size's name, stays.
+    """
+    model = values.get("model")
+    if not isinstance(model, Mapping):
+        return dict(values)
+    path = model.get("start_from")
+    if path in (None, "none") or not set(START_SHAPE) - set(model):
+        return dict(values)
+    from qsdformer.models.checkpoint import load_checkpoint
+
+    config = load_checkpoint(str(path)).model.config
+    shape = {name: config.to_dict()[name] for name in START_SHAPE}
+    if not config.is_spiking:  # there these mean nothing
+        shape = {name: v for name, v in shape.items() if not name.startswith("attention")}
+    return {**values, "model": {**shape, **model}}
 
 
 def reaches_teacher(path: str) -> bool:
@@ -368,13 +406,15 @@ def _parse_model(section: Any) -> ModelRecipe:
     for name in FROM_DATA:
         if name in values:
             raise UserError(f"model.{name} is taken from the data: remove it from the recipe")
-    own = ("name", "ann")
+    own = ("name", "ann", "start_from")
+    start = values.get("start_from")
     allowed = [*own, *(f.name for f in dataclasses.fields(ModelConfig) if f.name not in FROM_DATA)]
     refuse_unknown("model.", values, allowed)
     hints = get_type_hints(ModelConfig)
     return ModelRecipe(
         name=parse_value("model.name", str, values.get("name", ModelRecipe.name)),
         ann=parse_value("model.ann", bool, values.get("ann", False)),
+        start_from=parse_value("model.start_from", str | None, none_word(str | None, start)),
         fields={k: none_word(hints[k], v) for k, v in values.items() if k not in own},
     )
 

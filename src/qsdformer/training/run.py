@@ -68,6 +68,9 @@ def fit(
         task = Distillation(recipe, data.info, teacher)
     if start is not None:
         check_resume(start, recipe, task.model.config, console)
+    elif recipe.model.start_from is not None:
+        for line in task.start_from(recipe.model.start_from):
+            console.print(line, highlight=False, soft_wrap=True)
     metrics = Metrics(folder / "metrics.csv", every=recipe.train.log_every)
     saver = RunCheckpoints(folder, save_every=recipe.train.save_every)
     guard = NonFiniteGuard(saver.last_path, every=recipe.train.log_every)
@@ -183,8 +186,9 @@ def _heading(recipe: Recipe, model: MetaSpikeFormer, data: DataModule) -> str:
     size = sum(p.numel() for p in model.parameters()) / 1e6
     bits = "fp32" if config.weight_bits is None else f"{config.weight_bits}-bit"
     kind = f"D={config.levels} T={config.time_steps}" if config.is_spiking else "ANN"
+    name = recipe.model.name if recipe.model.start_from is None else "fine-tuned model"
     return (
-        f"{recipe.model.name} ({bits} weights, {config.neuron} {kind}, {size:.2f} M parameters) on "
+        f"{name} ({bits} weights, {config.neuron} {kind}, {size:.2f} M parameters) on "
         f"{recipe.data.name}: {data.train_size:,} training and {data.eval_size:,} evaluation "
         f"images of {data.info.image_size} px, seed {recipe.seed}, into {recipe.output}"
     )
