@@ -62,6 +62,9 @@ def start_from(model: MetaSpikeFormer, path: str | os.PathLike[str], info: DataI
     if fresh:
         why = f" ({other_classes})" if other_classes else ""
         lines.append(f"  newly initialised: {_names(fresh)}{why}")
+    if source.info is None and not other_classes:
+        count = len(info.class_names)
+        lines.append(f"  head taken too: {count} classes in both, whose names {path} does not say")
     left = [key for key in offered if key not in own]
     if left:
         lines.append(f"  left out, not in this model: {_names(left)}")
