@@ -53,7 +53,8 @@ def train(output: Path, *words: str) -> int:
 def test_an_imported_network_is_fine_tuned_on_grey_digits_at_another_size(
     imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, words = tmp_path / "run", ["--start_from", str(imported), "--image_size", "40"]
+    out, words = tmp_path / "run", ["--start_from", str(imported), "--image_size", "24"]
+    words += ["--evaluate_on", "holdout"]
     # With a learning rate near 0 the weights stay as they were.
     assert train(out, *words, "--lr", "1e-9") == 0
     text = capsys.readouterr().out
@@ -99,7 +100,7 @@ def test_full_precision_first_then_fewer_bits(
 def test_resuming_a_fine_tuned_run_goes_on_from_its_own_weights(
     imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--start_from", str(imported)]
+    words = ["--start_from", str(imported), "--image_size=16", "--evaluate_on=holdout"]
     assert train(tmp_path / "run", *words) == 0
     capsys.readouterr()
     assert train(tmp_path / "run", *words, "--epochs=2", "--resume") == 0

@@ -8,7 +8,8 @@ from collections import Counter
 
 from qsdformer.errors import UserError
 from qsdformer.parsing import describe
-from qsdformer.recipes.recipe import TEACHERS_TOO, Option, options, resolve_key
+from qsdformer.recipes.derived import TEACHERS_TOO
+from qsdformer.recipes.recipe import Option, options, resolve_key
 
 PREFIX = "recipe:"
 REACHES_TEACHERS = textwrap.fill(

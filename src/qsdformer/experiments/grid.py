@@ -13,16 +13,8 @@ from typing import Any
 from qsdformer.errors import UserError
 from qsdformer.parsing import load_yaml, one_of, parse_section
 from qsdformer.recipes import packaged_grids
-from qsdformer.recipes.recipe import (
-    Recipe,
-    parse_recipe,
-    reaches_teacher,
-    recipe_values,
-    resolve_key,
-    with_keys,
-    with_start_shape,
-    with_teacher_keys,
-)
+from qsdformer.recipes.derived import reaches_teacher, with_start_shape, with_teacher_keys
+from qsdformer.recipes.recipe import Recipe, parse_recipe, recipe_values, resolve_key, with_keys
 
 DISTILL = "distill."
 
@@ -132,7 +124,7 @@ def cell_values(grid: Grid, cell: Cell) -> dict[str, Any]:
         teacher = teacher_cell(grid, cell)
         if teacher is not None:
             values["distill"]["teacher"] = str(cell_folder(grid, teacher) / "last.ckpt")
-    values = with_teacher_keys(values, texts)
+    values = with_teacher_keys(values, {_path(key): value for key, value in keys.items()})
     return {**values, "seed": cell.seed, "output": str(cell_folder(grid, cell))}
 
 

@@ -9,7 +9,6 @@ full path.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,41 +33,13 @@ from qsdformer.parsing import (
     require_mapping,
 )
 from qsdformer.recipes import packaged_recipes
+from qsdformer.recipes.derived import with_start_shape, with_teacher_keys
 from qsdformer.tasks.activity import ActivityConfig
 from qsdformer.tasks.fgd import DistillConfig
 
 # Set from the data, so a recipe may not name them.
 FROM_DATA = ("in_channels", "num_classes")
 BASE = "recipe"  # the key of a recipe file that names the recipe it builds on
-# What a checkpoint that is fine-tuned says of its network: which tensors there are, and what they
-# mean. Bits, levels and neurons are the recipe's.
-START_SHAPE = (
-    "dims",
-    "depth",
-    "heads",
-    "stem_kernel",
-    "stem_stride",
-    "layer_scale",
-    "attention_norm",
-    "attention_scale",
-    "attention_gain",
-)
-# Keys that, given on the command line, hold for a teacher trained by a recipe of its own as well:
-# those of its images, its budget and the machine. How it learns is its own recipe's affair.
-TEACHERS_TOO = (
-    "data.*",
-    "train.epochs",
-    "train.batch_size",
-    "train.eval_batch_size",
-    "train.precision",
-    "train.compile",
-    "train.channels_last",
-    "train.accelerator",
-    "train.devices",
-    "train.num_nodes",
-    "train.save_every",
-    "train.log_every",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,13 +246,9 @@ def load_recipe(name: str, overrides: Mapping[str, str] | None = None) -> Recipe
     `reaches_teacher` are kept for the teacher, in `distill.teacher_keys`.
     """
     keys = overrides or {}
-    values = with_teacher_keys(with_keys(recipe_values(name), keys), keys)
-    return parse_recipe(with_start_shape(values))
-
-
-def names_recipe(name: str) -> bool:
-    """Whether a name is that of a packaged recipe or of a YAML file."""
-    return name in packaged_recipes() or name.endswith((".yaml", ".yml"))
+    values = with_keys(recipe_values(name), keys)
+    given = {resolve_key(key).path: load_yaml(text, f"--{key}") for key, text in keys.items()}
+    return parse_recipe(with_start_shape(with_teacher_keys(values, given)))
 
 
 def recipe_values(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -323,49 +290,6 @@ def with_keys(values: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, A
         else:
             changed[leaf] = value
     return changed
-
-
-def with_start_shape(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's plain values with the shape of the checkpoint in `model.start_from`, if any.
-
-    What the section model itself gives, apart from a size's name, stays.
-    """
-    model = values.get("model")
-    if not isinstance(model, Mapping):
-        return dict(values)
-    path = model.get("start_from")
-    if path in (None, "none") or not set(START_SHAPE) - set(model):
-        return dict(values)
-    from qsdformer.models.checkpoint import load_checkpoint
-
-    config = load_checkpoint(str(path)).model.config
-    shape = {name: config.to_dict()[name] for name in START_SHAPE}
-    if not config.is_spiking:  # there these mean nothing
-        shape = {name: v for name, v in shape.items() if not name.startswith("attention")}
-    return {**values, "model": {**shape, **model}}
-
-
-def reaches_teacher(path: str) -> bool:
-    """Whether the key at `path`, set for a student, is set for its teacher's recipe too."""
-    return any(fnmatch.fnmatch(path, pattern) for pattern in TEACHERS_TOO)
-
-
-def with_teacher_keys(values: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
-    """A recipe's plain values in which a teacher that is a recipe gets what reaches it of `keys`.
-
-    What the section distill itself says of the teacher's keys stays.
-    """
-    distill = values.get("distill")
-    if not isinstance(distill, Mapping) or not names_recipe(str(distill.get("teacher"))):
-        return dict(values)
-    paths = {resolve_key(key).path: text for key, text in keys.items()}
-    reaching = {
-        path: load_yaml(text, path) for path, text in paths.items() if reaches_teacher(path)
-    }
-    own = distill.get("teacher_keys")
-    if not reaching or not (own is None or isinstance(own, Mapping)):
-        return dict(values)
-    return {**values, "distill": {**distill, "teacher_keys": {**reaching, **(own or {})}}}
 
 
 def parse_recipe(values: Mapping[str, Any]) -> Recipe:

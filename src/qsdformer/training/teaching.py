@@ -8,14 +8,8 @@ from pathlib import Path
 
 from qsdformer.data import DataInfo
 from qsdformer.errors import UserError
-from qsdformer.recipes.recipe import (
-    ModelRecipe,
-    Recipe,
-    load_recipe,
-    names_recipe,
-    parse_recipe,
-    with_keys,
-)
+from qsdformer.recipes.derived import names_recipe
+from qsdformer.recipes.recipe import ModelRecipe, Recipe, load_recipe, parse_recipe, with_keys
 from qsdformer.tasks.fgd import DistillConfig
 from qsdformer.training.teachers import TIMM_PREFIX, Teacher, checkpoint_teacher, timm_teacher
 
