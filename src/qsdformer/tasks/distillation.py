@@ -16,7 +16,7 @@ from qsdformer.tasks.fgd import (
     match_blocks,
     schedule_factor,
 )
-from qsdformer.training.teachers import FeatureReader, Teacher
+from qsdformer.tasks.teachers import FeatureReader, Teacher
 
 
 class Distillation(Classification):

@@ -26,10 +26,10 @@ from qsdformer.nn.config import ModelConfig
 from qsdformer.recipes.recipe import Recipe
 from qsdformer.tasks.classification import Classification
 from qsdformer.tasks.distillation import Distillation
+from qsdformer.tasks.teachers import Teacher
 from qsdformer.training.checkpointing import NonFiniteGuard, RunCheckpoints, SafeCheckpointIO
 from qsdformer.training.folder import RESULT, Point, clear
 from qsdformer.training.progress import Metrics, Report
-from qsdformer.training.teachers import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
