@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from qsdformer.models.metaspikeformer import MetaSpikeFormer, model_config
 from qsdformer.tasks import fgd as distillation
 from qsdformer.tasks.fgd import fgd_loss
-from qsdformer.training.teachers import FeatureReader, Teacher
+from qsdformer.tasks.teachers import FeatureReader, Teacher
 
 KINDS = {
     "nothing": "models only, no step",

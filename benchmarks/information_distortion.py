@@ -24,8 +24,8 @@ from torch import Tensor
 
 from qsdformer.analysis.information import histogram_entropy, spike_information_distortion
 from qsdformer.errors import UserError
-from qsdformer.experiments.ablation import Cell
 from qsdformer.experiments.ablation_measure import evaluation_images
+from qsdformer.experiments.grid import Cell
 from qsdformer.files import atomic_path
 from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.nn.neurons import IELIF, LIF, SpikingNeuron

@@ -12,6 +12,8 @@ from typing import Any
 
 from qsdformer.errors import UserError
 
+PARTIAL = ".partial"  # the suffix of a file that is being written
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -23,7 +25,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        handle, name = tempfile.mkstemp(PARTIAL, f".{target.name}.", target.parent)
         os.close(handle)
     except OSError as error:
         raise _cannot_write(target, error) from error
@@ -38,6 +40,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise _cannot_write(target, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a file is one that `atomic_path` was writing."""
+    return path.name.startswith(".") and path.name.endswith(PARTIAL)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what killed processes were writing in `folder`; nobody else may be writing there."""
+    for path in folder.iterdir():
+        if is_partial(path):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

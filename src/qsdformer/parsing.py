@@ -68,6 +68,8 @@ def describe(kind: Any) -> str:
         return "one of " + ", ".join(str(a) for a in arguments)
     if get_origin(kind) in (Union, types.UnionType):
         return " or ".join(describe(a) for a in arguments)
+    if get_origin(kind) is Mapping:
+        return "key: value pairs"
     if get_origin(kind) is tuple:
         many = "items" if Ellipsis in arguments else f"{len(arguments)} items"
         return f"a list of {many}, each {describe(arguments[0])}"

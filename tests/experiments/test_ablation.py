@@ -14,13 +14,22 @@ import pytest
 from qsdformer.cli import run as qsd
 from qsdformer.errors import UserError
 from qsdformer.experiments import ablation
-from qsdformer.experiments.ablation import Cell, Grid, cell_folder, cell_recipe, digest, load_grid
 from qsdformer.experiments.ablation_report import (
     markdown,
     paired_difference,
     read_rows,
     with_gaps,
     write_rows,
+)
+from qsdformer.experiments.grid import (
+    Cell,
+    Grid,
+    cell_folder,
+    cell_recipe,
+    digest,
+    load_grid,
+    wanted_cells,
+    with_output,
 )
 from qsdformer.files import write_json
 from qsdformer.recipes import packaged_grids
@@ -58,14 +67,14 @@ def row(grid: Grid, variant: str, seed: int, accuracy: float, **more: Any) -> di
 @pytest.mark.parametrize("name", packaged_grids())
 def test_every_cell_of_a_packaged_grid_is_a_recipe(name: str) -> None:
     grid = load_grid(name)
-    for cell in ablation.wanted_cells(grid):
+    for cell in wanted_cells(grid):
         recipe = cell_recipe(grid, cell)
         recipe.model.config(in_channels=1, num_classes=10)
 
 
 def test_the_shipped_grid_has_the_variants_and_each_makes_a_model() -> None:
     grid = load_grid("ablation-fashion-mnist")
-    cells = ablation.wanted_cells(grid)
+    cells = wanted_cells(grid)
     assert len(grid.variants) == 20
     assert len(cells) == 60
     for name in grid.names:
@@ -89,8 +98,34 @@ def test_a_distilled_cell_learns_from_the_reference_of_its_seed(grid: Grid) -> N
     assert cell_recipe(grid, Cell("plain", 1)).distill is None
 
 
+def test_data_and_budget_of_the_command_hold_for_every_cell_also_where_a_variant_says_otherwise(
+    grid: Grid,
+) -> None:
+    long = dataclasses.replace(
+        grid.variants[0], overrides={"ann": True, "epochs": 9, "data.train_limit": None}
+    )
+    grid = dataclasses.replace(grid, variants=(long, *grid.variants[1:]))
+    keys = {"epochs": "1", "train_limit": "8", "rectify": "all", "lr": "0.001"}
+    changed = with_output(grid, None, keys)
+    for cell in wanted_cells(changed):
+        recipe = cell_recipe(changed, cell)
+        assert (recipe.train.epochs, recipe.data.train_limit) == (1, 8)
+        assert recipe.train.lr == 0.001
+    assert cell_recipe(changed, Cell("ann", 0)).model.ann
+    rectify = [cell_recipe(changed, Cell(n, 0)).model.fields["rectify"] for n in ("fgd", "plain")]
+    assert rectify == ["all", "none"]
+
+
+def test_a_cell_taught_by_a_recipe_hands_on_data_and_budget(grid: Grid) -> None:
+    changed = with_output(grid, None, {"distill.teacher": "digits-ann", "epochs": "1"})
+    distill = cell_recipe(changed, Cell("fgd", 0)).distill
+    assert distill is not None
+    keys = {"train.epochs": 1, "train.batch_size": 16, "data.train_limit": 16}
+    assert distill.teacher_keys == keys
+
+
 def test_a_chosen_variant_brings_its_teacher_along(grid: Grid) -> None:
-    cells = ablation.wanted_cells(grid, ["fgd"], [1])
+    cells = wanted_cells(grid, ["fgd"], [1])
     assert cells == [Cell("ann", 1), Cell("fgd", 1)]
 
 
@@ -167,7 +202,7 @@ def test_a_failed_cell_is_named_and_what_learns_from_it_is_left_out(grid: Grid) 
 def test_results_of_another_recipe_are_refused(grid: Grid) -> None:
     write_json(cell_folder(grid, Cell("plain", 0)) / "row.json", row(grid, "plain", 0, 0.5))
     assert list(ablation.finished_rows(grid)) == [Cell("plain", 0)]
-    longer = ablation.with_output(grid, None, {"train.epochs": "3"})
+    longer = with_output(grid, None, {"train.epochs": "3"})
     with pytest.raises(UserError, match="plain-s0 by another recipe"):
         ablation.finished_rows(longer)
 
@@ -188,12 +223,12 @@ def test_what_another_grid_has_trained_is_taken_over_under_the_own_name(grid: Gr
     assert list(rows) == [Cell("unrectified", 0)]
     taken = rows[Cell("unrectified", 0)]
     assert (taken["label"], float(taken["accuracy"])) == ("not rectified", 0.5)
-    changed = ablation.with_output(other, None, {"train.epochs": "3"})
+    changed = with_output(other, None, {"train.epochs": "3"})
     assert not ablation.finished_rows(changed)
 
 
 def test_the_digest_follows_the_teacher_but_not_the_folder(grid: Grid) -> None:
-    moved = ablation.with_output(grid, "elsewhere", {})
+    moved = with_output(grid, "elsewhere", {})
     assert digest(grid, "fgd") == digest(moved, "fgd")
     ann = dataclasses.replace(grid.variants[0], overrides={"model.ann": True, "train.epochs": 9})
     other = dataclasses.replace(grid, variants=(ann, *grid.variants[1:]))
@@ -268,4 +303,4 @@ def test_an_unknown_grid_or_variant_is_one_line(grid: Grid) -> None:
     with pytest.raises(UserError, match="no ablation 'nothing'"):
         load_grid("nothing")
     with pytest.raises(UserError, match=r"no variant 'fdg': must be .*did you mean fgd"):
-        ablation.wanted_cells(grid, ["fdg"])
+        wanted_cells(grid, ["fdg"])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qsdformer.errors import UserError
-from qsdformer.experiments.ablation import Cell, cell_recipe, load_grid
+from qsdformer.experiments.grid import Cell, cell_recipe, load_grid
 from qsdformer.nn.config import ModelConfig
 from qsdformer.recipes import first_line, packaged_recipes
 from qsdformer.recipes.recipe import TrainConfig, load_recipe, options, parse_recipe

@@ -19,8 +19,8 @@ from qsdformer.models.checkpoint import load_checkpoint, save_checkpoint
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.recipes.recipe import Recipe, load_recipe, parse_recipe
 from qsdformer.tasks.distillation import Distillation
+from qsdformer.tasks.teachers import Teacher
 from qsdformer.training import train
-from qsdformer.training.teachers import Teacher
 from qsdformer.training.teaching import counterpart
 
 MODEL = {"dims": [4, 6, 8, 8], "depth": 2, "heads": 2, "stem_kernel": 3}

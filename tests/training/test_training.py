@@ -147,7 +147,7 @@ def test_resuming_what_does_not_fit_is_refused(
         with pytest.raises(UserError, match=expected):
             run(small(tmp_path, **overrides), resume=last)
     with pytest.raises(UserError, match="nothing to resume: there is no"):
-        run(small(tmp_path), resume=True)
+        run(small(tmp_path), resume=tmp_path / "none.ckpt")
     assert list(tmp_path.iterdir()) == []
 
 

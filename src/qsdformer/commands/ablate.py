@@ -7,8 +7,9 @@ import argparse
 from rich.console import Console
 
 from qsdformer.commands.arguments import positive
-from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
+from qsdformer.commands.recipe_keys import REACHES_TEACHERS, add_recipe_keys, given_keys
 from qsdformer.errors import UserError
+from qsdformer.process import ALLOCATOR, RESTARTED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,25 +34,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cell", nargs=2, metavar=("VARIANT", "SEED"), help=argparse.SUPPRESS)
     add_recipe_keys(parser)
+    parser.epilog = f"{REACHES_TEACHERS}\nThe same keys hold for variants that set them as well."
 
 
 def run(options: argparse.Namespace) -> int:
     """Run what is not finished; results.csv, results.md and results.png are in the output."""
-    from qsdformer.experiments import ablation
+    from qsdformer.experiments import ablation, grid
 
     keys = given_keys(options)
     output = keys.pop("output", None)
     if "seed" in keys:
         raise UserError("--seed is for one run: an ablation takes --seeds")
-    grid = ablation.with_output(ablation.load_grid(options.recipe), output, keys)
+    wanted = grid.with_output(grid.load_grid(options.recipe), output, keys)
     console = Console()
     if options.cell is not None:
-        ablation.run_cell(grid, ablation.Cell(options.cell[0], int(options.cell[1])), console)
+        ablation.run_cell(wanted, grid.Cell(options.cell[0], int(options.cell[1])), console)
         return 0
-    cells = ablation.wanted_cells(grid, options.only, options.seeds)
+    cells = grid.wanted_cells(wanted, options.only, options.seeds)
     command = ablation.cell_command(options.recipe)
-    for key, text in {**keys, "output": grid.output}.items():
+    for key, text in {**keys, "output": wanted.output}.items():
         command += [f"--{key}", text]
-    ablation.run_grid(grid, cells, command, jobs=options.jobs, console=console)
-    console.print(f"results: {grid.output}/results.csv, results.md, results.png", highlight=False)
+    environment = {**ALLOCATOR, RESTARTED: "1"}
+    ablation.run_grid(
+        wanted, cells, command, jobs=options.jobs, environment=environment, console=console
+    )
+    console.print(f"results: {wanted.output}/results.csv, results.md, results.png", highlight=False)
     return 0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 
 from qsdformer.commands.arguments import positive
-from qsdformer.errors import UserError
+from qsdformer.commands.inputs import SIZE, described_inputs
+from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.graph.artifact import export
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.lowering import lower
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=32,
         help="with qsd: width of membrane potentials (default: 32)",
     )
+    add_recipe_keys(parser, section="data")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -64,14 +65,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _lowered(loaded: Loaded, options: argparse.Namespace, bits: int) -> IntegerGraph:
-    info = loaded.info
+    keys = given_keys(options)
     if options.image_size is not None:
-        if info is None:
-            raise UserError(
-                f"{options.checkpoint} does not say what its images look like (it was imported): "
-                "fine-tune it on your data with qsd train first"
-            )
-        info = dataclasses.replace(info, image_size=options.image_size)
+        keys[SIZE] = str(options.image_size)
+    info = described_inputs(loaded, options.checkpoint, keys)
     return lower(loaded.model, info, membrane_bits=bits)
 
 

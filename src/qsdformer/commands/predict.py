@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Sequence
 
 from qsdformer.commands.arguments import positive
-from qsdformer.errors import UserError
 
 BATCH = 64  # images held in memory at a time
 
@@ -70,6 +69,7 @@ def _classifier(path: str, top: int, device: str) -> Classify:
 
 
 def _checkpoint_classifier(path: str, top: int, device_name: str) -> Classify:
+    from qsdformer.commands.inputs import unknown_inputs
     from qsdformer.data import load_images
     from qsdformer.devices import pick_device
     from qsdformer.models.checkpoint import load_checkpoint
@@ -79,10 +79,7 @@ def _checkpoint_classifier(path: str, top: int, device_name: str) -> Classify:
     loaded = load_checkpoint(path)
     info = loaded.info
     if info is None:
-        raise UserError(
-            f"{path} does not say what its images look like (it was imported): "
-            "fine-tune it on your data with qsd train first"
-        )
+        raise unknown_inputs(path)
     model = loaded.model.to(device)
 
     def classify(files: Sequence[str]) -> list[list[tuple[str, float]]]:

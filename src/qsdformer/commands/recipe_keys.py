@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections import Counter
 
 from qsdformer.errors import UserError
 from qsdformer.parsing import describe
+from qsdformer.recipes.derived import TEACHERS_TOO
 from qsdformer.recipes.recipe import Option, options, resolve_key
 
 PREFIX = "recipe:"
+REACHES_TEACHERS = textwrap.fill(
+    "A teacher that is trained by a recipe of its own gets these keys too: "
+    + ", ".join(TEACHERS_TOO)
+    + ". Others, such as model.* and train.lr, are the student's; distill.teacher_keys sets any "
+    "key of the teacher, and distill.teacher_epochs its epochs.",
+    width=80,
+)
 
 
 def add_recipe_keys(parser: argparse.ArgumentParser, *, section: str | None = None) -> None:

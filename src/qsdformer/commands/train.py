@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
+from qsdformer.commands.recipe_keys import REACHES_TEACHERS, add_recipe_keys, given_keys
+from qsdformer.errors import UserError
 from qsdformer.recipes.recipe import load_recipe
 
 
@@ -18,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=True,
         default=False,
         metavar="CKPT",
-        help="go on from CKPT, or from last.ckpt in the run folder (default: start afresh)",
+        help="go on from CKPT, or where the run in the run folder has come to: a finished one is "
+        "left as it is, one without a checkpoint starts (default: start afresh)",
     )
     parser.add_argument(
         "--overwrite",
@@ -26,11 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="remove an earlier run's files from the run folder (default: refuse to start)",
     )
     add_recipe_keys(parser)
+    parser.epilog = REACHES_TEACHERS
 
 
 def run(options: argparse.Namespace) -> int:
     """Train; the checkpoints, metrics.csv and TensorBoard logs are in the run folder."""
     recipe = load_recipe(options.recipe, given_keys(options))
+    if options.overwrite and options.resume is not False:
+        raise UserError("give one of --resume and --overwrite, not both")
     from qsdformer.training import train
 
     train(recipe, resume=options.resume, overwrite=options.overwrite)

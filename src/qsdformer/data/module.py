@@ -10,15 +10,17 @@ import lightning
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from qsdformer.data import digits, fashion_mnist, image_folder
 from qsdformer.data.base import Batch, DataConfig, DataInfo, ImageDataset, Source
+from qsdformer.data.digits import load as load_digits
+from qsdformer.data.fashion_mnist import load as load_fashion_mnist
+from qsdformer.data.image_folder import load as load_image_folder
 from qsdformer.data.sampling import EvalSampler, TrainSampler
 from qsdformer.errors import UserError
 
 SOURCES: dict[str, Callable[[DataConfig, int], Source]] = {
-    "digits": digits.load,
-    "fashion_mnist": fashion_mnist.load,
-    "image_folder": image_folder.load,
+    "digits": load_digits,
+    "fashion_mnist": load_fashion_mnist,
+    "image_folder": load_image_folder,
 }
 HOLDOUT_LIMIT = 5000  # images
 HOLDOUT_SHARE = 10  # at most one in so many training images

@@ -6,8 +6,6 @@ checkpoint. Cells run in processes of their own; `ablation_report` shows the row
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import os
 import signal
@@ -15,161 +13,30 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from qsdformer.errors import UserError
+from qsdformer.experiments.ablation_measure import measure
 from qsdformer.experiments.ablation_report import Row, read_rows, write_report, write_rows
+from qsdformer.experiments.grid import (
+    Cell,
+    Grid,
+    Variant,
+    cell_folder,
+    cell_recipe,
+    digest,
+    teacher_cell,
+)
 from qsdformer.files import write_json
-from qsdformer.parsing import load_yaml, one_of, parse_section
-from qsdformer.process import ALLOCATOR, RESTARTED
-from qsdformer.recipes import packaged_grids
-from qsdformer.recipes.recipe import Recipe, parse_recipe, recipe_values, resolve_key, with_keys
+from qsdformer.training.once import train_once
 
 POLL_SECONDS = 0.2
-DISTILL = "distill."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """One line of an ablation: what it changes in the grid's recipe, and whether it distils."""
-
-    name: str
-    label: str = ""
-    overrides: dict[str, Any] = field(default_factory=dict)  # recipe keys -> values
-    distill: dict[str, Any] | None = None  # keys of the distill section; none: no teacher
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """A grid of variants and seeds over one recipe; every cell has the same budget."""
-
-    recipe: str  # a packaged recipe or a file
-    variants: tuple[Variant, ...]
-    seeds: tuple[int, ...] = (0,)
-    output: str = "runs/ablation"
-    overrides: dict[str, Any] = field(default_factory=dict)  # of every variant
-    distill: dict[str, Any] = field(default_factory=dict)  # of every variant that distils
-    reference: str  # the variant that gaps are measured to, and the teacher of the same seed
-    baseline: str | None = None  # the variant whose gap to the reference is to be recovered
-    compare: tuple[tuple[str, str], ...] = ()  # pairs whose difference is given with an interval
-    reuse: tuple[str, ...] = ()  # output folders of other grids: the same cell is not run again
-    measure_images: int = 2000  # of the evaluation set, for entropies and rates
-
-    def __post_init__(self) -> None:
-        names = [variant.name for variant in self.variants]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise ValueError(f"variants: {twice[0]!r} is there twice, names must differ")
-        for name in (self.reference, self.baseline, *(n for pair in self.compare for n in pair)):
-            if name is not None and name not in names:
-                raise ValueError(f"variants: there is no {name!r}; must be {one_of(names, name)}")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds={list(self.seeds)}: must be at least one, all different")
-        if self.measure_images < 1:
-            raise ValueError(f"measure_images={self.measure_images}: must be at least 1")
-
-    def variant(self, name: str) -> Variant:
-        """The variant of this name."""
-        for variant in self.variants:
-            if variant.name == name:
-                return variant
-        raise UserError(f"no variant {name!r}: must be {one_of(self.names, name)}")
-
-    @property
-    def names(self) -> list[str]:
-        """The variants' names, in order."""
-        return [variant.name for variant in self.variants]
-
-
-@dataclass(frozen=True, order=True)
-class Cell:
-    """One variant with one seed."""
-
-    variant: str
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.variant}-s{self.seed}"
-
-
-def load_grid(name: str) -> Grid:
-    """A packaged grid by name, or one from a YAML file."""
-    known = packaged_grids()
-    path = known.get(name, Path(name))
-    if not path.is_file():
-        raise UserError(f"no ablation {name!r}: neither a file nor {one_of(known, name)}")
-    values = load_yaml(path.read_text(encoding="utf-8"), f"ablation {name}")
-    if not isinstance(values, dict) or not isinstance(values.get("variants"), list):
-        raise UserError(f"ablation {name}: must be a mapping with recipe, reference and variants")
-    for number, variant in enumerate(values["variants"]):
-        parse_section(Variant, f"variants[{number}]", variant)
-    return parse_section(Grid, "ablation", {"output": f"runs/{path.stem}", **values})
-
-
-def cell_folder(grid: Grid, cell: Cell) -> Path:
-    """Where a cell is trained."""
-    return Path(grid.output) / "cells" / str(cell)
-
-
-def teacher_cell(grid: Grid, cell: Cell) -> Cell | None:
-    """The cell whose checkpoint teaches this one, if any: a variant's name may be the teacher."""
-    distill = grid.variant(cell.variant).distill
-    if distill is None:
-        return None
-    name = {**grid.distill, **distill}.get("teacher", grid.reference)
-    return Cell(name, cell.seed) if name in grid.names else None
-
-
-def cell_values(grid: Grid, cell: Cell) -> dict[str, Any]:
-    """A cell's recipe as plain, unchecked values."""
-    variant = grid.variant(cell.variant)
-    keys = {**grid.overrides, **variant.overrides}
-    values = recipe_values(grid.recipe)
-    for level in (grid.overrides, variant.overrides):
-        values = with_keys(values, {k: json.dumps(v) for k, v in level.items()})
-    if any(key.startswith(DISTILL) for key in map(_path, keys)):
-        raise UserError(f"variant {cell.variant}: put distill keys into a distill section")
-    values.pop("distill", None)  # the recipe's: here each variant says for itself
-    if variant.distill is not None:
-        values["distill"] = {**grid.distill, **variant.distill}
-        teacher = teacher_cell(grid, cell)
-        if teacher is not None:
-            values["distill"]["teacher"] = str(cell_folder(grid, teacher) / "last.ckpt")
-    return {**values, "seed": cell.seed, "output": str(cell_folder(grid, cell))}
-
-
-def cell_recipe(grid: Grid, cell: Cell) -> Recipe:
-    """A cell's recipe, checked."""
-    try:
-        return parse_recipe(cell_values(grid, cell))
-    except UserError as error:
-        raise UserError(f"variant {cell.variant}: {error}") from error
-
-
-def _path(key: str) -> str:
-    return resolve_key(key).path
-
-
-def digest(grid: Grid, variant: str) -> str:
-    """A short code for what a variant trains, apart from seed and folders; kept in its rows."""
-    values = cell_values(grid, Cell(variant, 0))
-    values.pop("output")
-    teacher = teacher_cell(grid, Cell(variant, 0))
-    if teacher is not None:
-        values["distill"]["teacher"] = digest(grid, teacher.variant)
-    text = json.dumps(values, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def run_cell(grid: Grid, cell: Cell, console: Console | None = None) -> Row:
     """Train and measure one cell in this process; leaves row.json in its folder."""
-    from qsdformer.experiments.ablation_measure import measure
-    from qsdformer.training.once import train_once
-
     recipe = cell_recipe(grid, cell)
     finished = train_once(recipe, console=console)
     variant = grid.variant(cell.variant)
@@ -224,34 +91,20 @@ def _reused_rows(grid: Grid) -> dict[Cell, Row]:
     }
 
 
-def wanted_cells(grid: Grid, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Cell]:
-    """The cells asked for, seed by seed in the grid's order, each after the one it learns from."""
-    for name in only:
-        grid.variant(name)
-    names = [name for name in grid.names if not only or name in only]
-    cells: list[Cell] = []
-    for seed in seeds or grid.seeds:
-        for name in names:
-            cell = Cell(name, seed)
-            chain = [cell]
-            while (teacher := teacher_cell(grid, chain[-1])) is not None and teacher not in chain:
-                chain.append(teacher)
-            cells += [one for one in reversed(chain) if one not in cells]
-    return cells
-
-
 def run_grid(
     grid: Grid,
     cells: Sequence[Cell],
     command: Sequence[str],
     *,
     jobs: int = 1,
+    environment: Mapping[str, str] | None = None,
     console: Console | None = None,
 ) -> list[Row]:
     """Run the cells that are not finished, `jobs` at a time, and write the results.
 
-    `command` plus "--cell VARIANT SEED" runs one cell in a process. With more than one job each
-    process has one thread. Raises `UserError` naming cells that failed, after all others.
+    `command` plus "--cell VARIANT SEED" runs one cell in a process, which has this one's
+    environment and `environment`. With more than one job each process has one thread. Raises
+    `UserError` naming cells that failed, after all others.
     """
     console = console or Console()
     for cell in cells:
@@ -262,9 +115,13 @@ def run_grid(
     write_rows(grid, rows.values())
     failed: list[Cell] = []
     running: dict[Cell, subprocess.Popen[bytes]] = {}
+    variables = {**os.environ, **(environment or {})}
+    if jobs > 1:
+        variables["OMP_NUM_THREADS"] = "1"
     try:
         while pending or running:
-            _start_ready(grid, pending, running, failed, command, jobs)
+            for cell in _ready(grid, pending, running, failed, jobs):
+                running[cell] = _start(grid, cell, command, variables)
             for cell in _ended(running):
                 if running.pop(cell).returncode == 0:
                     rows = finished_rows(grid)
@@ -282,29 +139,34 @@ def run_grid(
     return list(rows.values())
 
 
-def _start_ready(
+def _ready(
     grid: Grid,
     pending: list[Cell],
-    running: dict[Cell, subprocess.Popen[bytes]],
+    running: Mapping[Cell, subprocess.Popen[bytes]],
     failed: list[Cell],
-    command: Sequence[str],
     jobs: int,
-) -> None:
-    """Start cells, up to `jobs`, whose teacher is neither still to come nor running."""
+) -> list[Cell]:
+    """Take cells off `pending`, up to `jobs` in all, whose teacher neither runs nor is to come."""
+    ready: list[Cell] = []
     for cell in list(pending):
         teacher = teacher_cell(grid, cell)
         if teacher in failed:
             pending.remove(cell)
             failed.append(cell)
-        elif len(running) < jobs and teacher not in pending and teacher not in running:
+        elif (
+            len(running) + len(ready) < jobs
+            and teacher not in pending
+            and teacher not in running
+            and teacher not in ready
+        ):
             pending.remove(cell)
-            running[cell] = _start(grid, cell, command, jobs)
+            ready.append(cell)
+    return ready
 
 
-def _start(grid: Grid, cell: Cell, command: Sequence[str], jobs: int) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, **ALLOCATOR, RESTARTED: "1"}
-    if jobs > 1:
-        environment["OMP_NUM_THREADS"] = "1"
+def _start(
+    grid: Grid, cell: Cell, command: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
     log = _log(grid, cell)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
@@ -349,19 +211,6 @@ def _tell(console: Console, cell: Cell, row: Row, left: int) -> None:
         f"{cell}: accuracy {float(row['accuracy']):.2%} in {float(row['seconds']):,.0f} s, "
         f"{left} left",
         highlight=False,
-    )
-
-
-def with_output(grid: Grid, output: str | None, overrides: Mapping[str, str]) -> Grid:
-    """The grid with another output folder and more recipe keys, as YAML texts, for all cells."""
-    values = {key: load_yaml(text, f"the value of --{key}") for key, text in overrides.items()}
-    distill = {k.removeprefix(DISTILL): v for k, v in values.items() if k.startswith(DISTILL)}
-    others = {k: v for k, v in values.items() if not k.startswith(DISTILL)}
-    return dataclasses.replace(
-        grid,
-        output=output or grid.output,
-        overrides={**grid.overrides, **others},
-        distill={**grid.distill, **distill},
     )
 
 

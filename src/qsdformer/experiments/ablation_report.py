@@ -8,14 +8,12 @@ import math
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scipy.stats import t as student_t  # type: ignore[import-untyped]
 
+from qsdformer.experiments.grid import Grid
 from qsdformer.files import atomic_path, write_text
-
-if TYPE_CHECKING:
-    from qsdformer.experiments.ablation import Grid
 
 Row = dict[str, Any]
 

@@ -39,6 +39,7 @@ from qsdformer.parsing import (
     require_mapping,
 )
 from qsdformer.recipes import packaged_recipes
+from qsdformer.recipes.derived import with_start_shape, with_teacher_keys
 from qsdformer.tasks.activity import ActivityConfig
 from qsdformer.tasks.fgd import DistillConfig
 
@@ -120,6 +121,9 @@ class ModelRecipe:
 
     name: str = option("metaspikeformer_15m", "a named size")
     ann: bool = option(False, "the counterpart ANN: real-valued neurons, fp32 weights, softmax")
+    start_from: str | None = option(
+        None, "checkpoint to fine-tune: its weights, and its shape where no key here gives one"
+    )
     fields: dict[str, Any] = field(default_factory=dict)
 
     def config(self, *, in_channels: int, num_classes: int) -> ModelConfig:
@@ -137,7 +141,8 @@ class ModelRecipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The `model` section as plain values."""
-        return {"name": self.name, "ann": self.ann, **_plain(self.fields)}
+        values = {"name": self.name, "ann": self.ann, **_plain(self.fields)}
+        return values if self.start_from is None else {**values, "start_from": self.start_from}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,9 +247,13 @@ def resolve_key(key: str) -> Option:
 def load_recipe(name: str, overrides: Mapping[str, str] | None = None) -> Recipe:
     """A packaged recipe by name, or the YAML file at a path, with command-line overrides applied.
 
-    `overrides` maps full or unique last parts of keys to values written as YAML.
+    `overrides` maps full or unique last parts of keys to values written as YAML. Those that
+    `reaches_teacher` are kept for the teacher, in `distill.teacher_keys`.
     """
-    return parse_recipe(with_keys(recipe_values(name), overrides or {}))
+    keys = overrides or {}
+    values = with_keys(recipe_values(name), keys)
+    given = {resolve_key(key).path: load_yaml(text, f"--{key}") for key, text in keys.items()}
+    return parse_recipe(with_start_shape(with_teacher_keys(values, given)))
 
 
 def recipe_values(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -361,7 +370,8 @@ def _parse_model(section: Any) -> ModelRecipe:
     for name in FROM_DATA:
         if name in values:
             raise UserError(f"model.{name} is taken from the data: remove it from the recipe")
-    own = ("name", "ann")
+    own = ("name", "ann", "start_from")
+    start = values.get("start_from")
     allowed = [*own, *(f.name for f in dataclasses.fields(ModelConfig) if f.name not in FROM_DATA)]
     refuse_unknown("model.", values, allowed)
     hints = get_type_hints(ModelConfig)
@@ -370,6 +380,7 @@ def _parse_model(section: Any) -> ModelRecipe:
     return ModelRecipe(
         name=parse_value("model.name", str, values.get("name", ModelRecipe.name)),
         ann=ann,
+        start_from=parse_value("model.start_from", str | None, none_word(str | None, start)),
         fields={k: none_word(hints[k], v) for k, v in values.items() if k not in left_out},
     )
 

@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from qsdformer.data import DataInfo
 from qsdformer.models.checkpoint import KEY, header
+from qsdformer.models.finetune import start_from
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.nn.exact import exact_float32
 from qsdformer.recipes.recipe import Recipe, TrainConfig
@@ -103,6 +104,13 @@ class Classification(LightningModule):
         self.top1 = MulticlassAccuracy(classes, average="micro")
         self.top5 = MulticlassAccuracy(classes, average="micro", top_k=min(5, classes))
         self.val_loss = MeanMetric()
+
+    def start_from(self, path: str) -> list[str]:
+        """Take what fits of a checkpoint's weights, before training; lines that say what."""
+        lines = start_from(self.model, path, self.info)
+        if self.ema is not None:
+            self.ema.set(self.model)
+        return lines
 
     @property
     def total_steps(self) -> int:

@@ -17,7 +17,7 @@ from qsdformer.tasks.fgd import (
     schedule_factor,
     single_token_note,
 )
-from qsdformer.training.teachers import FeatureReader, Teacher
+from qsdformer.tasks.teachers import FeatureReader, Teacher
 
 
 class Distillation(Classification):

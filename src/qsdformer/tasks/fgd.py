@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,7 +42,12 @@ class DistillConfig:
         "pretrained", "of a timm teacher: pretrained (downloaded), or a file"
     )
     teacher_neuron: Literal["relu", "gelu"] = option("relu", "of the counterpart ANN")
-    teacher_epochs: int | None = option(None, "of the counterpart ANN; none: the student's")
+    teacher_epochs: int | None = option(
+        None, "of a teacher trained here; none: its recipe's, or the counterpart's student's"
+    )
+    teacher_keys: Mapping[str, Any] | None = option(
+        None, "recipe keys of a teacher trained here, such as {train.lr: 0.002}"
+    )
     fgd_weight: float = option(1.0, "of the fine-grained loss")
     logit_weight: float = option(0.0, "of the loss on logits")
     temperature: float = option(2.0, "of the loss on logits")

@@ -1,5 +1,6 @@
 """Training runs: the run folder, Lightning's trainer around a task, and what is written when."""
 
-from qsdformer.training.run import TrainResult, train
+from qsdformer.training.once import train
+from qsdformer.training.run import TrainResult
 
 __all__ = ["TrainResult", "train"]

@@ -1,18 +1,43 @@
-"""Runs that are trained at most once: teachers, and the cells of an ablation."""
+"""What a recipe asks for, nothing of it twice: first a teacher, where one has to be trained.
+
+This is where runs begin: here the run folder is taken and looked at, `run.fit` does one training.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from lightning.pytorch import Callback
 from rich.console import Console
 
+from qsdformer.data import DataModule
 from qsdformer.errors import UserError
 from qsdformer.models import checkpoint
-from qsdformer.recipes.recipe import Recipe, load_recipe
-from qsdformer.training.checkpointing import LAST
-from qsdformer.training.run import train
+from qsdformer.recipes.recipe import Recipe, parse_recipe
+from qsdformer.training.checkpointing import BEST, LAST, RunCheckpoints
+from qsdformer.training.folder import RESULT, TEACHER, Point, check_free, going_on, locked
+from qsdformer.training.processes import check_processes
+from qsdformer.training.run import TrainResult, finish, fit, is_worker, on_cuda
+from qsdformer.training.teaching import load_teacher, teacher_recipe
+
+# Recipe keys that do not decide what comes out of a run.
+INCIDENTAL = {
+    "data": ("workers", "download"),
+    "train": (
+        "accelerator",
+        "compile",
+        "channels_last",
+        "eval_batch_size",
+        "save_every",
+        "log_every",
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,39 +48,155 @@ class Finished:
     accuracy: float
 
 
+def train(
+    recipe: Recipe,
+    *,
+    resume: str | os.PathLike[str] | bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> TrainResult:
+    """Train as `recipe` says, into the folder `recipe.output`.
+
+    `resume` is a checkpoint to go on from, or True for that of the run folder; a run that has
+    none yet starts, one that is finished is left as it is. Raises `UserError` for anything the
+    user can put right, KeyboardInterrupt if interrupted.
+    """
+    check_processes(recipe.train, cuda=on_cuda(recipe))
+    worker = is_worker(recipe)
+    console = Console(quiet=True) if worker else console or Console()
+    folder = Path(recipe.output)
+    wanted = teacher_recipe(recipe, folder / TEACHER)
+    with contextlib.nullcontext() if worker else locked(folder):
+        start = going_on(folder, resume)
+        if start is not None:
+            done = _finished(start, recipe, console)
+            if done is not None:
+                return done
+        elif not (worker or overwrite):
+            check_free(folder)
+        if resume is True and (start is None or start.path.name != LAST):
+            _say(console, _beginning(folder, start))
+        data = DataModule(
+            recipe.data,
+            batch_size=recipe.train.batch_size,
+            eval_batch_size=recipe.train.eval_batch_size,
+            seed=recipe.seed,
+        )
+        teacher = None
+        if recipe.distill is not None:
+            path = None
+            if wanted is not None:
+                path = _trained(wanted, start, console, overwrite=overwrite, resume=resume is True)
+            teacher = load_teacher(recipe.distill, data.info, path)
+        return fit(recipe, data, teacher=teacher, start=start, console=console, callbacks=callbacks)
+
+
 def train_once(
-    recipe: Recipe, *, console: Console | None = None, overwrite: bool = False
+    recipe: Recipe,
+    *,
+    console: Console | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
 ) -> Finished:
     """Train into `recipe.output`, or go on with what is there, or just return it if finished.
 
-    Raises `UserError` if the folder holds a run of another recipe, unless told to `overwrite` it.
+    Raises `UserError` if the folder holds a run of another recipe, unless told to `overwrite` it
+    or to go on with it all the same (`resume`).
     """
-    last = Path(recipe.output) / LAST
-    other = _other_key(recipe)
-    if other and not overwrite:
+    there = going_on(Path(recipe.output), True)
+    other = None if there is None else _other_key(there, recipe)
+    if other and not (overwrite or resume):
         raise UserError(
             f"{recipe.output} holds a run of another recipe ({other} differs): remove the folder, "
             "or choose another output"
         )
-    epochs = 0 if other else _epochs_done(last)
-    if epochs < recipe.train.epochs:
-        train(recipe, resume=epochs > 0, overwrite=epochs == 0, console=console)
+    again = other is not None and overwrite
+    if again or there is None or there.path.name != LAST or there.epochs < recipe.train.epochs:
+        train(recipe, resume=there is not None and not again, overwrite=again, console=console)
+    last = Path(recipe.output) / LAST
     saved = checkpoint.read(last)[checkpoint.KEY]["extra"]
     return Finished(path=last, accuracy=float(saved["val_accuracy"]))
 
 
-def _epochs_done(last: Path) -> int:
-    if not last.is_file():
-        return 0
-    return int(checkpoint.read(last)[checkpoint.KEY]["extra"].get("epoch", 0))
+def _trained(
+    wanted: Recipe, student: Point | None, console: Console, *, overwrite: bool, resume: bool
+) -> Path:
+    """The checkpoint of a teacher, trained before its student unless it is there already.
+
+    A student that has begun keeps the teacher it began with, whatever the recipe says by now.
+    """
+    if student is not None:
+        path = student.path.parent / TEACHER / LAST
+        if path.exists():
+            return path
+    _say(console, f"its teacher comes first, in {wanted.output}:")
+    trained = train_once(wanted, console=console, overwrite=overwrite, resume=resume)
+    _say(console, f"teacher {trained.path}: accuracy {trained.accuracy:.2%}")
+    return trained.path
 
 
-def _other_key(recipe: Recipe) -> str | None:
-    """The first section in which the folder's recipe differs, apart from where it is written."""
-    file = Path(recipe.output) / "recipe.yaml"
-    if not file.is_file():
+def _beginning(folder: Path, start: Point | None) -> str:
+    if start is None:
+        return f"there is no checkpoint to go on from in {folder}: from the start"
+    return f"there is no {LAST} yet in {folder}: going on from {start.path.name}"
+
+
+def _finished(start: Point, recipe: Recipe, console: Console) -> TrainResult | None:
+    """The result of a run that has nothing left to do, if `start` is its own last checkpoint."""
+    folder = Path(recipe.output)
+    if start.path.resolve() != (folder / LAST).resolve() or start.epochs < recipe.train.epochs:
         return None
-    there = dataclasses.replace(load_recipe(str(file)), output=recipe.output).to_dict()
-    here = recipe.to_dict()
-    keys = [key for key in {**here, **there} if here.get(key) != there.get(key)]
+    saved = start.header["model_config"]
+    config = recipe.model.config(in_channels=saved["in_channels"], num_classes=saved["num_classes"])
+    checkpoint.check_same_model(saved, config, start.path)
+    best = start.content["callbacks"][RunCheckpoints.__qualname__]
+    loaded = checkpoint.load_checkpoint(start.path)
+    times = _times(folder / RESULT)
+    _say(console, f"finished: {start.path} has been trained for all {start.epochs} epochs")
+    result = TrainResult(
+        best_accuracy=best["best_accuracy"],
+        best_epoch=best["best_epoch"],
+        last_accuracy=float(loaded.extra["val_accuracy"]),
+        best_path=folder / BEST,
+        last_path=start.path,
+        seconds=times.get("seconds", 0.0),
+        cpu_seconds=times.get("cpu_seconds", 0.0),
+        parameters=sum(p.numel() for p in loaded.model.parameters()),
+    )
+    if not is_worker(recipe):
+        finish(result, folder, console)
+    return result
+
+
+def _times(result: Path) -> dict[str, float]:
+    """The times in a result.json; none where a run was killed before it wrote one."""
+    if not result.is_file():
+        return {}
+    values = json.loads(result.read_text(encoding="utf-8"))
+    return {name: float(values[name]) for name in ("seconds", "cpu_seconds")}
+
+
+def _other_key(there: Point, recipe: Recipe) -> str | None:
+    """The first key that decides a run's outcome and in which a checkpoint's recipe differs."""
+    before = _deciding(parse_recipe(there.header["extra"]["recipe"]))
+    now = _deciding(recipe)
+    keys = [key for key in {**now, **before} if now.get(key) != before.get(key)]
     return keys[0] if keys else None
+
+
+def _deciding(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's values by full path, without those that do not decide what comes out."""
+    values = recipe.to_dict()
+    del values["output"]
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = value if isinstance(value, dict) else {}
+        flat |= {f"{name}.{k}": v for k, v in inner.items() if k not in INCIDENTAL.get(name, ())}
+        if not isinstance(value, dict):
+            flat[name] = value
+    return flat
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True)

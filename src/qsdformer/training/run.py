@@ -1,10 +1,8 @@
-"""A training run from recipe to checkpoints."""
+"""One training run, from recipe, data and teacher to checkpoints."""
 
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,33 +17,21 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from qsdformer.data import DataInfo, DataModule
+from qsdformer.data import DataModule
 from qsdformer.errors import UserError, one_line
 from qsdformer.files import write_json, write_text
 from qsdformer.models import checkpoint
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.nn.config import ModelConfig
 from qsdformer.recipes.recipe import Recipe
 from qsdformer.tasks.classification import Classification
-from qsdformer.training.checkpointing import (
-    BEST,
-    LAST,
-    NonFiniteGuard,
-    RunCheckpoints,
-    SafeCheckpointIO,
-)
-from qsdformer.training.processes import (
-    FAMILY,
-    Processes,
-    check_processes,
-    environment,
-    global_rank,
-)
+from qsdformer.tasks.distillation import Distillation
+from qsdformer.tasks.teachers import Teacher
+from qsdformer.training.checkpointing import NonFiniteGuard, RunCheckpoints, SafeCheckpointIO
+from qsdformer.training.folder import RESULT, Point, clear
+from qsdformer.training.processes import FAMILY, Processes, environment, global_rank
 from qsdformer.training.progress import Metrics, Report
 from qsdformer.training.stopping import StopOnSigterm
-
-TEACHER = "teacher"  # folder, in the student's, of a teacher that had to be trained
-# What a run writes, and all that --overwrite may remove.
-RUN_FILES = (BEST, LAST, "recipe.yaml", "metrics.csv", "result.json", "tensorboard")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,58 +43,59 @@ class TrainResult:
     last_accuracy: float
     best_path: Path
     last_path: Path
-    seconds: float
+    seconds: float  # without its teacher's training
     cpu_seconds: float  # of this process, all threads
     parameters: int
 
 
-def train(
+def fit(
     recipe: Recipe,
+    data: DataModule,
     *,
-    resume: str | os.PathLike[str] | bool = False,
-    overwrite: bool = False,
-    console: Console | None = None,
+    teacher: Teacher | None = None,
+    start: Point | None = None,
+    console: Console,
     callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
-    """Train as `recipe` says, into the folder `recipe.output`.
+    """Train on `data` as `recipe` says, into its run folder, which is this process's already.
 
-    `resume` is a checkpoint to go on from, or True for last.ckpt of the run folder. Raises
-    `UserError` for anything the user can put right, KeyboardInterrupt if interrupted, and
-    SystemExit(143) after SIGTERM, with last.ckpt saved in mid-epoch.
+    `teacher` is for a recipe that distils; `start` is a checkpoint to go on from. A run that
+    fails before its first step leaves nothing in the folder. After SIGTERM: SystemExit(143), with
+    last.ckpt saved in mid-epoch.
     """
     begin, cpu_begin = time.perf_counter(), time.process_time()
-    console = console or Console()
     folder = Path(recipe.output)
-    check_processes(recipe.train, cuda=_on_cuda(recipe))
-    first = global_rank(recipe.train) == 0  # the one process that writes and prints
-    if not first:
-        console = Console(quiet=True)
-    if first:
-        check_folder(folder, resume=resume is not False, overwrite=overwrite)
-    resume_path = _resume_path(folder, resume)
+    if teacher is None:
+        task = Classification(recipe, data.info)
+    else:
+        task = Distillation(recipe, data.info, teacher)
+    if start is not None:
+        check_resume(start, recipe, task.model.config, console)
+    elif recipe.model.start_from is not None:
+        for line in task.start_from(recipe.model.start_from):
+            console.print(line, highlight=False, soft_wrap=True)
     metrics = Metrics(folder / "metrics.csv", every=recipe.train.log_every)
     saver = RunCheckpoints(folder, save_every=recipe.train.save_every)
     guard = NonFiniteGuard(saver.last_path, every=recipe.train.log_every)
     stop = StopOnSigterm(saver.last_path, console)
     own = [guard, metrics, Report(console, metrics), saver, stop]
-    with _quiet_lightning():  # before anything is read or written: devices may be missing
+    with _quiet_lightning():  # before anything is written: devices may be missing
         trainer = make_trainer(recipe, [*own, *callbacks], console)
-    data = DataModule(
-        recipe.data,
-        batch_size=recipe.train.batch_size,
-        eval_batch_size=recipe.train.eval_batch_size,
-        seed=recipe.seed,
-    )
-    task = _make_task(recipe, data.info, console, overwrite=overwrite)
-    if resume_path is not None:
-        _check_resume(resume_path, recipe, task, console)
+    first = not is_worker(recipe)
     if first:
-        make_folder(folder, remove_old=overwrite and resume is False)
+        if start is None:
+            clear(folder)
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         console.print(_heading(recipe, task.model, data), highlight=False, soft_wrap=True)
     advice = f"go on with --resume from {saver.last_path}, if there is one by now"
     with _quiet_lightning(), _plain_interrupts(), FAMILY.training(advice), stop:
-        trainer.fit(task, datamodule=data, ckpt_path=resume_path, weights_only=True)
+        try:
+            path = None if start is None else start.path
+            trainer.fit(task, datamodule=data, ckpt_path=path, weights_only=True)
+        except Exception:
+            if trainer.global_step == 0 and first:
+                clear(folder)
+            raise
     result = TrainResult(
         best_accuracy=saver.best_accuracy,
         best_epoch=saver.best_epoch,
@@ -120,22 +107,8 @@ def train(
         parameters=sum(p.numel() for p in task.model.parameters()),
     )
     if first:
-        _finish(result, folder, console)
+        finish(result, folder, console)
     return result
-
-
-def _make_task(
-    recipe: Recipe, info: DataInfo, console: Console, *, overwrite: bool
-) -> Classification:
-    if recipe.distill is None:
-        return Classification(recipe, info)
-    # Not at the top: a teacher may have to be trained first, by `train` above.
-    from qsdformer.tasks.distillation import Distillation
-    from qsdformer.training.teaching import obtain_teacher
-
-    folder = Path(recipe.output) / TEACHER
-    teacher = obtain_teacher(recipe, info, folder, console, overwrite=overwrite)
-    return Distillation(recipe, info, teacher)
 
 
 def make_trainer(
@@ -168,66 +141,23 @@ def make_trainer(
         reason = one_line(error, None)
         raise UserError(f"cannot train with these devices: {reason}") from error
     except OSError as error:
-        raise _cannot_use(folder, error) from error
-
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
     # Its handler of SIGTERM sends to other processes in mid-step; `StopOnSigterm` has its own.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
 
 
-def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """`UserError` for a run folder that is in use, unless told what to do with what is in it."""
-    try:
-        used = folder.exists() and any(folder.iterdir())
-    except OSError as error:
-        raise _cannot_use(folder, error) from error
-    if used and not (resume or overwrite):
-        raise UserError(
-            f"the run folder {folder} is not empty: go on with --resume, start over with "
-            "--overwrite, or choose another with --output"
-        )
-
-
-def make_folder(folder: Path, *, remove_old: bool) -> None:
-    """Make the run folder; `remove_old` removes an earlier run's files, and no others."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in RUN_FILES if remove_old else ():
-            path = folder / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    except OSError as error:
-        raise _cannot_use(folder, error) from error
-
-
-def _cannot_use(folder: Path, error: OSError) -> UserError:
-    reason = error.strerror or str(error)
-    return UserError(f"cannot write to {folder}: {reason}; choose another folder with --output")
-
-
-def _resume_path(folder: Path, resume: str | os.PathLike[str] | bool) -> Path | None:
-    if resume is False:
-        return None
-    path = folder / LAST if resume is True else Path(resume)
-    if not path.exists():
-        raise UserError(f"nothing to resume: there is no {path}; start over with --overwrite")
-    return path
-
-
-def _check_resume(path: Path, recipe: Recipe, task: Classification, console: Console) -> None:
+def check_resume(start: Point, recipe: Recipe, config: ModelConfig, console: Console) -> None:
     """Refuse a checkpoint of another model; say in which other keys the recipe has changed."""
-    content = checkpoint.read(path)
-    saved = content[checkpoint.KEY]
-    checkpoint.check_same_model(saved.get("model_config", {}), task.model.config, path)
-    if "optimizer_states" not in content:
+    path = start.path
+    checkpoint.check_same_model(start.header.get("model_config", {}), config, path)
+    if "optimizer_states" not in start.content:
         raise UserError(f"cannot resume from {path}: it has weights only, no training state")
-    old = saved["extra"].get("recipe", {})
-    done = saved["extra"].get("epoch", 0)
-    if done >= recipe.train.epochs:
+    old = start.header["extra"].get("recipe", {})
+    if start.epochs >= recipe.train.epochs:
         raise UserError(
-            f"nothing to resume: {path} has been trained for {done} of {recipe.train.epochs} epochs"
+            f"nothing to resume: {path} has been trained for {start.epochs} of "
+            f"{recipe.train.epochs} epochs"
         )
     if (old.get("train", {}).get("ema") is None) != (recipe.train.ema is None):
         raise UserError(f"cannot resume from {path}: train.ema was {old['train']['ema']} there")
@@ -253,13 +183,14 @@ def _changes(
             yield prefix + key, before, now
 
 
-def _on_cuda(recipe: Recipe) -> bool:
+def on_cuda(recipe: Recipe) -> bool:
+    """Whether a run of this recipe computes on a GPU here."""
     return CUDAAccelerator.is_available() and recipe.train.accelerator != "cpu"
 
 
 def _precision(recipe: Recipe) -> Any:
     wanted = recipe.train.precision
-    cuda = _on_cuda(recipe)
+    cuda = on_cuda(recipe)
     if wanted == "auto":
         return "bf16-mixed" if cuda else "32-true"
     if wanted == "16-mixed" and not cuda:
@@ -272,22 +203,29 @@ def _heading(recipe: Recipe, model: MetaSpikeFormer, data: DataModule) -> str:
     size = sum(p.numel() for p in model.parameters()) / 1e6
     bits = "fp32" if config.weight_bits is None else f"{config.weight_bits}-bit"
     kind = f"D={config.levels} T={config.time_steps}" if config.is_spiking else "ANN"
+    name = recipe.model.name if recipe.model.start_from is None else "fine-tuned model"
     return (
-        f"{recipe.model.name} ({bits} weights, {config.neuron} {kind}, {size:.2f} M parameters) on "
+        f"{name} ({bits} weights, {config.neuron} {kind}, {size:.2f} M parameters) on "
         f"{recipe.data.name}: {data.train_size:,} training and {data.eval_size:,} evaluation "
         f"images of {data.info.image_size} px, seed {recipe.seed}, into {recipe.output}"
     )
 
 
-def _finish(result: TrainResult, folder: Path, console: Console) -> None:
+def finish(result: TrainResult, folder: Path, console: Console) -> None:
+    """Write result.json and say what came out."""
     values = {k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()}
-    write_json(folder / "result.json", values)
+    write_json(folder / RESULT, values)
     console.print(
         f"best accuracy {result.best_accuracy:.2%} in epoch {result.best_epoch}, last "
         f"{result.last_accuracy:.2%}, {result.seconds:,.0f} s: {result.best_path}",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def is_worker(recipe: Recipe) -> bool:
+    """Whether this process has a rank other than 0: it writes and prints nothing."""
+    return global_rank(recipe.train) > 0
 
 
 @contextmanager

@@ -1,18 +1,17 @@
-"""Where a student's teacher comes from: loaded, or trained once into the student's run folder."""
+"""Where a student's teacher comes from: by which recipe it is trained, and how it is loaded."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
-
-from rich.console import Console
 
 from qsdformer.data import DataInfo
 from qsdformer.errors import UserError
-from qsdformer.recipes import packaged_recipes
-from qsdformer.recipes.recipe import ModelRecipe, Recipe, load_recipe
-from qsdformer.training.once import train_once
-from qsdformer.training.teachers import TIMM_PREFIX, Teacher, checkpoint_teacher, timm_teacher
+from qsdformer.recipes.derived import names_recipe
+from qsdformer.recipes.recipe import ModelRecipe, Recipe, load_recipe, parse_recipe, with_keys
+from qsdformer.tasks.fgd import DistillConfig
+from qsdformer.tasks.teachers import TIMM_PREFIX, Teacher, checkpoint_teacher, timm_teacher
 
 # The model fields that the counterpart ANN shares with the student; the rest is about spikes.
 SHARED_FIELDS = (
@@ -32,41 +31,52 @@ def counterpart(recipe: Recipe) -> Recipe:
     assert recipe.distill is not None
     fields = {k: v for k, v in recipe.model.fields.items() if k in SHARED_FIELDS}
     fields["neuron"] = recipe.distill.teacher_neuron
-    epochs = recipe.distill.teacher_epochs or recipe.train.epochs
-    return dataclasses.replace(
-        recipe,
-        model=ModelRecipe(name=recipe.model.name, ann=True, fields=fields),
-        train=dataclasses.replace(recipe.train, epochs=epochs),
-        distill=None,
-        activity=None,
-    )
+    model = ModelRecipe(name=recipe.model.name, ann=True, fields=fields)
+    return dataclasses.replace(recipe, model=model, distill=None, activity=None)
 
 
-def obtain_teacher(
-    recipe: Recipe, info: DataInfo, folder: Path, console: Console, *, overwrite: bool = False
-) -> Teacher:
-    """The teacher that `recipe.distill` names; one that must be trained is kept in `folder`.
+def teacher_recipe(recipe: Recipe, folder: Path) -> Recipe | None:
+    """The recipe by which a student's teacher has to be trained into `folder`, if it has to be.
 
-    Raises `UserError` for a teacher that is missing, unknown or not for images like `info`.
+    Raises `UserError` for a teacher that is missing or unknown, and for keys that are not its.
     """
-    assert recipe.distill is not None
+    if recipe.distill is None:
+        return None
     config = recipe.distill
-    name = config.teacher
-    if name.startswith(TIMM_PREFIX):
-        model = name.removeprefix(TIMM_PREFIX)
+    keys = {key: json.dumps(value) for key, value in (config.teacher_keys or {}).items()}
+    if config.teacher_epochs is not None:
+        keys["train.epochs"] = str(config.teacher_epochs)
+    if config.teacher != "ann" and not names_recipe(config.teacher):
+        _check_there(config)
+        return None
+    try:
+        if config.teacher == "ann":
+            wanted = parse_recipe(with_keys(counterpart(recipe).to_dict(), keys))
+        else:
+            wanted = load_recipe(config.teacher, keys)
+    except UserError as error:
+        raise UserError(f"the recipe of the teacher {config.teacher}: {error}") from error
+    return dataclasses.replace(wanted, seed=recipe.seed, output=str(folder))
+
+
+def load_teacher(config: DistillConfig, info: DataInfo, trained: Path | None) -> Teacher:
+    """The teacher that `config` names; `trained` is the checkpoint of one that was trained here.
+
+    Raises `UserError` for a teacher that is not for images like `info`.
+    """
+    if trained is None and config.teacher.startswith(TIMM_PREFIX):
+        model = config.teacher.removeprefix(TIMM_PREFIX)
         return timm_teacher(model, info, config.features, config.teacher_weights)
-    if name == "ann":
-        wanted = counterpart(recipe)
-    elif name in packaged_recipes() or name.endswith((".yaml", ".yml")):
-        wanted = dataclasses.replace(load_recipe(name), seed=recipe.seed)
-    else:
-        if not Path(name).exists():
-            raise UserError(
-                f"distill.teacher: no teacher {name!r}; give ann, a recipe, a checkpoint file or "
-                "timm:NAME"
-            )
-        return checkpoint_teacher(name, info, config.features)
-    wanted = dataclasses.replace(wanted, output=str(folder))
-    trained = train_once(wanted, console=console, overwrite=overwrite)
-    console.print(f"teacher {trained.path}: accuracy {trained.accuracy:.2%}", highlight=False)
-    return checkpoint_teacher(trained.path, info, config.features)
+    return checkpoint_teacher(trained or config.teacher, info, config.features)
+
+
+def _check_there(config: DistillConfig) -> None:
+    name = config.teacher
+    if not name.startswith(TIMM_PREFIX) and not Path(name).exists():
+        raise UserError(
+            f"distill.teacher: no teacher {name!r}; give ann, a recipe, a checkpoint file or "
+            "timm:NAME"
+        )
+    for key in ("teacher_epochs", "teacher_keys"):
+        if getattr(config, key) is not None:
+            raise UserError(f"distill.{key}: the teacher {name} is trained already, leave it out")

@@ -18,7 +18,7 @@ from qsdformer.errors import UserError
 from qsdformer.models.checkpoint import save_checkpoint
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.nn.taps import tap
-from qsdformer.training.teachers import FeatureReader, Teacher, checkpoint_teacher, timm_teacher
+from qsdformer.tasks.teachers import FeatureReader, Teacher, checkpoint_teacher, timm_teacher
 
 Make = Callable[..., MetaSpikeFormer]
 FEATURES = ("q", "k", "v")

@@ -1,0 +1,121 @@
+"""Starting from another network's weights: what fits is taken, and what was done is told.
+
+The other network may have other classes, another number of image channels, other bits, levels or
+neurons; where its tensors do not fit, this network keeps its own initial ones.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from timm.models import adapt_input_conv
+from torch import Tensor
+
+from qsdformer.data.base import DataInfo
+from qsdformer.errors import UserError
+from qsdformer.models.checkpoint import Loaded, load_checkpoint
+from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.nn.quantizers import quantized_layers
+
+FIRST_CONV, HEAD = "stages.0.downsample.conv.weight", "head."
+SHOWN = 3  # names of tensors in a line
+LEAST_SHARE = 0.5  # of this network's weights that must come from the other one
+
+
+def start_from(model: MetaSpikeFormer, path: str | os.PathLike[str], info: DataInfo) -> list[str]:
+    """Copy into `model`, for images like `info`, what fits of a checkpoint; lines that say what.
+
+    The averaged weights are taken where there are any. The first convolution is adapted to other
+    channels, as timm does; a head for other classes is left out. Step sizes are taken where a
+    layer has as many bits as before, and otherwise start from the loaded weight. Raises
+    `UserError` for a checkpoint that cannot be read or is mostly of another shape.
+    """
+    source = load_checkpoint(path)
+    own, offered = model.state_dict(), source.model.state_dict()
+    changed = _adapt_channels(offered, info.channels)
+    other_classes = _other_classes(source, info)
+    fits = {
+        key: value
+        for key, value in offered.items()
+        if key in own
+        and value.shape == own[key].shape
+        and not (other_classes and key.startswith(HEAD))
+    }
+    restarted = _drop_step_sizes(fits, source.model, model, changed)
+    taken = sum(value.numel() for value in fits.values())
+    share = taken / sum(value.numel() for value in own.values())
+    if share < LEAST_SHARE:
+        raise UserError(
+            f"model.start_from: only {share:.0%} of this model's weights are in {path}; leave out "
+            "the model keys that set its shape (dims, depth, stem_kernel, ...) to take that "
+            "checkpoint's"
+        )
+    model.load_state_dict(fits, strict=False)  # step sizes that are missing start from weights
+    lines = [f"weights from {path}: {len(fits)} tensors, {share:.1%} of this model's values"]
+    if changed:
+        lines.append(f"  adapted to {info.channels} channels: {FIRST_CONV}")
+    if restarted:
+        lines.append(f"  step sizes started from the weights: {_names(restarted)}")
+    started = {f"{name}.log_step_size" for name in restarted}
+    fresh = [key for key in own if key not in fits and key not in started]
+    if fresh:
+        why = f" ({other_classes})" if other_classes else ""
+        lines.append(f"  newly initialised: {_names(fresh)}{why}")
+    if source.info is None and not other_classes:
+        count = len(info.class_names)
+        lines.append(f"  head taken too: {count} classes in both, whose names {path} does not say")
+    left = [key for key in offered if key not in own]
+    if left:
+        lines.append(f"  left out, not in this model: {_names(left)}")
+    return lines
+
+
+def _adapt_channels(state: dict[str, Tensor], channels: int) -> bool:
+    """Give the first convolution's weight in `state` other input channels, if it needs them.
+
+    Images that show the same in every channel give the same sums as before.
+    """
+    weight = state.get(FIRST_CONV)
+    if weight is None or weight.shape[1] == channels:
+        return False
+    if weight.shape[1] == 1:
+        state[FIRST_CONV] = weight.repeat(1, channels, 1, 1) / channels
+    else:
+        state[FIRST_CONV] = adapt_input_conv(channels, weight)
+    return True
+
+
+def _other_classes(source: Loaded, info: DataInfo) -> str:
+    """In words, how a checkpoint's classes differ from those of the data; empty if they do not."""
+    before, now = source.model.num_classes, len(info.class_names)
+    if before != now:
+        return f"{before} classes there, {now} here"
+    if source.info is not None and source.info.class_names != info.class_names:
+        return f"{now} other classes"
+    return ""
+
+
+def _drop_step_sizes(
+    fits: dict[str, Tensor], source: MetaSpikeFormer, model: MetaSpikeFormer, adapted: bool
+) -> list[str]:
+    """Take out of `fits` the step sizes that are not for the weights there or for their bits.
+
+    Returns the layers whose step sizes therefore start from a loaded weight.
+    """
+    before = {name: layer.bits for name, layer in quantized_layers(source).items()}
+    restarted = []
+    for name, layer in quantized_layers(model).items():
+        there = f"{name}.weight" in fits
+        changed = adapted and f"{name}.weight" == FIRST_CONV
+        if not there or changed or before.get(name) != layer.bits:
+            fits.pop(f"{name}.log_step_size", None)
+        if layer.bits is not None and there and f"{name}.log_step_size" not in fits:
+            restarted.append(name)
+    return restarted
+
+
+def _names(keys: Iterable[str]) -> str:
+    listed = list(keys)
+    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return ", ".join(listed[:SHOWN]) + more

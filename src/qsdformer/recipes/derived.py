@@ -1,0 +1,86 @@
+"""What follows from a recipe's plain values: keys of its teacher, shape of what it fine-tunes."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from typing import Any
+
+from qsdformer.recipes import packaged_recipes
+
+# What a checkpoint that is fine-tuned says of its network: which tensors there are, and what they
+# mean. Bits, levels and neurons are the recipe's.
+START_SHAPE = (
+    "dims",
+    "depth",
+    "heads",
+    "stem_kernel",
+    "stem_stride",
+    "layer_scale",
+    "attention_norm",
+    "attention_scale",
+    "attention_gain",
+)
+# Keys that, given on the command line, hold for a teacher trained by a recipe of its own as well:
+# those of its images, its budget and the machine. How it learns is its own recipe's affair.
+TEACHERS_TOO = (
+    "data.*",
+    "train.epochs",
+    "train.batch_size",
+    "train.eval_batch_size",
+    "train.precision",
+    "train.compile",
+    "train.channels_last",
+    "train.accelerator",
+    "train.devices",
+    "train.num_nodes",
+    "train.save_every",
+    "train.log_every",
+)
+
+
+def names_recipe(name: str) -> bool:
+    """Whether a name is that of a packaged recipe or of a YAML file."""
+    return name in packaged_recipes() or name.endswith((".yaml", ".yml"))
+
+
+def reaches_teacher(path: str) -> bool:
+    """Whether the key at `path`, set for a student, is set for its teacher's recipe too."""
+    return any(fnmatch.fnmatch(path, pattern) for pattern in TEACHERS_TOO)
+
+
+def with_teacher_keys(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's plain values in which a teacher that is a recipe gets what reaches it of `given`.
+
+    `given` maps full paths of keys to values. What the section distill itself says of the
+    teacher's keys stays.
+    """
+    distill = values.get("distill")
+    if not isinstance(distill, Mapping) or not names_recipe(str(distill.get("teacher"))):
+        return dict(values)
+    reaching = {path: value for path, value in given.items() if reaches_teacher(path)}
+    own = distill.get("teacher_keys")
+    own = {} if own in (None, "none") else own
+    if not reaching or not isinstance(own, Mapping):
+        return dict(values)
+    return {**values, "distill": {**distill, "teacher_keys": {**reaching, **own}}}
+
+
+def with_start_shape(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's plain values with the shape of the checkpoint in `model.start_from`, if any.
+
+    What the section model itself gives, apart from a size's name, stays.
+    """
+    model = values.get("model")
+    if not isinstance(model, Mapping):
+        return dict(values)
+    path = model.get("start_from")
+    if path in (None, "none") or not set(START_SHAPE) - set(model):
+        return dict(values)
+    from qsdformer.models.checkpoint import load_checkpoint
+
+    config = load_checkpoint(str(path)).model.config
+    shape = {name: config.to_dict()[name] for name in START_SHAPE}
+    if not config.is_spiking:  # there these mean nothing
+        shape = {name: v for name, v in shape.items() if not name.startswith("attention")}
+    return {**values, "model": {**shape, **model}}

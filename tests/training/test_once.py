@@ -1,0 +1,183 @@
+"""A teacher is trained before its student, once, and stays the one the student began with."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback
+from rich.console import Console
+
+from qsdformer.errors import UserError
+from qsdformer.models.checkpoint import load_checkpoint
+from qsdformer.recipes.recipe import Recipe, load_recipe, parse_recipe
+from qsdformer.training import train
+from qsdformer.training.once import train_once
+from qsdformer.training.teaching import teacher_recipe
+
+TINY = {
+    "model.dims": "[4, 6, 8, 8]",
+    "depth": "2",
+    "heads": "2",
+    "stem_kernel": "3",
+    "train_limit": "32",
+    "batch_size": "16",
+    "epochs": "2",
+    "accelerator": "cpu",
+    "distill.fgd_weight": "0.5",
+}
+
+
+class Stop(Callback):
+    """Ctrl-C in the second epoch."""
+
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+
+def tiny(path: Path, **overrides: str) -> Recipe:
+    return load_recipe("digits", {**TINY, "output": str(path), **overrides})
+
+
+def run(recipe: Recipe, **options: Any) -> str:
+    text = io.StringIO()
+    train(recipe, console=Console(file=text, width=200), **options)
+    return text.getvalue()
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """The folder of a student interrupted after one of two epochs; its teacher had one."""
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(folder, teacher_epochs="1"), callbacks=[Stop()])
+    return folder
+
+
+def teacher_of(folder: Path) -> bytes:
+    return (folder / "teacher" / "last.ckpt").read_bytes()
+
+
+def test_that_the_teacher_comes_first_is_said_and_its_epochs_are_shown(tmp_path: Path) -> None:
+    text = run(tiny(tmp_path / "run", teacher_epochs="1"))
+    lines = [line.partition("  loss")[0] for line in text.splitlines()]
+    assert lines[0] == f"its teacher comes first, in {tmp_path}/run/teacher:"
+    assert "relu ANN" in lines[1]
+    assert lines[2] == "epoch   1/1"
+    assert lines[4].startswith(f"teacher {tmp_path}/run/teacher/last.ckpt: accuracy")
+    assert lines[6:8] == ["epoch   1/2", "epoch   2/2"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"workers": "1"}, {"lr": "1e-3"}, {"train_limit": "48"}, {"teacher_epochs": "3"}],
+)
+def test_a_student_resumes_with_other_keys_and_the_teacher_it_had(
+    begun: Path, change: dict[str, str]
+) -> None:
+    before = teacher_of(begun)
+    text = run(tiny(begun, **{"teacher_epochs": "1", **change}), resume=True)
+    assert "note: " in text
+    assert "teacher comes first" not in text
+    assert "epoch   2/2" in text
+    assert teacher_of(begun) == before
+
+
+def test_a_checkpoint_that_moved_brings_its_teacher_along(begun: Path, tmp_path: Path) -> None:
+    run(tiny(tmp_path / "other"), resume=begun / "last.ckpt")
+    assert not (tmp_path / "other" / "teacher").exists()
+    assert load_checkpoint(tmp_path / "other" / "last.ckpt").extra["epoch"] == 2
+
+
+def test_an_interrupted_teacher_goes_on_with_the_resumed_run(tmp_path: Path) -> None:
+    recipe = tiny(tmp_path / "run")
+    teacher = teacher_recipe(recipe, tmp_path / "run" / "teacher")
+    assert teacher is not None
+    with pytest.raises(KeyboardInterrupt):
+        run(teacher, callbacks=[Stop()])
+    text = run(tiny(tmp_path / "run", workers="1"), resume=True)
+    assert "note: data.workers was 0" in text
+    assert text.count("epoch   1/2") == 1  # the student's
+    assert text.count("epoch   2/2") == 2
+
+
+def test_a_finished_teacher_of_another_recipe_is_refused_at_a_new_start(tmp_path: Path) -> None:
+    teacher = teacher_recipe(tiny(tmp_path / "run"), tmp_path / "run" / "teacher")
+    assert teacher is not None
+    run(teacher)
+    before = teacher_of(tmp_path / "run")
+    with pytest.raises(UserError, match=r"of another recipe \(train.lr differs\)") as error:
+        run(tiny(tmp_path / "run", lr="1e-3"))
+    assert "\n" not in str(error.value)
+    text = run(tiny(tmp_path / "run", workers="1", eval_batch_size="100", epochs="2"))
+    assert "epoch   2/2" in text
+    assert teacher_of(tmp_path / "run") == before
+
+
+def test_a_run_is_trained_once(tmp_path: Path) -> None:
+    recipe = tiny(tmp_path, epochs="1")
+    recipe = dataclasses.replace(recipe, distill=None)
+    first = train_once(recipe, console=Console(quiet=True))
+    written = first.path.stat().st_mtime_ns
+    assert train_once(recipe, console=Console(quiet=True)) == first
+    assert first.path.stat().st_mtime_ns == written
+
+
+def taught(path: Path, **overrides: str) -> Recipe:
+    return load_recipe(
+        "digits", {"distill.teacher": "digits-ann", "output": str(path), **overrides}
+    )
+
+
+def test_data_budget_and_machine_reach_a_teachers_own_recipe_but_nothing_else(
+    tmp_path: Path,
+) -> None:
+    keys = {"epochs": "1", "train_limit": "32", "workers": "2", "devices": "3", "lr": "1e-3"}
+    recipe = taught(tmp_path, **keys, weight_bits="2", ema="0.9", seed="5")
+    teacher = teacher_recipe(recipe, tmp_path / "teacher")
+    assert teacher is not None
+    own = load_recipe("digits-ann")
+    train_keys = dataclasses.replace(own.train, epochs=1, devices=3)
+    assert teacher.train == train_keys
+    assert teacher.data == dataclasses.replace(own.data, train_limit=32, workers=2)
+    assert teacher.model.to_dict() == own.model.to_dict()
+    assert (teacher.seed, teacher.output) == (5, str(tmp_path / "teacher"))
+
+
+def test_what_the_recipe_says_of_its_teacher_wins_over_the_command_line(tmp_path: Path) -> None:
+    keys = "{train.lr: 0.5, batch_size: 7}"
+    recipe = taught(
+        tmp_path, epochs="1", batch_size="9", teacher_epochs="3", **{"distill.teacher_keys": keys}
+    )
+    teacher = teacher_recipe(recipe, tmp_path)
+    assert teacher is not None
+    assert (teacher.train.epochs, teacher.train.batch_size, teacher.train.lr) == (3, 7, 0.5)
+    # The stored recipe says the same again without the command line.
+    again = parse_recipe(recipe.to_dict())
+    assert teacher_recipe(again, tmp_path) == teacher
+
+
+def test_the_counterpart_takes_keys_too_and_a_mistake_in_them_is_one_line(tmp_path: Path) -> None:
+    right = teacher_recipe(tiny(tmp_path, teacher_keys="{lr: 0.5}"), tmp_path)
+    assert right is not None
+    assert right.train.lr == 0.5
+    with pytest.raises(UserError, match="the recipe of the teacher ann: unknown option") as error:
+        teacher_recipe(tiny(tmp_path, teacher_keys="{lrr: 0.5}"), tmp_path)
+    assert "\n" not in str(error.value)
+    (tmp_path / "ann.ckpt").touch()
+    trained = {"distill.teacher": str(tmp_path / "ann.ckpt"), "teacher_epochs": "3"}
+    with pytest.raises(UserError, match=r"distill.teacher_epochs: .* is trained already"):
+        teacher_recipe(tiny(tmp_path, **trained), tmp_path)
+
+
+def test_a_distilled_recipe_trains_its_teacher_on_the_command_lines_budget(tmp_path: Path) -> None:
+    keys = {"epochs": "1", "train_limit": "64", "batch_size": "32", "accelerator": "cpu"}
+    run(taught(tmp_path / "run", **keys, image_size="16"))
+    loaded = load_checkpoint(tmp_path / "run" / "teacher" / "last.ckpt")
+    stored = loaded.extra["recipe"]
+    assert (loaded.extra["epoch"], stored["data"]["train_limit"]) == (1, 64)
+    assert not loaded.model.config.is_spiking
