@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
 from qsdformer.data.augment import image_keys
 from qsdformer.data.base import Batch, DataConfig, DataInfo, Source
-from qsdformer.data.images import Transform, eval_transform, read_image
+from qsdformer.data.images import Transform, eval_transform, load_pixels, read_image
+from qsdformer.data.memory import memory_source
+from qsdformer.data.policies import create_train_transform
+from qsdformer.data.seeding import keep_random_state, seed_everything
 from qsdformer.errors import UserError
 
 DEFAULT_SIZE = 224
+MEMORY_SIZE = 32
 CROP_PCT = 0.875  # 224 of 256 pixels, the custom of ImageNet evaluation
 LAYOUT = "expected ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"
 
@@ -51,9 +52,9 @@ class FolderDataset:
         else:
             keys = image_keys(self.seed, wanted // len(self), indices)
             images = []
-            with _keep_random_state():
+            with keep_random_state():
                 for index, key in zip(indices.tolist(), keys.tolist(), strict=True):
-                    _seed_everything(key)
+                    seed_everything(key)
                     images.append(self.train_transform(self._read(index)))
         return torch.stack(images), self.labels[indices]
 
@@ -71,46 +72,62 @@ class FolderDataset:
 
 
 def load(config: DataConfig, seed: int) -> Source:
-    """An image folder with timm's training and evaluation transforms; bad ones: `UserError`."""
-    train, val = (_scan(_split_folder(config.root, split)) for split in ("train", "val"))
-    _check_same_classes(train, val)
+    """An image folder with timm's training and evaluation transforms; bad ones: `UserError`.
+
+    Held in memory it is varied as the other sources in memory, and images are not magnified.
+    """
+    train, val = scan_splits(config.root)
     info = DataInfo(
-        image_size=config.image_size or DEFAULT_SIZE,
+        image_size=config.image_size or (MEMORY_SIZE if config.in_memory else DEFAULT_SIZE),
         channels=3,
         class_names=tuple(train.classes),
         mean=IMAGENET_DEFAULT_MEAN,
         std=IMAGENET_DEFAULT_STD,
         interpolation="bicubic",
-        crop_pct=CROP_PCT,
+        crop_pct=1.0 if config.in_memory else CROP_PCT,
     )
+    if config.in_memory:
+        return memory_source(
+            config, seed, info, train=_in_memory(train, info), test=_in_memory(val, info)
+        )
     test = _dataset(val, info)
     augmented = dataclasses.replace(
         _dataset(train, info), seed=seed, train_transform=train_transform(config, info)
     )
-    # Files come sorted by class: a fixed shuffle makes "the last 10 %" a fair sample.
-    order = torch.randperm(len(augmented), generator=torch.Generator().manual_seed(0))
+    order = _fair_order(len(augmented))
     return Source(info=info, train=augmented.select(order), test=test)
+
+
+def load_in_memory(root: Path, info: DataInfo) -> dict[str, tuple[Tensor, Tensor]]:
+    """Images (N, C, size, size) uint8 and labels (N,) of `train` and, as `test`, of `val`.
+
+    The class folders must be those of `info`. Sizes may be mixed: each image becomes what
+    evaluation would make of it. Raises `UserError`, also where memory would not suffice.
+    """
+    train, val = scan_splits(str(root))
+    if tuple(train.classes) != info.class_names:
+        extra = sorted(set(train.classes) - set(info.class_names))
+        missing = [name for name in info.class_names if name not in train.classes]
+        wrong = f"a folder {extra[0]} too many" if extra else f"no folder {missing[0]}"
+        raise UserError(
+            f"{train.root} has {wrong}: the class folders must be the {len(info.class_names)} "
+            "published classes; for other data use --data.name image_folder --data.in_memory true"
+        )
+    return {"train": _in_memory(train, info), "test": _in_memory(val, info)}
 
 
 def train_transform(config: DataConfig, info: DataInfo) -> Transform:
     """timm's training transform: random resized crop, flip, automatic augmentation, erasing."""
-    try:
-        return create_transform(
-            input_size=(info.channels, info.image_size, info.image_size),
-            is_training=True,
-            hflip=0.5,
-            auto_augment=config.auto_augment,
-            interpolation=info.interpolation,
-            mean=info.mean,
-            std=info.std,
-            re_prob=config.random_erasing,
-            re_mode="pixel",
-        )
-    except (AssertionError, ValueError, KeyError, IndexError) as error:
-        raise UserError(
-            f"auto_augment={config.auto_augment!r} is not a policy timm knows; "
-            "use for example rand-m9-mstd0.5-inc1, augmix-m3-w3, original or 3a, or none"
-        ) from error
+    transform: Transform = create_train_transform(
+        config,
+        info,
+        hflip=0.5,
+        mean=info.mean,
+        std=info.std,
+        re_prob=config.random_erasing,
+        re_mode="pixel",
+    )
+    return transform
 
 
 def _split_folder(root: str | None, split: str) -> Path:
@@ -122,6 +139,13 @@ def _split_folder(root: str | None, split: str) -> Path:
     if not (folder / split).is_dir():
         raise UserError(f"image folder {folder} has no folder {split}; {LAYOUT}")
     return folder / split
+
+
+def scan_splits(root: str | None) -> tuple[ImageFolder, ImageFolder]:
+    """The files of `train` and `val`, whose class folders must be the same."""
+    train, val = (_scan(_split_folder(root, split)) for split in ("train", "val"))
+    _check_same_classes(train, val)
+    return train, val
 
 
 def _scan(folder: Path) -> ImageFolder:
@@ -157,20 +181,13 @@ def _dataset(images: ImageFolder, info: DataInfo) -> FolderDataset:
     return FolderDataset(paths=paths, labels=torch.tensor(images.targets), info=info)
 
 
-@contextlib.contextmanager
-def _keep_random_state() -> Iterator[None]:
-    """Put back the state of the three global generators that timm's transforms draw from."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        torch.set_rng_state(states[2])
+def _in_memory(images: ImageFolder, info: DataInfo) -> tuple[Tensor, Tensor]:
+    """Pixels (N, C, size, size) uint8 and labels (N,); a fixed shuffle as for files."""
+    order = _fair_order(len(images.samples))
+    paths = [images.samples[index][0] for index in order.tolist()]
+    return load_pixels(paths, info), torch.tensor(images.targets)[order]
 
 
-def _seed_everything(key: int) -> None:
-    random.seed(key)
-    np.random.seed(key % 2**32)  # noqa: NPY002
-    # Not torch.manual_seed: that would also reset the generators of GPUs.
-    torch.default_generator.manual_seed(key % 2**63)
+def _fair_order(count: int) -> Tensor:
+    """Files come sorted by class: a fixed shuffle makes "the last 10 %" a fair sample."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))

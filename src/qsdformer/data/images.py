@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,10 @@ from timm.data import create_transform
 from torch import Tensor
 
 from qsdformer.data.base import DataError, DataInfo
+from qsdformer.errors import UserError
 from qsdformer.graph.decoding import DECODE_ERRORS
+from qsdformer.graph.images import pixels
+from qsdformer.graph.ops import Preprocessing
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -28,6 +31,37 @@ def load_images(paths: Iterable[str | os.PathLike[str]], info: DataInfo) -> Tens
     if not images:
         raise ValueError("paths is empty: give at least one image file")
     return torch.stack(images)
+
+
+def load_pixels(paths: Sequence[str], info: DataInfo) -> Tensor:
+    """Pixels (N, C, size, size) uint8 that evaluation sees, before it normalises them.
+
+    `UserError` for an unreadable file, or where all together would not fit into memory.
+    """
+    size = info.image_size
+    needed = len(paths) * info.channels * size * size
+    if needed > physical_memory():
+        raise UserError(
+            f"{len(paths):,} images of {size} px need {needed / 1e9:,.0f} GB in memory: lower "
+            "data.image_size or leave data.in_memory out"
+        )
+    held = np.empty((len(paths), info.channels, size, size), np.uint8)
+    preprocessing = Preprocessing(
+        image_size=size,
+        channels=info.channels,
+        mean=info.mean,
+        std=info.std,
+        interpolation=info.interpolation,
+        crop_pct=info.crop_pct,
+    )
+    for place, path in zip(held, paths, strict=True):
+        place[...] = pixels([read_image(path, info.channels)], preprocessing)[0]
+    return torch.from_numpy(held)
+
+
+def physical_memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def eval_transform(info: DataInfo) -> Transform:

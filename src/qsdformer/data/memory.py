@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qsdformer.data.augment import BatchAugment, crop_and_flip, erase, image_keys
 from qsdformer.data.base import Batch, DataConfig, DataInfo, Source
+from qsdformer.data.policies import Policy, apply_policy, image_policy
 
 RESIZE_CHUNK = 4096  # images converted to float at a time, to bound memory
 
@@ -24,6 +25,7 @@ class MemoryDataset:
     labels: Tensor
     info: DataInfo
     augment: BatchAugment | None = None
+    policy: Policy | None = None  # comes between crops and erasing; only with `augment`
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -36,7 +38,10 @@ class MemoryDataset:
             return normalise(images, self.info), self.labels[indices]
         epochs = wanted // len(self)
         keys = image_keys(self.augment.seed, epochs, indices)
-        batch = normalise(crop_and_flip(images, keys, self.augment), self.info)
+        images = crop_and_flip(images, keys, self.augment)
+        if self.policy is not None:
+            images = apply_policy(images, keys, self.policy)
+        batch = normalise(images, self.info)
         if self.augment.random_erasing:
             batch = erase(batch, keys, self.augment.random_erasing)
         return batch, self.labels[indices]
@@ -47,7 +52,7 @@ class MemoryDataset:
 
     def without_augmentation(self) -> MemoryDataset:
         """The same images as evaluation sees them."""
-        return dataclasses.replace(self, augment=None)
+        return dataclasses.replace(self, augment=None, policy=None)
 
 
 def memory_source(
@@ -68,7 +73,13 @@ def memory_source(
     train_images, test_images = (resize(images, info.image_size) for images, _ in (train, test))
     return Source(
         info=info,
-        train=MemoryDataset(images=train_images, labels=train[1], info=info, augment=augment),
+        train=MemoryDataset(
+            images=train_images,
+            labels=train[1],
+            info=info,
+            augment=augment,
+            policy=image_policy(config, info),
+        ),
         test=MemoryDataset(images=test_images, labels=test[1], info=info),
     )
 

@@ -9,7 +9,7 @@ import lightning
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from qsdformer.data import digits, fashion_mnist, image_folder
+from qsdformer.data import cifar, digits, fashion_mnist, image_folder
 from qsdformer.data.base import Batch, DataConfig, DataInfo, ImageDataset, Source
 from qsdformer.data.sampling import EvalSampler, TrainSampler
 from qsdformer.errors import UserError
@@ -17,6 +17,8 @@ from qsdformer.errors import UserError
 SOURCES: dict[str, Callable[[DataConfig, int], Source]] = {
     "digits": digits.load,
     "fashion_mnist": fashion_mnist.load,
+    "cifar10": cifar.load_ten,
+    "cifar100": cifar.load_hundred,
     "image_folder": image_folder.load,
 }
 HOLDOUT_LIMIT = 5000  # images
