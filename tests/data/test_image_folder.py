@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import traceback
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from qsdformer.data import DataConfig, DataModule, load_images
 from qsdformer.errors import UserError
@@ -125,3 +127,81 @@ def test_a_corrupt_image_met_while_loading_is_one_line_that_names_it(
     assert "\n" not in str(caught.value)
     # Ends the loader's process now; torch waits 5 s for one left to the garbage collector.
     traceback.clear_frames(caught.tb)
+
+
+def tree(root: Path) -> list[str]:
+    data = module(root)
+    return [str(Path(p).relative_to(root)) for p in data._train.paths]  # type: ignore[attr-defined]
+
+
+def test_links_hidden_folders_and_pipes_change_nothing(image_root: Path) -> None:
+    before = sorted(tree(image_root))
+    train = image_root / "train"
+    (train / ".git").mkdir()
+    (train / "cat" / "up").symlink_to("..")
+    (train / "cat" / "self").symlink_to(".")
+    (train / "cat" / "dogs").symlink_to("../dog")
+    (train / "cat" / "root").symlink_to(image_root)
+    os.mkfifo(train / "cat" / "pipe.jpg")
+    assert sorted(tree(image_root)) == before
+
+
+def test_files_left_out_are_counted_and_gifs_are_not_among_them(image_root: Path) -> None:
+    cats = image_root / "train" / "cat"
+    Image.new("RGB", (40, 40)).save(cats / "7.gif")
+    (cats / "notes.txt").touch()
+    (cats / "more.txt").touch()
+    data = module(image_root)
+    assert data.train_size == 13
+    assert data.notes == (
+        f"left out 2 files in {image_root / 'train'} that are no images: {cats / 'more.txt'}, ...",
+    )
+
+
+def damage(root: Path) -> list[Path]:
+    """One image of each kind of damage; one more with rubbish after its end, which is fine."""
+    cats, dogs = (root / "train" / name for name in ("cat", "dog"))
+    (cats / "0.jpg").write_bytes(b"")
+    (cats / "1.jpg").write_text("no image")
+    (cats / "2.jpg").write_bytes((cats / "2.jpg").read_bytes()[:-200])
+    (dogs / "gone.jpg").symlink_to("nowhere.jpg")
+    Image.new("RGB", (40, 40)).save(dogs / "x.png")
+    content = bytearray((dogs / "x.png").read_bytes())
+    content[len(content) // 2] ^= 1
+    (dogs / "x.png").write_bytes(bytes(content))
+    (dogs / "3.jpg").write_bytes((dogs / "3.jpg").read_bytes() + bytes(9000))
+    return [cats / "0.jpg", cats / "1.jpg", cats / "2.jpg", dogs / "gone.jpg", dogs / "x.png"]
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_bad_images_are_counted_and_named_before_training_or_skipped(
+    image_root: Path, in_memory: bool
+) -> None:
+    bad = damage(image_root)
+    with pytest.raises(UserError) as caught:
+        module(image_root, in_memory=in_memory).check()
+    message = str(caught.value)
+    assert message.startswith("5 of 14 images cannot be read: ")
+    assert sum(str(path) in message for path in bad) == 3
+    assert "--data.skip_bad true" in message
+    assert "\n" not in message
+    data = module(image_root, in_memory=in_memory, skip_bad=True)
+    assert data.train_size == 9
+    assert "left out 5 unreadable of 14 images" in data.notes[0]
+    data.check()
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert len(list(loader)) > 0
+
+
+def test_a_class_of_bad_images_only_is_named(image_root: Path) -> None:
+    for path in (image_root / "val" / "dog").iterdir():
+        path.write_bytes(b"")
+    assert f"{image_root / 'val' / 'dog'} holds no" in one_line_error(image_root, skip_bad=True)
+
+
+def test_a_thin_image_among_the_others_is_cropped_not_magnified_whole(image_root: Path) -> None:
+    for split in ("train", "val"):
+        Image.new("RGB", (1, 200_000), "red").save(image_root / split / "cat" / "thin.png")
+    data = module(image_root, image_size=224)
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert all(images.shape[1:] == (3, 224, 224) for images, _ in loader)

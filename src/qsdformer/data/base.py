@@ -76,6 +76,7 @@ class DataConfig:
     # None: digits 32, fashion_mnist 28, cifar 32, image_folder 224, or 32 in memory
     image_size: int | None = None
     in_memory: bool = False  # image_folder: hold all images in memory, resized once
+    skip_bad: bool = False  # leave unreadable images of a folder out instead of refusing to train
     train_limit: int | None = None  # train on this many images of a fixed permutation
     evaluate_on: EvaluateOn = "test"  # holdout: training images that are left out of training
     hflip: bool = False  # mirror every other image
@@ -109,10 +110,12 @@ class DataConfig:
 
     def _check_source_options(self) -> None:
         downloads = self.name in ("fashion_mnist", "cifar10", "cifar100")
+        folders = self.name in ("image_folder", "cifar10", "cifar100")
         in_memory = "0: image_folder trains on random resized crops unless in_memory is true"
         rules = {
             "root": (None, self.name != "digits", "none: digits come with scikit-learn"),
             "download": (False, downloads, "false: only fashion_mnist and cifar have one"),
+            "skip_bad": (False, folders, "false: only folders of images may have bad ones"),
             "in_memory": (False, self.name == "image_folder", "false: this source always is"),
             "crop_padding": (0, self.held_in_memory, in_memory),
         }
@@ -137,6 +140,10 @@ class ImageDataset(Protocol):
 
     def __getitems__(self, requests: Sequence[int]) -> Batch: ...
 
+    def check(self) -> None:
+        """`UserError` that counts and names unreadable images, before training starts."""
+        ...
+
     def select(self, indices: Tensor) -> ImageDataset:
         """The same dataset with only the images at `indices` (K,) int64, in that order."""
         ...
@@ -153,6 +160,7 @@ class Source:
     info: DataInfo
     train: ImageDataset
     test: ImageDataset
+    notes: tuple[str, ...] = ()  # what the user should know of the files, a line each
 
 
 def bad_file(path: str | os.PathLike[str], reason: str) -> UserError:

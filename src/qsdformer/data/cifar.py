@@ -145,8 +145,14 @@ def load(kind: Cifar, config: DataConfig, seed: int) -> Source:
         mean=kind.mean,
         std=kind.std,
     )
-    splits = _read(kind, root, info)
-    return memory_source(config, seed, info, train=splits["train"], test=splits["test"])
+    found = _published_files(kind, root)
+    if found is None:
+        folders = dataclasses.replace(config, root=str(root))
+        return load_in_memory(folders, seed, info, dataclasses.replace(info, image_size=SIZE))
+    layout, place = found
+    contents = archives.read_files(place, layout.names)
+    train, test = (_read_split(kind, layout, place, split, contents) for split in SPLITS)
+    return memory_source(config, seed, info, train=train, test=test)
 
 
 load_ten, load_hundred = partial(load, TEN), partial(load, HUNDRED)
@@ -191,16 +197,6 @@ def _published_files(kind: Cifar, place: Path) -> tuple[Layout, Path] | None:
     # An archive by another name: what is in it decides.
     members = archives.file_names(place)
     return next(((one, place) for one in kind.layouts if members & set(one.names)), None)
-
-
-def _read(kind: Cifar, root: Path, info: DataInfo) -> dict[str, Split]:
-    found = _published_files(kind, root)
-    if found is None:
-        native = dataclasses.replace(info, image_size=SIZE)
-        return load_in_memory(root, native)
-    layout, place = found
-    contents = archives.read_files(place, layout.names)
-    return {split: _read_split(kind, layout, place, split, contents) for split in SPLITS}
 
 
 def _read_split(

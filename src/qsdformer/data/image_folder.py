@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
-from torchvision.datasets import ImageFolder
 
 from qsdformer.data.augment import image_keys
-from qsdformer.data.base import Batch, DataConfig, DataInfo, Source
+from qsdformer.data.base import Batch, DataConfig, DataError, DataInfo, Source
+from qsdformer.data.folders import ClassFolders, check_images, scan_splits
 from qsdformer.data.images import Transform, eval_transform, load_pixels, read_image
 from qsdformer.data.memory import memory_source
 from qsdformer.data.policies import create_train_transform
@@ -24,7 +23,6 @@ from qsdformer.errors import UserError
 DEFAULT_SIZE = 224
 MEMORY_SIZE = 32
 CROP_PCT = 0.875  # 224 of 256 pixels, the custom of ImageNet evaluation
-LAYOUT = "expected ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +59,10 @@ class FolderDataset:
     def _read(self, index: int) -> Image.Image:
         return read_image(self.paths[index], self.info.channels)
 
+    def check(self) -> None:
+        """`UserError` that counts and names unreadable files, as far as a quick look can tell."""
+        check_images(self.paths)
+
     def select(self, indices: Tensor) -> FolderDataset:
         """The same dataset with only the images at `indices` (K,) int64, in that order."""
         paths = tuple(self.paths[index] for index in indices.tolist())
@@ -76,36 +78,35 @@ def load(config: DataConfig, seed: int) -> Source:
 
     Held in memory it is varied as the other sources in memory, and images are not magnified.
     """
-    train, val = scan_splits(config.root)
+    train, val = _scan(config)
     info = DataInfo(
         image_size=config.image_size or (MEMORY_SIZE if config.in_memory else DEFAULT_SIZE),
         channels=3,
-        class_names=tuple(train.classes),
+        class_names=train.classes,
         mean=IMAGENET_DEFAULT_MEAN,
         std=IMAGENET_DEFAULT_STD,
         interpolation="bicubic",
         crop_pct=1.0 if config.in_memory else CROP_PCT,
     )
+    notes = (*train.notes, *val.notes)
     if config.in_memory:
-        return memory_source(
-            config, seed, info, train=_in_memory(train, info), test=_in_memory(val, info)
-        )
+        splits = {"train": _in_memory(train, info), "test": _in_memory(val, info)}
+        return memory_source(config, seed, info, **splits, notes=notes)
     test = _dataset(val, info)
     augmented = dataclasses.replace(
         _dataset(train, info), seed=seed, train_transform=train_transform(config, info)
     )
     order = _fair_order(len(augmented))
-    return Source(info=info, train=augmented.select(order), test=test)
+    return Source(info=info, train=augmented.select(order), test=test, notes=notes)
 
 
-def load_in_memory(root: Path, info: DataInfo) -> dict[str, tuple[Tensor, Tensor]]:
-    """Images (N, C, size, size) uint8 and labels (N,) of `train` and, as `test`, of `val`.
+def load_in_memory(config: DataConfig, seed: int, info: DataInfo, native: DataInfo) -> Source:
+    """A published data set from class folders, which must be those of `info`.
 
-    The class folders must be those of `info`. Sizes may be mixed: each image becomes what
-    evaluation would make of it. Raises `UserError`, also where memory would not suffice.
+    Sizes may be mixed: each image becomes what evaluation with `native` would make of it.
     """
-    train, val = scan_splits(str(root))
-    if tuple(train.classes) != info.class_names:
+    train, val = _scan(config)
+    if train.classes != info.class_names:
         extra = sorted(set(train.classes) - set(info.class_names))
         missing = [name for name in info.class_names if name not in train.classes]
         wrong = f"a folder {extra[0]} too many" if extra else f"no folder {missing[0]}"
@@ -113,7 +114,13 @@ def load_in_memory(root: Path, info: DataInfo) -> dict[str, tuple[Tensor, Tensor
             f"{train.root} has {wrong}: the class folders must be the {len(info.class_names)} "
             "published classes; for other data use --data.name image_folder --data.in_memory true"
         )
-    return {"train": _in_memory(train, info), "test": _in_memory(val, info)}
+    splits = {"train": _in_memory(train, native), "test": _in_memory(val, native)}
+    return memory_source(config, seed, info, **splits, notes=(*train.notes, *val.notes))
+
+
+def _scan(config: DataConfig) -> tuple[ClassFolders, ClassFolders]:
+    train, val = scan_splits(config.root)
+    return (train.without_bad(), val.without_bad()) if config.skip_bad else (train, val)
 
 
 def train_transform(config: DataConfig, info: DataInfo) -> Transform:
@@ -130,62 +137,24 @@ def train_transform(config: DataConfig, info: DataInfo) -> Transform:
     return transform
 
 
-def _split_folder(root: str | None, split: str) -> Path:
-    if root is None:
-        raise UserError(f"image_folder needs a folder: give --data.root ROOT; {LAYOUT}")
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"image folder {folder} does not exist; {LAYOUT}")
-    if not (folder / split).is_dir():
-        raise UserError(f"image folder {folder} has no folder {split}; {LAYOUT}")
-    return folder / split
-
-
-def scan_splits(root: str | None) -> tuple[ImageFolder, ImageFolder]:
-    """The files of `train` and `val`, whose class folders must be the same."""
-    train, val = (_scan(_split_folder(root, split)) for split in ("train", "val"))
-    _check_same_classes(train, val)
-    return train, val
-
-
-def _scan(folder: Path) -> ImageFolder:
-    if not any(entry.is_dir() for entry in folder.iterdir()):
-        raise UserError(f"{folder} has no class folders; {LAYOUT}")
-    images = ImageFolder(str(folder), allow_empty=True)
-    if not images.samples:
-        raise UserError(f"{folder} holds no images; {LAYOUT}")
-    if len(images.classes) < 2:
-        raise UserError(
-            f"{folder} has only one class, {images.classes[0]}; at least two class folders are "
-            "needed to learn to tell them apart"
-        )
-    filled = set(images.targets)
-    empty = [name for index, name in enumerate(images.classes) if index not in filled]
-    if empty:
-        raise UserError(f"{folder / empty[0]} holds no images; add some or remove the class")
-    return images
-
-
-def _check_same_classes(train: ImageFolder, val: ImageFolder) -> None:
-    for one, other in ((train, val), (val, train)):
-        extra = sorted(set(one.classes) - set(other.classes))
-        if extra:
-            raise UserError(
-                f"class {extra[0]} is in {one.root} but not in {other.root} "
-                f"({len(extra)} such); train and val need the same class folders"
-            )
-
-
-def _dataset(images: ImageFolder, info: DataInfo) -> FolderDataset:
+def _dataset(images: ClassFolders, info: DataInfo) -> FolderDataset:
     paths = tuple(path for path, _ in images.samples)
-    return FolderDataset(paths=paths, labels=torch.tensor(images.targets), info=info)
+    return FolderDataset(paths=paths, labels=_labels(images), info=info)
 
 
-def _in_memory(images: ImageFolder, info: DataInfo) -> tuple[Tensor, Tensor]:
+def _labels(images: ClassFolders) -> Tensor:
+    return torch.tensor([label for _, label in images.samples])
+
+
+def _in_memory(images: ClassFolders, info: DataInfo) -> tuple[Tensor, Tensor]:
     """Pixels (N, C, size, size) uint8 and labels (N,); a fixed shuffle as for files."""
     order = _fair_order(len(images.samples))
     paths = [images.samples[index][0] for index in order.tolist()]
-    return load_pixels(paths, info), torch.tensor(images.targets)[order]
+    try:
+        return load_pixels(paths, info), _labels(images)[order]
+    except DataError:
+        check_images(paths)  # names and counts all that are like it
+        raise
 
 
 def _fair_order(count: int) -> Tensor:

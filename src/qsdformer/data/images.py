@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qsdformer.data.base import DataError, DataInfo
 from qsdformer.errors import UserError
-from qsdformer.graph.decoding import DECODE_ERRORS
+from qsdformer.graph.decoding import middle, open_image
 from qsdformer.graph.images import pixels
 from qsdformer.graph.ops import Preprocessing
 
@@ -26,11 +26,16 @@ def load_images(paths: Iterable[str | os.PathLike[str]], info: DataInfo) -> Tens
     Grey and RGB are converted to what the model wants. A missing or corrupt file is a
     `UserError` that names it.
     """
+    return prepare((open_image(path) for path in paths), info)
+
+
+def prepare(images: Iterable[Image.Image], info: DataInfo) -> Tensor:
+    """Pillow images of any size and mode as evaluation sees them: (B, C, H, W) float32."""
     transform = eval_transform(info)
-    images = [transform(read_image(path, info.channels)) for path in paths]
-    if not images:
+    prepared = [transform(_in_channels(image, info.channels)) for image in images]
+    if not prepared:
         raise ValueError("paths is empty: give at least one image file")
-    return torch.stack(images)
+    return torch.stack(prepared)
 
 
 def load_pixels(paths: Sequence[str], info: DataInfo) -> Tensor:
@@ -66,7 +71,7 @@ def physical_memory() -> int:
 
 def eval_transform(info: DataInfo) -> Transform:
     """timm's evaluation transform: resize, centre crop, scale to [0, 1], normalise."""
-    return create_transform(
+    transform = create_transform(
         input_size=(info.channels, info.image_size, info.image_size),
         is_training=False,
         interpolation=info.interpolation,
@@ -74,24 +79,16 @@ def eval_transform(info: DataInfo) -> Transform:
         mean=info.mean,
         std=info.std,
     )
+    return lambda image: transform(middle(image))
 
 
 def read_image(path: str | os.PathLike[str], channels: int) -> Image.Image:
     """The decoded image in mode L (1 channel) or RGB (3); raises `UserError` naming the file."""
     try:
-        with Image.open(path) as image:
-            return _eight_bits(image).convert("L" if channels == 1 else "RGB")
-    except DECODE_ERRORS as error:
-        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = "not an image in a known format"
-        raise DataError(
-            f"cannot read image {os.fspath(path)}: {reason}; replace or remove the file"
-        ) from error
+        return _in_channels(open_image(path), channels)
+    except UserError as error:
+        raise DataError(str(error)) from error
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Sixteen-bit grey images scaled down, which Pillow's own conversion would clip to white."""
-    if not image.mode.startswith("I;16"):
-        return image
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+def _in_channels(image: Image.Image, channels: int) -> Image.Image:
+    return image.convert("L" if channels == 1 else "RGB")

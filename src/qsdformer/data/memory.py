@@ -46,6 +46,9 @@ class MemoryDataset:
             batch = erase(batch, keys, self.augment.random_erasing)
         return batch, self.labels[indices]
 
+    def check(self) -> None:
+        """Nothing to do: every image has been read."""
+
     def select(self, indices: Tensor) -> MemoryDataset:
         """The same dataset with only the images at `indices` (K,) int64, in that order."""
         return dataclasses.replace(self, images=self.images[indices], labels=self.labels[indices])
@@ -62,6 +65,7 @@ def memory_source(
     *,
     train: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
+    notes: tuple[str, ...] = (),
 ) -> Source:
     """A source from (images, labels) of both splits; images (N, C, h, w) uint8 are resized."""
     augment = BatchAugment(
@@ -81,6 +85,7 @@ def memory_source(
             policy=image_policy(config, info),
         ),
         test=MemoryDataset(images=test_images, labels=test[1], info=info),
+        notes=notes,
     )
 
 

@@ -67,6 +67,7 @@ class DataModule(lightning.LightningDataModule):
         self.seed = seed
         source = SOURCES[config.name](config, seed)
         self.info: DataInfo = source.info
+        self.notes = source.notes
         self._train, self._eval = split(source, config)
 
     @property
@@ -78,6 +79,11 @@ class DataModule(lightning.LightningDataModule):
     def eval_size(self) -> int:
         """Images evaluated on."""
         return len(self._eval)
+
+    def check(self) -> None:
+        """`UserError` that counts and names unreadable images; made before training starts."""
+        self._train.check()
+        self._eval.check()
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled, augmented batches; call `loader.sampler.set_epoch` before each epoch."""

@@ -78,13 +78,15 @@ def train(
         eval_batch_size=recipe.train.eval_batch_size,
         seed=recipe.seed,
     )
+    data.check()
     task = _make_task(recipe, data.info, console, overwrite=overwrite)
     if resume_path is not None:
         _check_resume(resume_path, recipe, task, console)
     if not _is_worker():
         make_folder(folder, remove_old=overwrite and resume is False)
         write_text(folder / "recipe.yaml", recipe.to_yaml())
-        console.print(_heading(recipe, task.model, data), highlight=False, soft_wrap=True)
+        for line in (_heading(recipe, task.model, data), *(f"note: {n}" for n in data.notes)):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
     metrics = Metrics(folder / "metrics.csv", every=recipe.train.log_every)
     saver = RunCheckpoints(folder, save_every=recipe.train.save_every)
     guard = NonFiniteGuard(saver.last_path, every=recipe.train.log_every)
