@@ -140,8 +140,9 @@ class ImageDataset(Protocol):
 
     def __getitems__(self, requests: Sequence[int]) -> Batch: ...
 
-    def check(self) -> None:
-        """`UserError` that counts and names unreadable images, before training starts."""
+    @property
+    def unread(self) -> Sequence[str]:
+        """The image files that are decoded only when asked for; none of a set in memory."""
         ...
 
     def select(self, indices: Tensor) -> ImageDataset:

@@ -35,7 +35,8 @@ class ClassFolders:
         if not bad:
             return self
         kept = tuple(sample for sample in self.samples if sample[0] not in bad)
-        note = f"left out {len(bad):,} unreadable of {len(self.samples):,} images: {_some(bad)}"
+        total = f"{len(self.samples):,} images in {self.root}"
+        note = f"unreadable, left out: {len(bad):,} of {total}: {_some(bad)}"
         filled = ClassFolders(
             root=self.root, classes=self.classes, samples=kept, notes=(*self.notes, note)
         )
@@ -146,8 +147,9 @@ def _scan(folder: Path) -> ClassFolders:
         left_out += others
     notes: tuple[str, ...] = ()
     if left_out:
-        first = f"{left_out[0]}{', ...' if len(left_out) > 1 else ''}"
-        notes = (f"left out {len(left_out):,} files in {folder} that are no images: {first}",)
+        notes = (
+            f"files in {folder} that are no images, left out: {len(left_out):,}, such as {left_out[0]}",
+        )
     scanned = ClassFolders(root=folder, classes=tuple(names), samples=tuple(samples), notes=notes)
     if samples and len(names) < 2:
         raise UserError(

@@ -59,9 +59,10 @@ class FolderDataset:
     def _read(self, index: int) -> Image.Image:
         return read_image(self.paths[index], self.info.channels)
 
-    def check(self) -> None:
-        """`UserError` that counts and names unreadable files, as far as a quick look can tell."""
-        check_images(self.paths)
+    @property
+    def unread(self) -> Sequence[str]:
+        """All files."""
+        return self.paths
 
     def select(self, indices: Tensor) -> FolderDataset:
         """The same dataset with only the images at `indices` (K,) int64, in that order."""

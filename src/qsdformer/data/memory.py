@@ -46,8 +46,10 @@ class MemoryDataset:
             batch = erase(batch, keys, self.augment.random_erasing)
         return batch, self.labels[indices]
 
-    def check(self) -> None:
-        """Nothing to do: every image has been read."""
+    @property
+    def unread(self) -> Sequence[str]:
+        """None: every image has been read."""
+        return ()
 
     def select(self, indices: Tensor) -> MemoryDataset:
         """The same dataset with only the images at `indices` (K,) int64, in that order."""
