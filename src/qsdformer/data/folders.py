@@ -147,9 +147,8 @@ def _scan(folder: Path) -> ClassFolders:
         left_out += others
     notes: tuple[str, ...] = ()
     if left_out:
-        notes = (
-            f"files in {folder} that are no images, left out: {len(left_out):,}, such as {left_out[0]}",
-        )
+        count = f"left out: {len(left_out):,}, such as {left_out[0]}"
+        notes = (f"files in {folder} that are no images, {count}",)
     scanned = ClassFolders(root=folder, classes=tuple(names), samples=tuple(samples), notes=notes)
     if samples and len(names) < 2:
         raise UserError(
