@@ -93,6 +93,18 @@ def test_class_folders_give_the_same_pixels_as_their_files(tmp_path: Path) -> No
     torch.testing.assert_close(images[first], (raw - mean) / std)
 
 
+def test_evaluation_reads_no_training_files(tmp_path: Path) -> None:
+    root = tiny.write_class_folders(tmp_path / "root")
+    info = module(root).info
+    shutil.rmtree(root / "train")
+    files = {"test_batch.bin": tiny.binary_ten()["test_batch.bin"]}
+    for place in (root, tiny.write_folder(tmp_path / "other", files)):
+        config = DataConfig(name="cifar10", root=str(place))
+        data = DataModule(config, batch_size=4, evaluate_as=info)
+        assert data.info == info
+        assert next(iter(data.val_dataloader()))[0].shape == (4, 3, 32, 32)
+
+
 def test_grey_images_and_images_of_other_sizes_among_class_folders_fit_in(tmp_path: Path) -> None:
     root = tiny.write_class_folders(tmp_path / "root")
     Image.new("L", (50, 40), 128).save(root / "train/cat/grey.png")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import shutil
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qsdformer.data import DataConfig, DataModule, load_images
+from qsdformer.data import DataConfig, DataInfo, DataModule, load_images
 from qsdformer.errors import UserError
 
 
@@ -207,3 +208,37 @@ def test_a_thin_image_among_the_others_is_cropped_not_magnified_whole(image_root
     data = module(image_root, image_size=224)
     for loader in (data.train_dataloader(), data.val_dataloader()):
         assert all(images.shape[1:] == (3, 224, 224) for images, _ in loader)
+
+
+def test_evaluation_needs_no_training_images_and_prepares_them_as_the_model_wants(
+    image_root: Path,
+) -> None:
+    shutil.rmtree(image_root / "train")
+    (image_root / "val" / "cat" / "notes.txt").touch()
+    info = DataInfo(
+        image_size=24,
+        channels=3,
+        class_names=("cat", "lion"),
+        mean=(0.1, 0.2, 0.3),
+        std=(0.4, 0.5, 0.6),
+        crop_pct=0.7,
+    )
+    config = DataConfig(name="image_folder", root=str(image_root))
+    data = DataModule(config, batch_size=6, evaluate_as=info)
+    images, _ = next(iter(data.val_dataloader()))
+    paths = [
+        path for name in ("cat", "dog") for path in sorted(image_root.glob(f"val/{name}/*.jpg"))
+    ]
+    assert torch.equal(images, load_images(paths, info))
+    assert data.info.class_names == ("cat", "dog")
+    assert len(data.notes) == 1
+    with pytest.raises(UserError, match="has no folder train"):
+        DataModule(config, batch_size=6)
+
+
+def test_held_out_training_images_are_evaluated_as_the_model_wants_too(image_root: Path) -> None:
+    config = DataConfig(name="image_folder", root=str(image_root), evaluate_on="holdout")
+    before = DataModule(config, batch_size=6)
+    small = dataclasses.replace(before.info, image_size=20)
+    images, _ = next(iter(DataModule(config, batch_size=6, evaluate_as=small).val_dataloader()))
+    assert images.shape == (before.eval_size, 3, 20, 20)

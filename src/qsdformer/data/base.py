@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
@@ -132,6 +132,16 @@ class ImageDataset(Protocol):
     """
 
     @property
+    def info(self) -> DataInfo:
+        """What the images are like."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the files, a line each."""
+        ...
+
+    @property
     def labels(self) -> Tensor:
         """(N,) int64."""
         ...
@@ -153,15 +163,24 @@ class ImageDataset(Protocol):
         """The same images as evaluation sees them."""
         ...
 
+    def prepared_as(self, info: DataInfo) -> ImageDataset:
+        """The same images, prepared for a model that wants them as `info` says, if they can be.
+
+        Images in memory keep their size; class names and channels stay those of the data.
+        """
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What a source provides: `train` augments, `test` does not."""
+    """What a source provides: `train` reads and augments training images, `test` does not.
+
+    Training images are read only when they are asked for: evaluation does not need them.
+    """
 
     info: DataInfo
-    train: ImageDataset
+    train: Callable[[], ImageDataset]
     test: ImageDataset
-    notes: tuple[str, ...] = ()  # what the user should know of the files, a line each
 
 
 def bad_file(path: str | os.PathLike[str], reason: str) -> UserError:

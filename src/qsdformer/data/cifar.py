@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from torch import Tensor
 from torchvision.datasets.utils import download_url
 
 from qsdformer.data import archives
@@ -23,15 +22,13 @@ from qsdformer.data.base import DataConfig, DataInfo, Source, bad_file
 from qsdformer.data.cifar_names import CIFAR10, CIFAR100
 from qsdformer.data.download import cache_folder, download_into
 from qsdformer.data.image_folder import load_in_memory
-from qsdformer.data.memory import memory_source
+from qsdformer.data.memory import Split, memory_source
 from qsdformer.data.pickles import PICKLE_ERRORS, read_pickle
 from qsdformer.errors import UserError
 
 SIZE = 32
 PIXELS = 3 * SIZE * SIZE
 SPLITS = ("train", "test")
-
-Split = tuple[Tensor, Tensor]  # images (N, 3, 32, 32) uint8, labels (N,) int64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +147,7 @@ def load(kind: Cifar, config: DataConfig, seed: int) -> Source:
         folders = dataclasses.replace(config, root=str(root))
         return load_in_memory(folders, seed, info, dataclasses.replace(info, image_size=SIZE))
     layout, place = found
-    contents = archives.read_files(place, layout.names)
-    train, test = (_read_split(kind, layout, place, split, contents) for split in SPLITS)
+    train, test = (partial(_read_split, kind, layout, place, split) for split in SPLITS)
     return memory_source(config, seed, info, train=train, test=test)
 
 
@@ -179,7 +175,7 @@ def find_root(kind: Cifar, root: str | None, download: bool) -> Path:
 
 
 def _has_class_folders(place: Path) -> bool:
-    return (place / "train").is_dir()
+    return any((place / split).is_dir() for split in ("train", "val"))
 
 
 def _published_files(kind: Cifar, place: Path) -> tuple[Layout, Path] | None:
@@ -199,9 +195,8 @@ def _published_files(kind: Cifar, place: Path) -> tuple[Layout, Path] | None:
     return next(((one, place) for one in kind.layouts if members & set(one.names)), None)
 
 
-def _read_split(
-    kind: Cifar, layout: Layout, place: Path, split: str, contents: dict[str, bytes]
-) -> Split:
+def _read_split(kind: Cifar, layout: Layout, place: Path, split: str) -> Split:
+    contents = archives.read_files(place, layout.files[split])
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     for name in layout.files[split]:
         try:
@@ -220,7 +215,7 @@ def _read_split(
     if not len(parts[0][0]):
         raise bad_file(place / layout.files[split][0], "it holds no images")
     labels, images = (np.concatenate(values) for values in zip(*parts, strict=True))
-    return torch.from_numpy(images), torch.from_numpy(labels)
+    return Split(torch.from_numpy(images), torch.from_numpy(labels))
 
 
 def _download(kind: Cifar, folder: Path) -> Path:

@@ -11,6 +11,7 @@ import gzip
 import math
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from qsdformer.data.base import DataConfig, DataInfo, Source, bad_file
 from qsdformer.data.download import cache_folder, download_into
-from qsdformer.data.memory import memory_source
+from qsdformer.data.memory import Split, memory_source
 from qsdformer.errors import UserError
 
 SIZE = 28
@@ -53,7 +54,7 @@ def load(config: DataConfig, seed: int) -> Source:
         mean=(MEAN,),
         std=(STD,),
     )
-    train, test = (read_split(folder, split) for split in SPLITS)
+    train, test = (partial(read_split, folder, split) for split in SPLITS)
     return memory_source(config, seed, info, train=train, test=test)
 
 
@@ -84,7 +85,7 @@ def missing_files(folder: Path) -> list[str]:
     return [name for name in FILES if not (folder / name).is_file()]
 
 
-def read_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
+def read_split(folder: Path, split: str) -> Split:
     """Images (N, 1, 28, 28) uint8 and labels (N,) int64 of "train" or "t10k", checked."""
     images_file, labels_file = folder / IMAGES.format(split), folder / LABELS.format(split)
     images, labels = read_idx(images_file, 3), read_idx(labels_file, 1)
@@ -97,7 +98,7 @@ def read_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
         raise bad_file(images_file, "it holds no images")
     if labels.max() >= len(CLASS_NAMES):
         raise bad_file(labels_file, f"label {int(labels.max())} is not in 0 to 9")
-    return images.unsqueeze(1), labels.long()
+    return Split(images.unsqueeze(1), labels.long())
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:

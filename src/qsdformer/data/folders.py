@@ -54,9 +54,13 @@ class ClassFolders:
                 raise UserError(f"{folder} holds no images; add some or remove the class")
 
 
-def scan_splits(root: str | None) -> tuple[ClassFolders, ClassFolders]:
-    """The files of `train` and `val`, whose class folders must be the same; else `UserError`."""
-    train, val = (_scan(_split_folder(root, split)) for split in ("train", "val"))
+def scan_split(root: str | None, split: str) -> ClassFolders:
+    """The files of `train` or `val`; `UserError` for an empty class and the like."""
+    return _scan(_split_folder(root, split))
+
+
+def check_same_classes(train: ClassFolders, val: ClassFolders) -> None:
+    """`UserError` naming a class that only one of the two has."""
     for one, other in ((train, val), (val, train)):
         extra = sorted(set(one.classes) - set(other.classes))
         if extra:
@@ -64,7 +68,6 @@ def scan_splits(root: str | None) -> tuple[ClassFolders, ClassFolders]:
                 f"class {extra[0]} is in {one.root} but not in {other.root} "
                 f"({len(extra)} such); train and val need the same class folders"
             )
-    return train, val
 
 
 def check_images(paths: Sequence[str]) -> None:

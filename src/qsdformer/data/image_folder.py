@@ -13,9 +13,9 @@ from torch import Tensor
 
 from qsdformer.data.augment import image_keys
 from qsdformer.data.base import Batch, DataConfig, DataError, DataInfo, Source
-from qsdformer.data.folders import ClassFolders, check_images, scan_splits
+from qsdformer.data.folders import ClassFolders, check_images, check_same_classes, scan_split
 from qsdformer.data.images import Transform, eval_transform, load_pixels, read_image
-from qsdformer.data.memory import memory_source
+from qsdformer.data.memory import Split, memory_source
 from qsdformer.data.policies import create_train_transform
 from qsdformer.data.seeding import keep_random_state, seed_everything
 from qsdformer.errors import UserError
@@ -35,6 +35,7 @@ class FolderDataset:
     paths: tuple[str, ...]
     labels: Tensor
     info: DataInfo
+    notes: tuple[str, ...] = ()
     seed: int = 0
     train_transform: Transform | None = None
 
@@ -73,32 +74,45 @@ class FolderDataset:
         """The same images as evaluation sees them."""
         return dataclasses.replace(self, train_transform=None)
 
+    def prepared_as(self, info: DataInfo) -> FolderDataset:
+        """The same images, resized, cropped and normalised as `info` says."""
+        if info.channels != self.info.channels:
+            return self
+        own = dataclasses.replace(info, class_names=self.info.class_names)
+        return dataclasses.replace(self, info=own)
+
 
 def load(config: DataConfig, seed: int) -> Source:
     """An image folder with timm's training and evaluation transforms; bad ones: `UserError`.
 
     Held in memory it is varied as the other sources in memory, and images are not magnified.
     """
-    train, val = _scan(config)
+    val = _scan(config, "val")
     info = DataInfo(
         image_size=config.image_size or (MEMORY_SIZE if config.in_memory else DEFAULT_SIZE),
         channels=3,
-        class_names=train.classes,
+        class_names=val.classes,
         mean=IMAGENET_DEFAULT_MEAN,
         std=IMAGENET_DEFAULT_STD,
         interpolation="bicubic",
         crop_pct=1.0 if config.in_memory else CROP_PCT,
     )
-    notes = (*train.notes, *val.notes)
     if config.in_memory:
-        splits = {"train": _in_memory(train, info), "test": _in_memory(val, info)}
-        return memory_source(config, seed, info, **splits, notes=notes)
-    test = _dataset(val, info)
-    augmented = dataclasses.replace(
-        _dataset(train, info), seed=seed, train_transform=train_transform(config, info)
-    )
-    order = _fair_order(len(augmented))
-    return Source(info=info, train=augmented.select(order), test=test, notes=notes)
+        return memory_source(
+            config,
+            seed,
+            info,
+            train=lambda: _in_memory(_scan_train(config, val), info),
+            test=lambda: _in_memory(val, info),
+        )
+    transform = train_transform(config, info)
+
+    def train() -> FolderDataset:
+        files = _dataset(_scan_train(config, val), info)
+        augmented = dataclasses.replace(files, seed=seed, train_transform=transform)
+        return augmented.select(_fair_order(len(augmented)))
+
+    return Source(info=info, train=train, test=_dataset(val, info))
 
 
 def load_in_memory(config: DataConfig, seed: int, info: DataInfo, native: DataInfo) -> Source:
@@ -106,22 +120,33 @@ def load_in_memory(config: DataConfig, seed: int, info: DataInfo, native: DataIn
 
     Sizes may be mixed: each image becomes what evaluation with `native` would make of it.
     """
-    train, val = _scan(config)
-    if train.classes != info.class_names:
-        extra = sorted(set(train.classes) - set(info.class_names))
-        missing = [name for name in info.class_names if name not in train.classes]
+    val = _scan(config, "val")
+    if val.classes != info.class_names:
+        extra = sorted(set(val.classes) - set(info.class_names))
+        missing = [name for name in info.class_names if name not in val.classes]
         wrong = f"a folder {extra[0]} too many" if extra else f"no folder {missing[0]}"
         raise UserError(
-            f"{train.root} has {wrong}: the class folders must be the {len(info.class_names)} "
+            f"{val.root} has {wrong}: the class folders must be the {len(info.class_names)} "
             "published classes; for other data use --data.name image_folder --data.in_memory true"
         )
-    splits = {"train": _in_memory(train, native), "test": _in_memory(val, native)}
-    return memory_source(config, seed, info, **splits, notes=(*train.notes, *val.notes))
+    return memory_source(
+        config,
+        seed,
+        info,
+        train=lambda: _in_memory(_scan_train(config, val), native),
+        test=lambda: _in_memory(val, native),
+    )
 
 
-def _scan(config: DataConfig) -> tuple[ClassFolders, ClassFolders]:
-    train, val = scan_splits(config.root)
-    return (train.without_bad(), val.without_bad()) if config.skip_bad else (train, val)
+def _scan(config: DataConfig, split: str) -> ClassFolders:
+    scanned = scan_split(config.root, split)
+    return scanned.without_bad() if config.skip_bad else scanned
+
+
+def _scan_train(config: DataConfig, val: ClassFolders) -> ClassFolders:
+    train = _scan(config, "train")
+    check_same_classes(train, val)
+    return train
 
 
 def train_transform(config: DataConfig, info: DataInfo) -> Transform:
@@ -140,22 +165,23 @@ def train_transform(config: DataConfig, info: DataInfo) -> Transform:
 
 def _dataset(images: ClassFolders, info: DataInfo) -> FolderDataset:
     paths = tuple(path for path, _ in images.samples)
-    return FolderDataset(paths=paths, labels=_labels(images), info=info)
+    return FolderDataset(paths=paths, labels=_labels(images), info=info, notes=images.notes)
 
 
 def _labels(images: ClassFolders) -> Tensor:
     return torch.tensor([label for _, label in images.samples])
 
 
-def _in_memory(images: ClassFolders, info: DataInfo) -> tuple[Tensor, Tensor]:
-    """Pixels (N, C, size, size) uint8 and labels (N,); a fixed shuffle as for files."""
+def _in_memory(images: ClassFolders, info: DataInfo) -> Split:
+    """All images read, in the order that files get too."""
     order = _fair_order(len(images.samples))
     paths = [images.samples[index][0] for index in order.tolist()]
     try:
-        return load_pixels(paths, info), _labels(images)[order]
+        pixels = load_pixels(paths, info)
     except DataError:
         check_images(paths)  # names and counts all that are like it
         raise
+    return Split(pixels, _labels(images)[order], images.notes)
 
 
 def _fair_order(count: int) -> Tensor:

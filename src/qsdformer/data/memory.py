@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,14 @@ from qsdformer.data.policies import Policy, apply_policy, image_policy
 RESIZE_CHUNK = 4096  # images converted to float at a time, to bound memory
 
 
+class Split(NamedTuple):
+    """Images (N, C, h, w) uint8, labels (N,) int64 and notes for the user."""
+
+    images: Tensor
+    labels: Tensor
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class MemoryDataset:
     """Images (N, C, H, W) uint8 and labels (N,) int64 in memory; an `ImageDataset`."""
@@ -24,6 +33,7 @@ class MemoryDataset:
     images: Tensor
     labels: Tensor
     info: DataInfo
+    notes: tuple[str, ...] = ()
     augment: BatchAugment | None = None
     policy: Policy | None = None  # comes between crops and erasing; only with `augment`
 
@@ -59,36 +69,40 @@ class MemoryDataset:
         """The same images as evaluation sees them."""
         return dataclasses.replace(self, augment=None, policy=None)
 
+    def prepared_as(self, info: DataInfo) -> MemoryDataset:
+        """The same images, normalised as `info` says if it has as many channels."""
+        if info.channels != self.info.channels:
+            return self
+        own = dataclasses.replace(self.info, mean=info.mean, std=info.std)
+        return dataclasses.replace(self, info=own)
+
 
 def memory_source(
     config: DataConfig,
     seed: int,
     info: DataInfo,
     *,
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
-    notes: tuple[str, ...] = (),
+    train: Callable[[], Split],
+    test: Callable[[], Split],
 ) -> Source:
-    """A source from (images, labels) of both splits; images (N, C, h, w) uint8 are resized."""
+    """A source from what reads each split's images (N, C, h, w) uint8, which are resized."""
     augment = BatchAugment(
         seed=seed,
         hflip=config.hflip,
         crop_padding=config.crop_padding,
         random_erasing=config.random_erasing,
     )
-    train_images, test_images = (resize(images, info.image_size) for images, _ in (train, test))
-    return Source(
-        info=info,
-        train=MemoryDataset(
-            images=train_images,
-            labels=train[1],
-            info=info,
-            augment=augment,
-            policy=image_policy(config, info),
-        ),
-        test=MemoryDataset(images=test_images, labels=test[1], info=info),
-        notes=notes,
-    )
+    policy = image_policy(config, info)
+
+    def read(split: Callable[[], Split]) -> MemoryDataset:
+        found = split()
+        images = resize(found.images, info.image_size)
+        return MemoryDataset(images=images, labels=found.labels, info=info, notes=found.notes)
+
+    def read_train() -> MemoryDataset:
+        return dataclasses.replace(read(train), augment=augment, policy=policy)
+
+    return Source(info=info, train=read_train, test=read(test))
 
 
 def normalise(images: Tensor, info: DataInfo) -> Tensor:
