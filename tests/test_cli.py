@@ -89,6 +89,28 @@ def test_predict_names_classes(
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+def test_predict_takes_folders_and_goes_on_after_a_bad_file(
+    trained: Path, digit_png: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "folder" / "inner"
+    folder.mkdir(parents=True)
+    for name in ("a.png", "c.png"):
+        (folder / name).write_bytes(digit_png.read_bytes())
+    (folder / "b.png").write_text("no image")
+    words = ["predict", str(trained / "best.ckpt"), str(folder.parent), str(digit_png)]
+    assert run(words) == 2
+    out, err = capsys.readouterr()
+    named = [line.partition(": ")[0] for line in out.splitlines()]
+    assert named == [str(folder / "a.png"), str(folder / "c.png"), str(digit_png)]
+    assert err.startswith(f"qsd: error: cannot read image {folder / 'b.png'}: not an image")
+    assert len(err.splitlines()) == 1
+    assert run([*words, "--json"]) == 2
+    assert [entry["image"] for entry in json.loads(capsys.readouterr().out)] == named
+    (tmp_path / "empty").mkdir()
+    assert run([*words[:2], str(tmp_path / "empty")]) == 2
+    assert "holds no images" in capsys.readouterr().err
+
+
 def test_resume_through_the_command_goes_on_where_it_stopped(trained: Path, tmp_path: Path) -> None:
     last = trained / "last.ckpt"
     words = ["train", "digits", *SMALL, "--epochs", "3", "--lr", "8e-3", "--resume", str(last)]

@@ -33,14 +33,13 @@ def test_info_refuses_impossible_values_and_names_the_field(change: dict[str, An
 @pytest.mark.parametrize(
     ("change", "allowed"),
     [
-        ({"name": "mnist"}, "digits, fashion_mnist, image_folder"),
+        ({"name": "mnist"}, "digits, fashion_mnist, cifar10, cifar100, image_folder"),
         ({"evaluate_on": "train"}, "test, holdout"),
         ({"train_limit": 0}, "at least 1"),
         ({"image_size": 0}, "at least 1"),
         ({"crop_padding": -1}, "0 or more"),
         ({"workers": -1}, "0 or more"),
         ({"random_erasing": 1.5}, r"\[0, 1\]"),
-        ({"auto_augment": "original"}, "image_folder"),
         ({"download": True}, "only fashion_mnist"),
         ({"root": "somewhere"}, "scikit-learn"),
         ({"name": "image_folder", "crop_padding": 2}, "random resized crops"),

@@ -8,16 +8,16 @@ from qsdformer.data import DataConfig, digits
 def test_split_is_stratified_and_the_same_for_every_seed() -> None:
     first = digits.load(DataConfig(name="digits"), seed=0)
     second = digits.load(DataConfig(name="digits"), seed=1)
-    assert (len(first.train), len(first.test)) == (1437, 360)
+    assert (len(first.train()), len(first.test)) == (1437, 360)
     assert torch.equal(first.test.labels, second.test.labels)
-    shares = [torch.bincount(part.labels) / len(part) for part in (first.train, first.test)]
+    shares = [torch.bincount(part.labels) / len(part) for part in (first.train(), first.test)]
     torch.testing.assert_close(*shares, atol=0.003, rtol=0)
 
 
 def test_images_are_normalised_and_have_the_asked_size() -> None:
     for size in (None, 16):
         source = digits.load(DataConfig(name="digits", image_size=size), seed=0)
-        images, labels = source.train.__getitems__(range(len(source.train)))
+        images, labels = source.train().__getitems__(range(len(source.train())))
         side = size or 32
         assert images.shape == (1437, 1, side, side)
         assert labels.shape == (1437,)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import os
 import random
 import shutil
 import traceback
@@ -8,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from qsdformer.data import DataConfig, DataModule, load_images
+from qsdformer.data import DataConfig, DataInfo, DataModule, load_images
 from qsdformer.errors import UserError
 
 
@@ -125,3 +128,117 @@ def test_a_corrupt_image_met_while_loading_is_one_line_that_names_it(
     assert "\n" not in str(caught.value)
     # Ends the loader's process now; torch waits 5 s for one left to the garbage collector.
     traceback.clear_frames(caught.tb)
+
+
+def tree(root: Path) -> list[str]:
+    data = module(root)
+    return [str(Path(p).relative_to(root)) for p in data._train.paths]  # type: ignore[attr-defined]
+
+
+def test_links_hidden_folders_and_pipes_change_nothing(image_root: Path) -> None:
+    before = sorted(tree(image_root))
+    train = image_root / "train"
+    (train / ".git").mkdir()
+    (train / "cat" / "up").symlink_to("..")
+    (train / "cat" / "self").symlink_to(".")
+    (train / "cat" / "dogs").symlink_to("../dog")
+    (train / "cat" / "root").symlink_to(image_root)
+    os.mkfifo(train / "cat" / "pipe.jpg")
+    assert sorted(tree(image_root)) == before
+
+
+def test_files_left_out_are_counted_and_gifs_are_not_among_them(image_root: Path) -> None:
+    cats = image_root / "train" / "cat"
+    Image.new("RGB", (40, 40)).save(cats / "7.gif")
+    (cats / "notes.txt").touch()
+    (cats / "more.txt").touch()
+    data = module(image_root)
+    assert data.train_size == 13
+    assert data.notes == (
+        f"files in {image_root / 'train'} that are no images, left out: 2, "
+        f"such as {cats / 'more.txt'}",
+    )
+
+
+def damage(root: Path) -> list[Path]:
+    """One image of each kind of damage; one more with rubbish after its end, which is fine."""
+    cats, dogs = (root / "train" / name for name in ("cat", "dog"))
+    (cats / "0.jpg").write_bytes(b"")
+    (cats / "1.jpg").write_text("no image")
+    (cats / "2.jpg").write_bytes((cats / "2.jpg").read_bytes()[:-200])
+    (dogs / "gone.jpg").symlink_to("nowhere.jpg")
+    Image.new("RGB", (40, 40)).save(dogs / "x.png")
+    content = bytearray((dogs / "x.png").read_bytes())
+    content[len(content) // 2] ^= 1
+    (dogs / "x.png").write_bytes(bytes(content))
+    (dogs / "3.jpg").write_bytes((dogs / "3.jpg").read_bytes() + bytes(9000))
+    return [cats / "0.jpg", cats / "1.jpg", cats / "2.jpg", dogs / "gone.jpg", dogs / "x.png"]
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_bad_images_are_counted_and_named_before_training_or_skipped(
+    image_root: Path, in_memory: bool
+) -> None:
+    bad = damage(image_root)
+    with pytest.raises(UserError) as caught:
+        module(image_root, in_memory=in_memory).check()
+    message = str(caught.value)
+    total = 14 if in_memory else 20  # in memory, images are read split by split
+    assert message.startswith(f"5 of {total} images cannot be read: ")
+    assert sum(str(path) in message for path in bad) == 3
+    assert "--data.skip_bad true" in message
+    assert "\n" not in message
+    data = module(image_root, in_memory=in_memory, skip_bad=True)
+    assert data.train_size == 9
+    assert f"left out: 5 of 14 images in {image_root / 'train'}: " in data.notes[0]
+    data.check()
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert len(list(loader)) > 0
+
+
+def test_a_class_of_bad_images_only_is_named(image_root: Path) -> None:
+    for path in (image_root / "val" / "dog").iterdir():
+        path.write_bytes(b"")
+    assert f"{image_root / 'val' / 'dog'} holds no" in one_line_error(image_root, skip_bad=True)
+
+
+def test_a_thin_image_among_the_others_is_cropped_not_magnified_whole(image_root: Path) -> None:
+    for split in ("train", "val"):
+        Image.new("RGB", (1, 200_000), "red").save(image_root / split / "cat" / "thin.png")
+    data = module(image_root, image_size=224)
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert all(images.shape[1:] == (3, 224, 224) for images, _ in loader)
+
+
+def test_evaluation_needs_no_training_images_and_prepares_them_as_the_model_wants(
+    image_root: Path,
+) -> None:
+    shutil.rmtree(image_root / "train")
+    (image_root / "val" / "cat" / "notes.txt").touch()
+    info = DataInfo(
+        image_size=24,
+        channels=3,
+        class_names=("cat", "lion"),
+        mean=(0.1, 0.2, 0.3),
+        std=(0.4, 0.5, 0.6),
+        crop_pct=0.7,
+    )
+    config = DataConfig(name="image_folder", root=str(image_root))
+    data = DataModule(config, batch_size=6, evaluate_as=info)
+    images, _ = next(iter(data.val_dataloader()))
+    paths = [
+        path for name in ("cat", "dog") for path in sorted(image_root.glob(f"val/{name}/*.jpg"))
+    ]
+    assert torch.equal(images, load_images(paths, info))
+    assert data.info.class_names == ("cat", "dog")
+    assert len(data.notes) == 1
+    with pytest.raises(UserError, match="has no folder train"):
+        DataModule(config, batch_size=6)
+
+
+def test_held_out_training_images_are_evaluated_as_the_model_wants_too(image_root: Path) -> None:
+    config = DataConfig(name="image_folder", root=str(image_root), evaluate_on="holdout")
+    before = DataModule(config, batch_size=6)
+    small = dataclasses.replace(before.info, image_size=20)
+    images, _ = next(iter(DataModule(config, batch_size=6, evaluate_as=small).val_dataloader()))
+    assert images.shape == (before.eval_size, 3, 20, 20)

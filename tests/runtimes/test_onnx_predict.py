@@ -14,6 +14,7 @@ from variants import info_for
 from qsdformer.cli import run
 from qsdformer.errors import UserError
 from qsdformer.graph.artifact import export
+from qsdformer.graph.decoding import open_image
 from qsdformer.graph.images import pixels
 from qsdformer.graph.lowering import lower
 from qsdformer.models.checkpoint import save_checkpoint
@@ -23,7 +24,7 @@ pytest.importorskip("onnxruntime")
 
 from qsdformer.runtimes import sessions  # noqa: E402
 from qsdformer.runtimes.onnx_export import export_onnx  # noqa: E402
-from qsdformer.runtimes.onnx_predict import load_onnx, open_image  # noqa: E402
+from qsdformer.runtimes.onnx_predict import load_onnx  # noqa: E402
 
 
 @pytest.fixture(scope="module")

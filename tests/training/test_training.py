@@ -23,6 +23,10 @@ SMALL = {
     "drop_path_rate": "0.2",
     "ema": "0.9",
     "log_every": "1",
+    "auto_augment": "rand-m9-mstd0.5-inc1",
+    "mixup": "0.8",
+    "cutmix": "1.0",
+    "mixup_off_epoch": "3",
     "accelerator": "cpu",
 }
 
@@ -177,6 +181,7 @@ def test_failed_start_leaves_no_folder(tmp_path: Path) -> None:
 
 def test_lamb_clipping_channels_last_and_bf16_train(tmp_path: Path) -> None:
     extra = {"optimizer": "lamb", "clip_grad": "1", "channels_last": "true", "epochs": "2"}
+    extra |= {"mixup": "0", "cutmix": "0", "auto_augment": "none"}
     result = run(small(tmp_path, precision="bf16-mixed", warmup="0", **extra))
     first, *_, last = [float(r["train_loss"]) for r in rows(tmp_path) if not r["val_loss"]]
     assert last < first - 0.1

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from collections.abc import Callable, Sequence
 
+from PIL import Image
+
 from qsdformer.commands.arguments import positive
+from qsdformer.errors import UserError
+from qsdformer.graph.decoding import EXTENSIONS, find_images, open_image
 
 BATCH = 64  # images held in memory at a time
 
-# The likeliest (class name, probability) pairs of each image file.
-Classify = Callable[[Sequence[str]], list[list[tuple[str, float]]]]
+# The likeliest (class name, probability) pairs of each image.
+Classify = Callable[[Sequence[Image.Image]], list[list[tuple[str, float]]]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="a checkpoint of qsd train, or a .qsd or .onnx file of qsd export",
     )
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files or folders")
     parser.add_argument(
         "--top",
         type=positive,
@@ -38,39 +44,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the likeliest classes of each image."""
+    """Print the likeliest classes of each image; status 2 if there were files it cannot read."""
     classify = _classifier(options.model, options.top, options.device)
-    found = []
-    for start in range(0, len(options.images), BATCH):
-        found += classify(options.images[start : start + BATCH])
+    paths = _image_paths(options.images)
+    entries = []
+    failed = 0
+    for start in range(0, len(paths), BATCH):
+        opened = _open(paths[start : start + BATCH])
+        failed += len(paths[start : start + BATCH]) - len(opened)
+        found = classify([image for _, image in opened]) if opened else []
+        for (path, _), classes in zip(opened, found, strict=True):
+            if options.json:
+                entries.append(_entry(path, classes))
+            else:
+                print(f"{path}: " + ", ".join(f"{name} {share:.1%}" for name, share in classes))
     if options.json:
-        print(json.dumps([_entry(p, c) for p, c in zip(options.images, found, strict=True)]))
-        return 0
-    for path, classes in zip(options.images, found, strict=True):
-        print(f"{path}: " + ", ".join(f"{name} {share:.1%}" for name, share in classes))
-    return 0
+        print(json.dumps(entries))
+    return 2 if failed else 0
+
+
+def _image_paths(given: Sequence[str]) -> list[str]:
+    """The files given, with the image files below each folder in its place."""
+    paths = []
+    for path in given:
+        if not os.path.isdir(path):
+            paths.append(path)
+            continue
+        images, _ = find_images(path)
+        if not images:
+            raise UserError(f"{path} holds no images; they end in {', '.join(EXTENSIONS)}")
+        paths += images
+    return paths
+
+
+def _open(paths: Sequence[str]) -> list[tuple[str, Image.Image]]:
+    """The images that can be read; the others are named on standard error."""
+    opened = []
+    for path in paths:
+        try:
+            opened.append((path, open_image(path)))
+        except UserError as error:
+            print(f"qsd: error: {error}", file=sys.stderr)
+    return opened
 
 
 def _classifier(path: str, top: int, device: str) -> Classify:
     """What classifies with the model in a file; exported files need no PyTorch."""
     if path.endswith(".onnx"):
-        from qsdformer.runtimes.onnx_predict import load_onnx, open_image
+        from qsdformer.runtimes.onnx_predict import load_onnx
 
         exported = load_onnx(path)
-        return lambda files: exported.predict([open_image(file) for file in files], top)
+        return lambda images: exported.predict(images, top)
     from qsdformer.graph.artifact import is_artifact, load_artifact
 
     if path.endswith(".qsd") or is_artifact(path):
-        from qsdformer.runtimes.onnx_predict import open_image
-
         graph = load_artifact(path)
-        return lambda files: graph.predict([open_image(file) for file in files], top)
+        return lambda images: graph.predict(images, top)
     return _checkpoint_classifier(path, top, device)
 
 
 def _checkpoint_classifier(path: str, top: int, device_name: str) -> Classify:
     from qsdformer.commands.inputs import unknown_inputs
-    from qsdformer.data import load_images
+    from qsdformer.data.images import prepare
     from qsdformer.devices import pick_device
     from qsdformer.models.checkpoint import load_checkpoint
     from qsdformer.tasks.evaluation import top_classes
@@ -82,8 +117,8 @@ def _checkpoint_classifier(path: str, top: int, device_name: str) -> Classify:
         raise unknown_inputs(path)
     model = loaded.model.to(device)
 
-    def classify(files: Sequence[str]) -> list[list[tuple[str, float]]]:
-        return top_classes(model, load_images(files, info).to(device), info.class_names, top)
+    def classify(images: Sequence[Image.Image]) -> list[list[tuple[str, float]]]:
+        return top_classes(model, prepare(images, info).to(device), info.class_names, top)
 
     return classify
 

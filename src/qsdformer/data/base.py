@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from qsdformer.errors import UserError, require
 
-SourceName = Literal["digits", "fashion_mnist", "image_folder"]
+SourceName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "image_folder"]
 EvaluateOn = Literal["test", "holdout"]
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) float32, normalised; labels (B,) int64
@@ -62,41 +64,60 @@ class DataInfo:
 class DataConfig:
     """Which images to train and evaluate on, and how training images are varied.
 
-    Training images of an image folder always go through timm's random resized crop and flip;
-    `hflip` and `crop_padding` are for the sources held in memory, `auto_augment` for folders.
+    All sources but `image_folder` are held in memory, and it is with `in_memory`: their training
+    images are varied by `hflip` and `crop_padding`. Images decoded from a folder when they are
+    needed always go through timm's random resized crop and flip. `auto_augment`,
+    `random_erasing`, `mixup` and `cutmix` are for both.
     """
 
     name: SourceName
-    root: str | None = None  # the source's folder; digits need none
-    download: bool = False  # fashion_mnist: torchvision's download, if no folder has it
-    image_size: int | None = None  # None: digits 32, fashion_mnist 28, image_folder 224
+    root: str | None = None  # the source's folder or archive; digits need none
+    download: bool = False  # fashion_mnist, cifar: torchvision's download, if no folder has it
+    # None: digits 32, fashion_mnist 28, cifar 32, image_folder 224, or 32 in memory
+    image_size: int | None = None
+    in_memory: bool = False  # image_folder: hold all images in memory, resized once
+    skip_bad: bool = False  # leave unreadable images of a folder out instead of refusing to train
     train_limit: int | None = None  # train on this many images of a fixed permutation
     evaluate_on: EvaluateOn = "test"  # holdout: training images that are left out of training
     hflip: bool = False  # mirror every other image
     crop_padding: int = 0  # pixels of black border before a random crop of the same size
-    random_erasing: float = 0.0  # probability that a box of the image becomes noise
     auto_augment: str | None = None  # a timm policy, for example rand-m9-mstd0.5-inc1
+    random_erasing: float = 0.0  # probability that a box of the image becomes noise
+    mixup: float = 0.0  # alpha of the share of a second image added to each; 0: none
+    cutmix: float = 0.0  # alpha of the share of a second image pasted into each; 0: none
+    mixup_off_epoch: int | None = None  # neither mixup nor cutmix after so many epochs
     workers: int = 0  # loader processes; 0 loads in the training process
 
     def __post_init__(self) -> None:
         for name, literal in (("name", SourceName), ("evaluate_on", EvaluateOn)):
             allowed = get_args(literal)
             require(self, name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
-        for name in ("image_size", "train_limit"):
+        for name in ("image_size", "train_limit", "mixup_off_epoch"):
             value = getattr(self, name)
             require(self, name, value is None or value >= 1, "at least 1, or none")
         for name in ("crop_padding", "workers"):
             require(self, name, getattr(self, name) >= 0, "0 or more")
         require(self, "random_erasing", 0 <= self.random_erasing <= 1, "in [0, 1]")
+        for name in ("mixup", "cutmix"):
+            value = getattr(self, name)
+            require(self, name, math.isfinite(value) and value >= 0, "0 (off) or more")
         self._check_source_options()
 
+    @property
+    def held_in_memory(self) -> bool:
+        """Whether all images are decoded once, before training."""
+        return self.name != "image_folder" or self.in_memory
+
     def _check_source_options(self) -> None:
-        in_folder = self.name == "image_folder"
+        downloads = self.name in ("fashion_mnist", "cifar10", "cifar100")
+        folders = self.name in ("image_folder", "cifar10", "cifar100")
+        in_memory = "0: image_folder trains on random resized crops unless in_memory is true"
         rules = {
             "root": (None, self.name != "digits", "none: digits come with scikit-learn"),
-            "download": (False, self.name == "fashion_mnist", "false: only fashion_mnist has one"),
-            "crop_padding": (0, not in_folder, "0: image_folder trains on random resized crops"),
-            "auto_augment": (None, in_folder, "none: it is for image_folder"),
+            "download": (False, downloads, "false: only fashion_mnist and cifar have one"),
+            "skip_bad": (False, folders, "false: only folders of images may have bad ones"),
+            "in_memory": (False, self.name == "image_folder", "false: this source always is"),
+            "crop_padding": (0, self.held_in_memory, in_memory),
         }
         for name, (unused, usable, allowed) in rules.items():
             ok = usable or getattr(self, name) == unused
@@ -111,6 +132,16 @@ class ImageDataset(Protocol):
     """
 
     @property
+    def info(self) -> DataInfo:
+        """What the images are like."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the files, a line each."""
+        ...
+
+    @property
     def labels(self) -> Tensor:
         """(N,) int64."""
         ...
@@ -118,6 +149,11 @@ class ImageDataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitems__(self, requests: Sequence[int]) -> Batch: ...
+
+    @property
+    def unread(self) -> Sequence[str]:
+        """The image files that are decoded only when asked for; none of a set in memory."""
+        ...
 
     def select(self, indices: Tensor) -> ImageDataset:
         """The same dataset with only the images at `indices` (K,) int64, in that order."""
@@ -127,14 +163,29 @@ class ImageDataset(Protocol):
         """The same images as evaluation sees them."""
         ...
 
+    def prepared_as(self, info: DataInfo) -> ImageDataset:
+        """The same images, prepared for a model that wants them as `info` says, if they can be.
+
+        Images in memory keep their size; class names and channels stay those of the data.
+        """
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What a source provides: `train` augments, `test` does not."""
+    """What a source provides: `train` reads and augments training images, `test` does not.
+
+    Training images are read only when they are asked for: evaluation does not need them.
+    """
 
     info: DataInfo
-    train: ImageDataset
+    train: Callable[[], ImageDataset]
     test: ImageDataset
+
+
+def bad_file(path: str | os.PathLike[str], reason: str) -> UserError:
+    """The error about a damaged file of a published data set."""
+    return UserError(f"cannot read {os.fspath(path)}: {reason}; get the file again")
 
 
 class DataError(UserError):

@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from qsdformer.data.base import DataConfig, DataInfo, Source
-from qsdformer.data.memory import memory_source
+from qsdformer.data.memory import Split, memory_source
 
 DEFAULT_SIZE = 32
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
@@ -38,6 +38,6 @@ def load(config: DataConfig, seed: int) -> Source:
         config,
         seed,
         info,
-        train=(images[train], labels[train]),
-        test=(images[test], labels[test]),
+        train=lambda: Split(images[train], labels[train]),
+        test=lambda: Split(images[test], labels[test]),
     )

@@ -7,23 +7,21 @@ of dimensions, each dimension as a big-endian 32-bit integer, then the values.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import math
-import os
 import struct
-import sys
-import tempfile
 import zlib
+from functools import partial
 from pathlib import Path
 
 import torch
 import torchvision
 from torch import Tensor
 
-from qsdformer.data.base import DataConfig, DataInfo, Source
-from qsdformer.data.memory import memory_source
-from qsdformer.errors import UserError, one_line
+from qsdformer.data.base import DataConfig, DataInfo, Source, bad_file
+from qsdformer.data.download import cache_folder, download_into
+from qsdformer.data.memory import Split, memory_source
+from qsdformer.errors import UserError
 
 SIZE = 28
 MEAN, STD = 0.2860, 0.3530  # of the 60,000 training images, pixels in [0, 1]
@@ -56,7 +54,7 @@ def load(config: DataConfig, seed: int) -> Source:
         mean=(MEAN,),
         std=(STD,),
     )
-    train, test = (read_split(folder, split) for split in SPLITS)
+    train, test = (partial(read_split, folder, split) for split in SPLITS)
     return memory_source(config, seed, info, train=train, test=test)
 
 
@@ -66,7 +64,7 @@ def find_folder(root: str | None, download: bool) -> Path:
     A given `root` is the only folder looked at: other data than what was asked for would be a
     silent mistake. Otherwise the usual places are tried. Raises `UserError` if there is none.
     """
-    cache = _cache_folder()
+    cache = cache_folder("fashion-mnist")
     usual = [Path("data/fashion-mnist"), cache, DEBIAN_FOLDER]
     candidates = [Path(root).expanduser()] if root else usual
     for folder in candidates:
@@ -87,20 +85,20 @@ def missing_files(folder: Path) -> list[str]:
     return [name for name in FILES if not (folder / name).is_file()]
 
 
-def read_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
+def read_split(folder: Path, split: str) -> Split:
     """Images (N, 1, 28, 28) uint8 and labels (N,) int64 of "train" or "t10k", checked."""
     images_file, labels_file = folder / IMAGES.format(split), folder / LABELS.format(split)
     images, labels = read_idx(images_file, 3), read_idx(labels_file, 1)
     if images.shape[1:] != (SIZE, SIZE):
         found = " x ".join(str(side) for side in images.shape[1:])
-        raise _bad_file(images_file, f"images are {found} instead of {SIZE} x {SIZE}")
+        raise bad_file(images_file, f"images are {found} instead of {SIZE} x {SIZE}")
     if len(images) != len(labels):
-        raise _bad_file(labels_file, f"{len(labels)} labels for {len(images)} images")
+        raise bad_file(labels_file, f"{len(labels)} labels for {len(images)} images")
     if not len(labels):
-        raise _bad_file(images_file, "it holds no images")
+        raise bad_file(images_file, "it holds no images")
     if labels.max() >= len(CLASS_NAMES):
-        raise _bad_file(labels_file, f"label {int(labels.max())} is not in 0 to 9")
-    return images.unsqueeze(1), labels.long()
+        raise bad_file(labels_file, f"label {int(labels.max())} is not in 0 to 9")
+    return Split(images.unsqueeze(1), labels.long())
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
@@ -112,41 +110,26 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
         with gzip.open(path) as file:
             content = file.read()
     except (OSError, EOFError, zlib.error) as error:
-        raise _bad_file(path, getattr(error, "strerror", None) or str(error)) from error
+        raise bad_file(path, getattr(error, "strerror", None) or str(error)) from error
     header = 4 + 4 * dimensions
     if len(content) < header or content[:4] != bytes((0, 0, UNSIGNED_BYTE, dimensions)):
-        raise _bad_file(path, f"not an IDX file of bytes with {dimensions} dimensions")
+        raise bad_file(path, f"not an IDX file of bytes with {dimensions} dimensions")
     shape = struct.unpack(f">{dimensions}I", content[4:header])
     if len(content) - header != math.prod(shape):
-        raise _bad_file(path, f"{len(content) - header} values where {math.prod(shape)} belong")
+        raise bad_file(path, f"{len(content) - header} values where {math.prod(shape)} belong")
     # A bytearray, because torch wants memory it may write to; an empty one it would refuse.
     values = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     return values[header:].reshape(shape)
 
 
 def _download(folder: Path) -> Path:
-    """Download into `folder`, through a temporary one so that no half of a file is ever found."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary,
-            contextlib.redirect_stdout(sys.stderr),  # torchvision prints the mirrors it tries
-        ):
-            torchvision.datasets.FashionMNIST(temporary, download=True)
-            for name in FILES:
-                os.replace(Path(temporary) / "FashionMNIST" / "raw" / name, folder / name)
-    except (OSError, RuntimeError) as error:
-        reason = one_line(error, None)
-        raise UserError(
-            f"cannot download Fashion-MNIST into {folder}: {reason}; check the network, or run "
-            "'apt-get install dataset-fashion-mnist', or give a folder as --data.root FOLDER"
-        ) from error
-    return folder
+    def fetch(temporary: Path) -> list[Path]:
+        torchvision.datasets.FashionMNIST(str(temporary), download=True)
+        return [temporary / "FashionMNIST" / "raw" / name for name in FILES]
 
-
-def _cache_folder() -> Path:
-    return Path("~/.cache/qsdformer/fashion-mnist").expanduser()
-
-
-def _bad_file(path: Path, reason: str) -> UserError:
-    return UserError(f"cannot read {path}: {reason}; get the file again")
+    return download_into(
+        folder,
+        "Fashion-MNIST",
+        fetch,
+        "or run 'apt-get install dataset-fashion-mnist', or give a folder as --data.root FOLDER",
+    )

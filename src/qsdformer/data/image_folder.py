@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
-from torchvision.datasets import ImageFolder
 
 from qsdformer.data.augment import image_keys
-from qsdformer.data.base import Batch, DataConfig, DataInfo, Source
-from qsdformer.data.images import Transform, eval_transform, read_image
+from qsdformer.data.base import Batch, DataConfig, DataError, DataInfo, Source
+from qsdformer.data.folders import ClassFolders, check_images, check_same_classes, scan_split
+from qsdformer.data.images import Transform, eval_transform, load_pixels, read_image
+from qsdformer.data.memory import Split, memory_source
+from qsdformer.data.policies import create_train_transform
+from qsdformer.data.seeding import keep_random_state, seed_everything
 from qsdformer.errors import UserError
 
 DEFAULT_SIZE = 224
+MEMORY_SIZE = 32
 CROP_PCT = 0.875  # 224 of 256 pixels, the custom of ImageNet evaluation
-LAYOUT = "expected ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +35,7 @@ class FolderDataset:
     paths: tuple[str, ...]
     labels: Tensor
     info: DataInfo
+    notes: tuple[str, ...] = ()
     seed: int = 0
     train_transform: Transform | None = None
 
@@ -51,14 +51,19 @@ class FolderDataset:
         else:
             keys = image_keys(self.seed, wanted // len(self), indices)
             images = []
-            with _keep_random_state():
+            with keep_random_state():
                 for index, key in zip(indices.tolist(), keys.tolist(), strict=True):
-                    _seed_everything(key)
+                    seed_everything(key)
                     images.append(self.train_transform(self._read(index)))
         return torch.stack(images), self.labels[indices]
 
     def _read(self, index: int) -> Image.Image:
         return read_image(self.paths[index], self.info.channels)
+
+    @property
+    def unread(self) -> Sequence[str]:
+        """All files."""
+        return self.paths
 
     def select(self, indices: Tensor) -> FolderDataset:
         """The same dataset with only the images at `indices` (K,) int64, in that order."""
@@ -69,108 +74,116 @@ class FolderDataset:
         """The same images as evaluation sees them."""
         return dataclasses.replace(self, train_transform=None)
 
+    def prepared_as(self, info: DataInfo) -> FolderDataset:
+        """The same images, resized, cropped and normalised as `info` says."""
+        if info.channels != self.info.channels:
+            return self
+        own = dataclasses.replace(info, class_names=self.info.class_names)
+        return dataclasses.replace(self, info=own)
+
 
 def load(config: DataConfig, seed: int) -> Source:
-    """An image folder with timm's training and evaluation transforms; bad ones: `UserError`."""
-    train, val = (_scan(_split_folder(config.root, split)) for split in ("train", "val"))
-    _check_same_classes(train, val)
+    """An image folder with timm's training and evaluation transforms; bad ones: `UserError`.
+
+    Held in memory it is varied as the other sources in memory, and images are not magnified.
+    """
+    val = _scan(config, "val")
     info = DataInfo(
-        image_size=config.image_size or DEFAULT_SIZE,
+        image_size=config.image_size or (MEMORY_SIZE if config.in_memory else DEFAULT_SIZE),
         channels=3,
-        class_names=tuple(train.classes),
+        class_names=val.classes,
         mean=IMAGENET_DEFAULT_MEAN,
         std=IMAGENET_DEFAULT_STD,
         interpolation="bicubic",
-        crop_pct=CROP_PCT,
+        crop_pct=1.0 if config.in_memory else CROP_PCT,
     )
-    test = _dataset(val, info)
-    augmented = dataclasses.replace(
-        _dataset(train, info), seed=seed, train_transform=train_transform(config, info)
+    if config.in_memory:
+        return memory_source(
+            config,
+            seed,
+            info,
+            train=lambda: _in_memory(_scan_train(config, val), info),
+            test=lambda: _in_memory(val, info),
+        )
+    transform = train_transform(config, info)
+
+    def train() -> FolderDataset:
+        files = _dataset(_scan_train(config, val), info)
+        augmented = dataclasses.replace(files, seed=seed, train_transform=transform)
+        return augmented.select(_fair_order(len(augmented)))
+
+    return Source(info=info, train=train, test=_dataset(val, info))
+
+
+def load_in_memory(config: DataConfig, seed: int, info: DataInfo, native: DataInfo) -> Source:
+    """A published data set from class folders, which must be those of `info`.
+
+    Sizes may be mixed: each image becomes what evaluation with `native` would make of it.
+    """
+    val = _scan(config, "val")
+    if val.classes != info.class_names:
+        extra = sorted(set(val.classes) - set(info.class_names))
+        missing = [name for name in info.class_names if name not in val.classes]
+        wrong = f"a folder {extra[0]} too many" if extra else f"no folder {missing[0]}"
+        raise UserError(
+            f"{val.root} has {wrong}: the class folders must be the {len(info.class_names)} "
+            "published classes; for other data use --data.name image_folder --data.in_memory true"
+        )
+    return memory_source(
+        config,
+        seed,
+        info,
+        train=lambda: _in_memory(_scan_train(config, val), native),
+        test=lambda: _in_memory(val, native),
     )
-    # Files come sorted by class: a fixed shuffle makes "the last 10 %" a fair sample.
-    order = torch.randperm(len(augmented), generator=torch.Generator().manual_seed(0))
-    return Source(info=info, train=augmented.select(order), test=test)
+
+
+def _scan(config: DataConfig, split: str) -> ClassFolders:
+    scanned = scan_split(config.root, split)
+    return scanned.without_bad() if config.skip_bad else scanned
+
+
+def _scan_train(config: DataConfig, val: ClassFolders) -> ClassFolders:
+    train = _scan(config, "train")
+    check_same_classes(train, val)
+    return train
 
 
 def train_transform(config: DataConfig, info: DataInfo) -> Transform:
     """timm's training transform: random resized crop, flip, automatic augmentation, erasing."""
-    try:
-        return create_transform(
-            input_size=(info.channels, info.image_size, info.image_size),
-            is_training=True,
-            hflip=0.5,
-            auto_augment=config.auto_augment,
-            interpolation=info.interpolation,
-            mean=info.mean,
-            std=info.std,
-            re_prob=config.random_erasing,
-            re_mode="pixel",
-        )
-    except (AssertionError, ValueError, KeyError, IndexError) as error:
-        raise UserError(
-            f"auto_augment={config.auto_augment!r} is not a policy timm knows; "
-            "use for example rand-m9-mstd0.5-inc1, augmix-m3-w3, original or 3a, or none"
-        ) from error
+    transform: Transform = create_train_transform(
+        config,
+        info,
+        hflip=0.5,
+        mean=info.mean,
+        std=info.std,
+        re_prob=config.random_erasing,
+        re_mode="pixel",
+    )
+    return transform
 
 
-def _split_folder(root: str | None, split: str) -> Path:
-    if root is None:
-        raise UserError(f"image_folder needs a folder: give --data.root ROOT; {LAYOUT}")
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"image folder {folder} does not exist; {LAYOUT}")
-    if not (folder / split).is_dir():
-        raise UserError(f"image folder {folder} has no folder {split}; {LAYOUT}")
-    return folder / split
-
-
-def _scan(folder: Path) -> ImageFolder:
-    if not any(entry.is_dir() for entry in folder.iterdir()):
-        raise UserError(f"{folder} has no class folders; {LAYOUT}")
-    images = ImageFolder(str(folder), allow_empty=True)
-    if not images.samples:
-        raise UserError(f"{folder} holds no images; {LAYOUT}")
-    if len(images.classes) < 2:
-        raise UserError(
-            f"{folder} has only one class, {images.classes[0]}; at least two class folders are "
-            "needed to learn to tell them apart"
-        )
-    filled = set(images.targets)
-    empty = [name for index, name in enumerate(images.classes) if index not in filled]
-    if empty:
-        raise UserError(f"{folder / empty[0]} holds no images; add some or remove the class")
-    return images
-
-
-def _check_same_classes(train: ImageFolder, val: ImageFolder) -> None:
-    for one, other in ((train, val), (val, train)):
-        extra = sorted(set(one.classes) - set(other.classes))
-        if extra:
-            raise UserError(
-                f"class {extra[0]} is in {one.root} but not in {other.root} "
-                f"({len(extra)} such); train and val need the same class folders"
-            )
-
-
-def _dataset(images: ImageFolder, info: DataInfo) -> FolderDataset:
+def _dataset(images: ClassFolders, info: DataInfo) -> FolderDataset:
     paths = tuple(path for path, _ in images.samples)
-    return FolderDataset(paths=paths, labels=torch.tensor(images.targets), info=info)
+    return FolderDataset(paths=paths, labels=_labels(images), info=info, notes=images.notes)
 
 
-@contextlib.contextmanager
-def _keep_random_state() -> Iterator[None]:
-    """Put back the state of the three global generators that timm's transforms draw from."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+def _labels(images: ClassFolders) -> Tensor:
+    return torch.tensor([label for _, label in images.samples])
+
+
+def _in_memory(images: ClassFolders, info: DataInfo) -> Split:
+    """All images read, in the order that files get too."""
+    order = _fair_order(len(images.samples))
+    paths = [images.samples[index][0] for index in order.tolist()]
     try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        torch.set_rng_state(states[2])
+        pixels = load_pixels(paths, info)
+    except DataError:
+        check_images(paths)  # names and counts all that are like it
+        raise
+    return Split(pixels, _labels(images)[order], images.notes)
 
 
-def _seed_everything(key: int) -> None:
-    random.seed(key)
-    np.random.seed(key % 2**32)  # noqa: NPY002
-    # Not torch.manual_seed: that would also reset the generators of GPUs.
-    torch.default_generator.manual_seed(key % 2**63)
+def _fair_order(count: int) -> Tensor:
+    """Files come sorted by class: a fixed shuffle makes "the last 10 %" a fair sample."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,10 @@ from timm.data import create_transform
 from torch import Tensor
 
 from qsdformer.data.base import DataError, DataInfo
-from qsdformer.graph.decoding import DECODE_ERRORS
+from qsdformer.errors import UserError
+from qsdformer.graph.decoding import middle, open_image
+from qsdformer.graph.images import pixels
+from qsdformer.graph.ops import Preprocessing
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -23,16 +26,52 @@ def load_images(paths: Iterable[str | os.PathLike[str]], info: DataInfo) -> Tens
     Grey and RGB are converted to what the model wants. A missing or corrupt file is a
     `UserError` that names it.
     """
+    return prepare((open_image(path) for path in paths), info)
+
+
+def prepare(images: Iterable[Image.Image], info: DataInfo) -> Tensor:
+    """Pillow images of any size and mode as evaluation sees them: (B, C, H, W) float32."""
     transform = eval_transform(info)
-    images = [transform(read_image(path, info.channels)) for path in paths]
-    if not images:
+    prepared = [transform(_in_channels(image, info.channels)) for image in images]
+    if not prepared:
         raise ValueError("paths is empty: give at least one image file")
-    return torch.stack(images)
+    return torch.stack(prepared)
+
+
+def load_pixels(paths: Sequence[str], info: DataInfo) -> Tensor:
+    """Pixels (N, C, size, size) uint8 that evaluation sees, before it normalises them.
+
+    `UserError` for an unreadable file, or where all together would not fit into memory.
+    """
+    size = info.image_size
+    needed = len(paths) * info.channels * size * size
+    if needed > physical_memory():
+        raise UserError(
+            f"{len(paths):,} images of {size} px need {needed / 1e9:,.0f} GB in memory: lower "
+            "data.image_size or leave data.in_memory out"
+        )
+    held = np.empty((len(paths), info.channels, size, size), np.uint8)
+    preprocessing = Preprocessing(
+        image_size=size,
+        channels=info.channels,
+        mean=info.mean,
+        std=info.std,
+        interpolation=info.interpolation,
+        crop_pct=info.crop_pct,
+    )
+    for place, path in zip(held, paths, strict=True):
+        place[...] = pixels([read_image(path, info.channels)], preprocessing)[0]
+    return torch.from_numpy(held)
+
+
+def physical_memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def eval_transform(info: DataInfo) -> Transform:
     """timm's evaluation transform: resize, centre crop, scale to [0, 1], normalise."""
-    return create_transform(
+    transform = create_transform(
         input_size=(info.channels, info.image_size, info.image_size),
         is_training=False,
         interpolation=info.interpolation,
@@ -40,24 +79,16 @@ def eval_transform(info: DataInfo) -> Transform:
         mean=info.mean,
         std=info.std,
     )
+    return lambda image: transform(middle(image))
 
 
 def read_image(path: str | os.PathLike[str], channels: int) -> Image.Image:
     """The decoded image in mode L (1 channel) or RGB (3); raises `UserError` naming the file."""
     try:
-        with Image.open(path) as image:
-            return _eight_bits(image).convert("L" if channels == 1 else "RGB")
-    except DECODE_ERRORS as error:
-        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = "not an image in a known format"
-        raise DataError(
-            f"cannot read image {os.fspath(path)}: {reason}; replace or remove the file"
-        ) from error
+        return _in_channels(open_image(path), channels)
+    except UserError as error:
+        raise DataError(str(error)) from error
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Sixteen-bit grey images scaled down, which Pillow's own conversion would clip to white."""
-    if not image.mode.startswith("I;16"):
-        return image
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+def _in_channels(image: Image.Image, channels: int) -> Image.Image:
+    return image.convert("L" if channels == 1 else "RGB")

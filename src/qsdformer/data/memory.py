@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,17 @@ from torch import Tensor
 
 from qsdformer.data.augment import BatchAugment, crop_and_flip, erase, image_keys
 from qsdformer.data.base import Batch, DataConfig, DataInfo, Source
+from qsdformer.data.policies import Policy, apply_policy, image_policy
 
 RESIZE_CHUNK = 4096  # images converted to float at a time, to bound memory
+
+
+class Split(NamedTuple):
+    """Images (N, C, h, w) uint8, labels (N,) int64 and notes for the user."""
+
+    images: Tensor
+    labels: Tensor
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +33,9 @@ class MemoryDataset:
     images: Tensor
     labels: Tensor
     info: DataInfo
+    notes: tuple[str, ...] = ()
     augment: BatchAugment | None = None
+    policy: Policy | None = None  # comes between crops and erasing; only with `augment`
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -36,10 +48,18 @@ class MemoryDataset:
             return normalise(images, self.info), self.labels[indices]
         epochs = wanted // len(self)
         keys = image_keys(self.augment.seed, epochs, indices)
-        batch = normalise(crop_and_flip(images, keys, self.augment), self.info)
+        images = crop_and_flip(images, keys, self.augment)
+        if self.policy is not None:
+            images = apply_policy(images, keys, self.policy)
+        batch = normalise(images, self.info)
         if self.augment.random_erasing:
             batch = erase(batch, keys, self.augment.random_erasing)
         return batch, self.labels[indices]
+
+    @property
+    def unread(self) -> Sequence[str]:
+        """None: every image has been read."""
+        return ()
 
     def select(self, indices: Tensor) -> MemoryDataset:
         """The same dataset with only the images at `indices` (K,) int64, in that order."""
@@ -47,7 +67,14 @@ class MemoryDataset:
 
     def without_augmentation(self) -> MemoryDataset:
         """The same images as evaluation sees them."""
-        return dataclasses.replace(self, augment=None)
+        return dataclasses.replace(self, augment=None, policy=None)
+
+    def prepared_as(self, info: DataInfo) -> MemoryDataset:
+        """The same images, normalised as `info` says if it has as many channels."""
+        if info.channels != self.info.channels:
+            return self
+        own = dataclasses.replace(self.info, mean=info.mean, std=info.std)
+        return dataclasses.replace(self, info=own)
 
 
 def memory_source(
@@ -55,22 +82,27 @@ def memory_source(
     seed: int,
     info: DataInfo,
     *,
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
+    train: Callable[[], Split],
+    test: Callable[[], Split],
 ) -> Source:
-    """A source from (images, labels) of both splits; images (N, C, h, w) uint8 are resized."""
+    """A source from what reads each split's images (N, C, h, w) uint8, which are resized."""
     augment = BatchAugment(
         seed=seed,
         hflip=config.hflip,
         crop_padding=config.crop_padding,
         random_erasing=config.random_erasing,
     )
-    train_images, test_images = (resize(images, info.image_size) for images, _ in (train, test))
-    return Source(
-        info=info,
-        train=MemoryDataset(images=train_images, labels=train[1], info=info, augment=augment),
-        test=MemoryDataset(images=test_images, labels=test[1], info=info),
-    )
+    policy = image_policy(config, info)
+
+    def read(split: Callable[[], Split]) -> MemoryDataset:
+        found = split()
+        images = resize(found.images, info.image_size)
+        return MemoryDataset(images=images, labels=found.labels, info=info, notes=found.notes)
+
+    def read_train() -> MemoryDataset:
+        return dataclasses.replace(read(train), augment=augment, policy=policy)
+
+    return Source(info=info, train=read_train, test=read(test))
 
 
 def normalise(images: Tensor, info: DataInfo) -> Tensor:

@@ -11,8 +11,10 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from qsdformer.data.base import Batch, DataConfig, DataInfo, ImageDataset, Source
+from qsdformer.data.cifar import load_hundred, load_ten
 from qsdformer.data.digits import load as load_digits
 from qsdformer.data.fashion_mnist import load as load_fashion_mnist
+from qsdformer.data.folders import check_images
 from qsdformer.data.image_folder import load as load_image_folder
 from qsdformer.data.sampling import EvalSampler, TrainSampler
 from qsdformer.errors import UserError
@@ -20,6 +22,8 @@ from qsdformer.errors import UserError
 SOURCES: dict[str, Callable[[DataConfig, int], Source]] = {
     "digits": load_digits,
     "fashion_mnist": load_fashion_mnist,
+    "cifar10": load_ten,
+    "cifar100": load_hundred,
     "image_folder": load_image_folder,
 }
 HOLDOUT_LIMIT = 5000  # images
@@ -46,7 +50,8 @@ class DataModule(lightning.LightningDataModule):
     Batches and their augmentation depend on (seed, epoch, rank) alone, so that a resumed run
     sees what an uninterrupted one would have. The samplers split the data over the processes of
     torch.distributed themselves: build the Trainer with `use_distributed_sampler=False`.
-    Raises `UserError` if the data is missing or unusable.
+    With `evaluate_as`, what a trained model wants of its images, they are prepared like that, and
+    no training images are read. Raises `UserError` if the data is missing or unusable.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class DataModule(lightning.LightningDataModule):
         batch_size: int,
         eval_batch_size: int | None = None,
         seed: int = 0,
+        evaluate_as: DataInfo | None = None,
     ) -> None:
         super().__init__()
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
@@ -67,25 +73,49 @@ class DataModule(lightning.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         source = SOURCES[config.name](config, seed)
-        self.info: DataInfo = source.info
-        self._train, self._eval = split(source, config)
+        self._train: ImageDataset | None = None
+        self._eval = source.test
+        if evaluate_as is None or config.evaluate_on == "holdout":
+            self._train, self._eval = split(source, config)
+        if evaluate_as is not None:
+            self._eval = self._eval.prepared_as(evaluate_as)
+        self.info: DataInfo = self._eval.info
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the files, a line each."""
+        used = (self._eval,) if self._train is None else (self._train, self._eval)
+        return tuple(dict.fromkeys(note for dataset in used for note in dataset.notes))
+
+    @property
+    def _training(self) -> ImageDataset:
+        if self._train is None:
+            raise RuntimeError("this data module is for evaluation and has no training images")
+        return self._train
 
     @property
     def train_size(self) -> int:
         """Images trained on, before the last incomplete batch is left out."""
-        return len(self._train)
+        return len(self._training)
 
     @property
     def eval_size(self) -> int:
         """Images evaluated on."""
         return len(self._eval)
 
+    def check(self) -> None:
+        """`UserError` that counts and names unreadable images; made before training starts.
+
+        A quick look at each file that is not read yet: some damage is found on decoding only.
+        """
+        check_images([*self._training.unread, *self._eval.unread])
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled, augmented batches; call `loader.sampler.set_epoch` before each epoch."""
         sampler = TrainSampler(self.train_size, batch_size=self.batch_size, seed=self.seed)
         if self.trainer is not None:
             resume_at(sampler, self.trainer)
-        return self._loader(self._train, sampler, self.batch_size)
+        return self._loader(self._training, sampler, self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The test set or the held-out training images, in order, each once."""
@@ -113,7 +143,7 @@ class DataModule(lightning.LightningDataModule):
 
 def split(source: Source, config: DataConfig) -> tuple[ImageDataset, ImageDataset]:
     """The images to train and to evaluate on, after holding out and limiting."""
-    train, evaluated = source.train, source.test
+    train, evaluated = source.train(), source.test
     classes = train.labels.unique()
     if len(classes) < 2:
         only = source.info.class_names[int(classes[0])]

@@ -1,11 +1,17 @@
-"""What can go wrong while an image file is decoded; needs Pillow only."""
+"""Finding and opening image files, once for training and for prediction; needs Pillow only."""
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
 import zlib
+from collections.abc import Container
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
+
+from qsdformer.errors import UserError
 
 # What Pillow's decoders raise on damaged files, beside OSError.
 DECODE_ERRORS = (
@@ -17,3 +23,116 @@ DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+# What damaged EXIF data raise beside those.
+EXIF_ERRORS = (*DECODE_ERRORS, ArithmeticError, LookupError, TypeError, AttributeError)
+
+# How the names of image files end, in lower case.
+_ENDINGS = ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pgm .png .ppm .tga .tif .tiff .webp"
+EXTENSIONS = tuple(_ENDINGS.split())
+# A centre crop is square; this leaves its borders what they would be in the whole image.
+WIDEST = 16  # longer by shorter side
+
+
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """The decoded image, upright and of 8 bits a channel; the first one of an animation.
+
+    Raises `UserError` naming the file if it is missing, damaged or not a regular file.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+            raise OSError("not a regular file")  # which might be waited for without end
+        with Image.open(path) as image:
+            image.load()
+            return _upright(_eight_bits(image))
+    except DECODE_ERRORS as error:
+        raise UserError(
+            f"cannot read image {os.fspath(path)}: {reason_of(error)}; replace or remove the file"
+        ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Why an image could not be decoded, on one line."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image in a known format"
+    return " ".join((getattr(error, "strerror", None) or str(error)).split())
+
+
+def middle(image: Image.Image) -> Image.Image:
+    """The middle of an image with extreme sides, which a centre crop cannot tell from the whole.
+
+    Resized whole, an image of one pixel by 200,000 would need gigabytes.
+    """
+    width, height = image.size
+    longest = WIDEST * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    # As many pixels off one end as off the other, so that the centre stays where it is.
+    left, top = (max(0, (side - longest) // 2) for side in (width, height))
+    return image.crop((left, top, width - left, height - top))
+
+
+def find_images(
+    folder: str | os.PathLike[str], visited: Container[str] = ()
+) -> tuple[list[str], list[str]]:
+    """Paths of the image files below a folder, and of the files left out, both sorted.
+
+    Hidden files and folders are passed over. Links are followed, but to no folder twice, nor to
+    one that holds `folder`, nor to the real paths in `visited`. What is not a regular file, such
+    as a pipe, is left out, as are names with other endings than `EXTENSIONS`.
+    """
+    images: list[tuple[str, str]] = []
+    left_out: list[str] = []
+    seen = {os.path.realpath(folder)}
+    above = os.path.realpath(folder)
+    while above != os.path.dirname(above):
+        above = os.path.dirname(above)
+        seen.add(above)
+    waiting = [os.fspath(folder)]
+    while waiting:
+        current = waiting.pop()
+        with os.scandir(current) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if _is_folder(entry):
+                    real = os.path.realpath(entry.path)
+                    if real not in seen and real not in visited:
+                        seen.add(real)
+                        waiting.append(entry.path)
+                elif entry.name.lower().endswith(EXTENSIONS) and _may_be_image(entry):
+                    images.append((current, entry.name))
+                else:
+                    left_out.append(entry.path)
+    return [os.path.join(*pair) for pair in sorted(images)], sorted(left_out)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _may_be_image(entry: os.DirEntry[str]) -> bool:
+    """A regular file, or a broken link, about which opening it will tell."""
+    try:
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
+    except OSError:
+        return True
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Sixteen-bit grey images scaled down, which Pillow's own conversion would clip to white."""
+    if not image.mode.startswith("I;16"):
+        return image
+    shallow = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    shallow.info = image.info
+    return shallow
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; damaged EXIF data say nothing."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except EXIF_ERRORS:
+        return image.copy()

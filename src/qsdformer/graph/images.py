@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from qsdformer.errors import UserError
+from qsdformer.graph.decoding import middle
 from qsdformer.graph.ops import Array, Preprocessing
 
 FILTERS = {
@@ -38,7 +39,7 @@ def _one(image: Image.Image, pre: Preprocessing) -> Array:
         raise UserError(f"the model takes {pre.channels} channels, which image files do not have")
     if pre.interpolation not in FILTERS:
         raise UserError(f"unknown interpolation {pre.interpolation!r} in the model's preprocessing")
-    image = image.convert("L" if pre.channels == 1 else "RGB")
+    image = middle(image).convert("L" if pre.channels == 1 else "RGB")
     short = math.floor(pre.image_size / pre.crop_pct)
     width, height = image.size
     if min(width, height) != short:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from qsdformer.errors import UserError
-from qsdformer.graph.decoding import DECODE_ERRORS
 from qsdformer.graph.images import pixels, top_classes
 from qsdformer.graph.ops import Array, Preprocessing
 from qsdformer.runtimes.onnx_metadata import read_metadata
@@ -52,20 +51,3 @@ def load_onnx(path: str | os.PathLike[str], threads: int = 0) -> OnnxModel:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{os.fspath(path)} {NOT_OURS}") from error
     return OnnxModel(session=session, class_names=class_names, preprocessing=preprocessing)
-
-
-def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """The decoded image file; `UserError` naming it if it is missing or damaged."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to white
-                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return image.copy()
-    except DECODE_ERRORS as error:
-        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
-        if isinstance(error, UnidentifiedImageError):
-            reason = "not an image in a known format"
-        raise UserError(
-            f"cannot read image {os.fspath(path)}: {reason}; replace or remove the file"
-        ) from error

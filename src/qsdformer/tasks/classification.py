@@ -17,6 +17,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from qsdformer.data import DataInfo
+from qsdformer.data.policies import batch_mix
 from qsdformer.models.checkpoint import KEY, header
 from qsdformer.models.finetune import start_from
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
@@ -100,6 +101,7 @@ class Classification(LightningModule):
         self.penalty: ActivityPenalty | None = None
         if recipe.activity is not None:
             self.penalty = ActivityPenalty(self.model, recipe.activity)
+        self.mix = batch_mix(recipe.data, self.model.num_classes)
         classes = max(2, self.model.num_classes)
         self.top1 = MulticlassAccuracy(classes, average="micro")
         self.top5 = MulticlassAccuracy(classes, average="micro", top_k=min(5, classes))
@@ -153,13 +155,22 @@ class Classification(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Loss, accuracy and the extra losses of images (B, C, H, W) with labels (B,)."""
         images, labels = batch
+        targets = labels
+        if self.mix is not None and self._mixing():
+            images, targets = self.mix(images, labels)
+            labels = targets.argmax(1)  # of the image that has the larger share
         logits = self.model(self._laid_out(images))
         smoothing = self.train_config.label_smoothing
-        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
         accuracy = (logits.detach().argmax(1) == labels).float().mean()
         extra = self.extra_losses(images, logits)
         noted = {name: value.detach() for name, value in extra.items()}
         return {"loss": sum(extra.values(), loss), "accuracy": accuracy, **noted}
+
+    def _mixing(self) -> bool:
+        """Whether the recipe still mixes images in this epoch."""
+        end = self.recipe.data.mixup_off_epoch
+        return end is None or self.current_epoch < end
 
     def extra_losses(self, images: Tensor, logits: Tensor) -> dict[str, Tensor]:
         """What is added to the cross entropy, by name, weighted; the model has just seen `images`.

@@ -83,6 +83,7 @@ def train(
             eval_batch_size=recipe.train.eval_batch_size,
             seed=recipe.seed,
         )
+        data.check()
         teacher = None
         if recipe.distill is not None:
             path = None

@@ -86,7 +86,8 @@ def fit(
         if start is None:
             clear(folder)
         write_text(folder / "recipe.yaml", recipe.to_yaml())
-        console.print(_heading(recipe, task.model, data), highlight=False, soft_wrap=True)
+        for line in (_heading(recipe, task.model, data), *(f"note: {n}" for n in data.notes)):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
     advice = f"go on with --resume from {saver.last_path}, if there is one by now"
     with _quiet_lightning(), _plain_interrupts(), FAMILY.training(advice), stop:
         try:
