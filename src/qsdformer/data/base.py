@@ -1,20 +1,24 @@
-"""What every data source shares: its configuration, what a model must know of it, its datasets."""
+"""What every data source shares: its configuration, what a model must know of it, its datasets.
+
+PyTorch is not imported here, so that recipes can be read without it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 from qsdformer.errors import UserError, require
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SourceName = Literal["digits", "fashion_mnist", "image_folder"]
 EvaluateOn = Literal["test", "holdout"]
 
-Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) float32, normalised; labels (B,) int64
+Batch: TypeAlias = "tuple[Tensor, Tensor]"  # images (B, C, H, W) float32, normalised; labels (B,) int64
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.recipes.recipe import Recipe
 from qsdformer.tasks.activity import measure_activity, overall_activity
-from qsdformer.tasks.fgd import FEATURES
+from qsdformer.tasks.config import FEATURES
 
 
 def measure(recipe: Recipe, checkpoint: Path, images: int) -> dict[str, Any]:

@@ -10,36 +10,18 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qsdformer.errors import UserError, require
+from qsdformer.errors import UserError
 from qsdformer.nn.neurons import SpikingNeuron
 from qsdformer.nn.taps import on_call, spiking_neurons
-from qsdformer.parsing import option
+from qsdformer.tasks.config import ActivityConfig
 
 GROUP = 4  # consecutive channels
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActivityConfig:
-    """A penalty on spike activity above a target."""
-
-    weight: float = option(1.0, "of the penalty weight * max(0, activity - target)")
-    target: float = option(0.0, "activity, in [0, 1), below which nothing is penalised")
-    kind: Literal["rate", "group"] = option(
-        "rate", "rate: of single neurons; group: of 4 consecutive channels"
-    )
-
-    def __post_init__(self) -> None:
-        ok = math.isfinite(self.weight) and self.weight >= 0
-        require(self, "weight", ok, "0 or more")
-        require(self, "target", 0 <= self.target < 1, "in [0, 1), a share of neurons or groups")
-        require(self, "kind", self.kind in ("rate", "group"), "rate or group")
 
 
 def group_norms(values: Tensor) -> Tensor:
