@@ -16,8 +16,8 @@ def require(config: object, name: str, ok: bool, allowed: str) -> None:
         raise ValueError(f"{name}={getattr(config, name)!r}: must be {allowed}")
 
 
-def one_line(error: BaseException, longest: int | None = 200) -> str:
-    """What an error of a library says, on one line and cut to `longest` characters."""
+def one_line(error: object, longest: int | None = 200) -> str:
+    """What an error of a library, or a value of a file, says: on one line and cut to `longest` characters."""
     return " ".join(str(error).split())[:longest]
 
 

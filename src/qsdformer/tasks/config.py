@@ -31,9 +31,7 @@ class DistillConfig:
     source: Literal["counts", "membrane"] = option(
         "counts", "the student's features: spike counts / D, or membrane"
     )
-    schedule: Schedule = option(
-        "constant", "of both weights over the run; the others end at 0"
-    )
+    schedule: Schedule = option("constant", "of both weights over the run; the others end at 0")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))
