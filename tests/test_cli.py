@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from qsdformer import __version__
-from qsdformer.cli import run
+from qsdformer.cli import COMMANDS, run
 from qsdformer.models.checkpoint import load_checkpoint, save_checkpoint
 
 SMALL = [
@@ -117,7 +117,7 @@ BAD = {
     "eval {trained}": "did you mean {best}?",
     "eval {best} --lr 3": "is for qsd train",
     "eval {best} --image_size 4": "this model needs",
-    "eval {three}": "there is no data section",
+    "eval {three}": "does not say which images it was trained on",
     "eval {three} --data.name digits": "has 3 classes, but the dataset has 10",
     "predict {best} {file}": "cannot read image {file}",
     "predict {best} {tmp}/absent.png": "absent.png",
@@ -146,12 +146,67 @@ def test_bad_input_is_one_line_and_exit_status_2(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_help_is_fast_and_shows_every_command() -> None:
-    code = "import sys; from qsdformer import cli; "
-    code += "sys.exit(cli.run(['recipes']) or 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0
+# Runs each of several commands and tells whether PyTorch had to be imported for any.
+WITHOUT_TORCH = """
+import sys
+from qsdformer.cli import run
+for words in sys.argv[1:]:
+    try:
+        run(words.split())
+    except SystemExit:
+        pass
+    assert "torch" not in sys.modules, words
+"""
+
+
+def test_help_recipes_and_bad_keys_need_no_pytorch() -> None:
+    words = [f"{name} --help" for name, *_ in COMMANDS]
+    words += ["recipes", "train digits --help", "train digits --levels 0", "digits --help"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
     assert "fashion-mnist-tiny-distilled  Fashion-MNIST: " in done.stdout
+    assert "model.levels=0" in done.stderr
+
+
+def shown(*words: str, capsys: pytest.CaptureFixture) -> str:
+    """The help that a command prints, on one line."""
+    with pytest.raises(SystemExit) as caught:
+        run(words)
+    assert caught.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_the_help_of_a_recipe_shows_its_values(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    text = shown("train", "digits-lif", "--help", capsys=capsys)
+    assert "passes over the training set; a whole number (digits-lif: 15)" in text
+    assert "one of ielif, lif, relu, gelu (digits-lif: lif)" in text
+    assert "a whole number or none (digits-lif: none)" in text
+    assert "run folder; text (digits-lif: runs/digits-lif)" in text
+    assert "of the fine-grained loss; a number (default: 1.0)" in text  # it has no such section
+    assert shown("digits-lif", "--help", capsys=capsys) == text
+    assert "(default: 10)" in shown("train", "--help", capsys=capsys)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("recipe: digits\ntrain: {epochs: 77}\n")
+    text = shown(str(mine), "-h", capsys=capsys)
+    assert f"({mine}:77)" in text.replace(" ", "")
+
+
+def test_a_bare_command_shows_the_help_and_a_recipe_alone_what_to_type(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    assert run([]) == 0
+    assert "COMMAND" in capsys.readouterr().out
+    assert run(["digits"]) == 2
+    assert "qsd train digits" in capsys.readouterr().err
+    assert run(["ablation-fashion-mnist"]) == 2
+    assert "qsd ablate ablation-fashion-mnist" in capsys.readouterr().err
+
+
+def test_help_shows_every_command() -> None:
     done = command("--help")
     for name in ("train", "eval", "predict", "import-reference", "quickstart", "recipes"):
         assert f"    {name}" in done.stdout

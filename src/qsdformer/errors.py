@@ -17,7 +17,7 @@ def require(config: object, name: str, ok: bool, allowed: str) -> None:
 
 
 def one_line(error: object, longest: int | None = 200) -> str:
-    """What an error of a library, or a value of a file, says: on one line and cut to `longest` characters."""
+    """What an error or a value says, on one line and cut to `longest` characters."""
     return " ".join(str(error).split())[:longest]
 
 

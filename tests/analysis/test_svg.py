@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 
@@ -32,7 +33,7 @@ def test_ticks_of_a_size_are_round_numbers_inside_the_chart(smallest: float, rat
     spans = sorted((x - 3.5 * len(text), x + 3.5 * len(text)) for text, x in ticks.items())
     assert spans[0][0] >= 0
     assert spans[-1][1] <= svg.WIDTH
-    assert all(end <= begin for (_, end), (begin, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
 
 
 def test_ticks_close_together_differ() -> None:

@@ -54,25 +54,22 @@ def run(options: argparse.Namespace) -> int:
 
 def _classifier(path: str, top: int, device: str) -> Classify:
     """What classifies with the model in a file; exported files need no PyTorch."""
-    if path.endswith(".onnx"):
-        from qsdformer.runtimes.onnx_predict import load_onnx, open_image
+    from qsdformer.runtimes.exported import load_exported
+    from qsdformer.runtimes.onnx_predict import open_image
 
-        exported = load_onnx(path)
+    exported = load_exported(path)
+    if exported is not None:
         return lambda files: exported.predict([open_image(file) for file in files], top)
-    from qsdformer.graph.artifact import is_artifact, load_artifact
-
-    if path.endswith(".qsd") or is_artifact(path):
-        from qsdformer.runtimes.onnx_predict import open_image
-
-        graph = load_artifact(path)
-        return lambda files: graph.predict([open_image(file) for file in files], top)
     return _checkpoint_classifier(path, top, device)
 
 
 def _checkpoint_classifier(path: str, top: int, device_name: str) -> Classify:
+    import torch
+
     from qsdformer.data import load_images
+    from qsdformer.graph.images import top_classes
     from qsdformer.models.checkpoint import load_checkpoint
-    from qsdformer.tasks.evaluation import pick_device, top_classes
+    from qsdformer.tasks.evaluation import pick_device
 
     device = pick_device(device_name)
     loaded = load_checkpoint(path)
@@ -85,7 +82,9 @@ def _checkpoint_classifier(path: str, top: int, device_name: str) -> Classify:
     model = loaded.model.to(device)
 
     def classify(files: Sequence[str]) -> list[list[tuple[str, float]]]:
-        return top_classes(model, load_images(files, info).to(device), info.class_names, top)
+        with torch.inference_mode():
+            logits = model(load_images(files, info).to(device)).double().cpu().numpy()
+        return top_classes(logits, info.class_names, top)
 
     return classify
 

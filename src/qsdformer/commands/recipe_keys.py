@@ -62,7 +62,7 @@ def values_by_path(recipe: Recipe) -> dict[str, Any]:
     values = recipe.to_dict()
     # 3 and 1000 stand for the data's; keys that say so cannot be set.
     values["model"] |= recipe.model.config(in_channels=3, num_classes=1000).to_dict()
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in values.items():
         inner = value if isinstance(value, dict) else {}
         found |= {f"{name}.{key}": v for key, v in inner.items()} if inner else {name: value}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from qsdformer.analysis.report.page import build
-from qsdformer.commands.arguments import positive
+from qsdformer.commands.arguments import add_limit
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.files import write_text
 
@@ -21,14 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", default="report.html", metavar="FILE", help="(default: report.html)"
     )
-    parser.add_argument(
-        "--limit", type=positive, metavar="N", help="measure on the first N images (default: all)"
-    )
+    add_limit(parser, "measure")
     add_recipe_keys(parser, section="data")
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure the runs and write the page."""
+    from qsdformer.analysis.report.page import build
+
     text = build(options.runs, given_keys(options), options.limit)
     write_text(options.output, text)
     print(f"{options.output}: {len(text) / 1024:,.0f} KiB; open it in a browser")

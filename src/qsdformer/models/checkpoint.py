@@ -44,6 +44,12 @@ class Loaded:
     info: DataInfo | None
     extra: dict[str, Any]
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The plain values of the recipe it was trained with; empty if it does not say."""
+        recipe: dict[str, Any] = self.extra.get("recipe", {})
+        return recipe
+
 
 def header(
     config: ModelConfig, info: DataInfo | None, extra: Mapping[str, Any] | None = None
@@ -80,6 +86,9 @@ def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> Loaded
         config = ModelConfig.from_dict(head["model_config"])
         info = None if head["data_info"] is None else DataInfo.from_dict(head["data_info"])
         extra = dict(head["extra"])
+        for name, section in (("recipe", extra), ("data", extra.get("recipe", {}))):
+            if not isinstance(section.get(name, {}), dict):
+                raise ValueError(f"{name}={section[name]!r} is not a section")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: damaged checkpoint header: {one_line(error)}") from error
     weights = _weights(content, path)
@@ -230,8 +239,8 @@ def _checked(content: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
     version = head.get("format_version")
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{path}: checkpoint format {one_line(version, 40)}, but this version reads {FORMAT_VERSION}; "
-            "use the qsdformer that wrote it"
+            f"{path}: checkpoint format {one_line(version, 40)}, but this version reads "
+            f"{FORMAT_VERSION}; use the qsdformer that wrote it"
         )
     return content
 

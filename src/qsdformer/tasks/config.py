@@ -9,8 +9,6 @@ from typing import Literal
 from qsdformer.errors import require
 from qsdformer.parsing import option
 
-Schedule = Literal["constant", "linear", "cosine"]
-
 FEATURES = ("q", "k", "v")
 
 
@@ -31,7 +29,9 @@ class DistillConfig:
     source: Literal["counts", "membrane"] = option(
         "counts", "the student's features: spike counts / D, or membrane"
     )
-    schedule: Schedule = option("constant", "of both weights over the run; the others end at 0")
+    schedule: Literal["constant", "linear", "cosine"] = option(
+        "constant", "of both weights over the run; the others end at 0"
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from qsdformer.errors import UserError
 from qsdformer.nn.attention import to_heads
-from qsdformer.tasks.config import Schedule
 
+Schedule = Literal["constant", "linear", "cosine"]
 Features = Mapping[str, Tensor]  # of one block: "q", "k", "v" -> (B, h, N, d)
 
 # From this many tokens on, similarities are recomputed in the backward pass instead of kept.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qsdformer.analysis.ledger import Ledger
-from qsdformer.analysis.subject import Analysis, Subject, analyze, first_images, load_run
+from qsdformer.analysis.subject import Analysis, Subject, analyze, load_run
 from qsdformer.analysis.twins import ann_ledger, twins
 from qsdformer.data import DataInfo
 from qsdformer.errors import UserError
@@ -20,7 +20,7 @@ from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.nn.attention import Attention, to_heads
 from qsdformer.nn.neurons import SpikingNeuron, counts_to_spikes
 from qsdformer.nn.taps import matching_modules, tap
-from qsdformer.tasks.evaluation import evaluate
+from qsdformer.tasks.evaluation import evaluate, first_images
 
 MEMBRANE_RANGE = (-2.0, 3.0)
 MEMBRANE_BINS = 80
