@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qsdformer.errors import UserError
-from qsdformer.nn.neurons import SpikingNeuron
+from qsdformer.nn.neurons import SpikingNeuron, firing_rate
 from qsdformer.nn.taps import on_call, spiking_neurons
 from qsdformer.tasks.config import ActivityConfig
 
@@ -119,7 +119,7 @@ def measure_activity(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, d
         def record(neuron: SpikingNeuron, _x: Tensor, y: Tensor) -> None:
             counts = neuron.counts(y)
             norms = group_norms(counts.float())
-            spikes, active = float(counts.sum()) / neuron.levels, float((norms > 0).sum())
+            spikes, active = float(counts.sum()), float((norms > 0).sum())
             for i, value in enumerate((spikes, active, counts.numel(), norms.numel())):
                 sums[name][i] += value
             rows[name] += len(y)
@@ -136,7 +136,7 @@ def measure_activity(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, d
         raise UserError("no images to measure spikes on: the data set is empty")
     return {
         name: {
-            "firing_rate": spikes / total,
+            "firing_rate": firing_rate(spikes, total, neurons[name].levels),
             "active_groups": active / groups,
             "neurons": total / rows[name],
             "groups": groups / rows[name],
