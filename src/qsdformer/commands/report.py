@@ -15,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs",
         metavar="RUN",
         nargs="+",
-        help="run folders or checkpoints; the first in detail, the others beside it",
+        help="run folders (their last.ckpt) or checkpoints; the first in detail, the others "
+        "beside it",
     )
     parser.add_argument(
         "--output", default="report.html", metavar="FILE", help="(default: report.html)"
