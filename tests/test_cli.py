@@ -105,6 +105,8 @@ BAD = {
     "train digits --levels 0": "model.levels=0",
     "train digits --weight_bits 9": "model.weight_bits=9",
     "train digits --heads 5": "does not divide",
+    "train digits --image_size 1000000": "data.image_size=1000000: must be at most 8192 pixels",
+    "train digits --depth 10000000": "depth=10000000: must be at most 1024",
     "train digits --output {file}/run": "cannot write to {file}/run",
     "train digits --output {trained}": "is not empty",
     "train digits --resume --output {tmp}/none": "nothing to resume",
@@ -252,6 +254,73 @@ def test_two_processes_train_as_well_as_one(tmp_path: Path) -> None:
     assert min(accuracy.values()) > 0.8
     # 360 images: three standard deviations of a difference at 90 % are 0.07.
     assert abs(accuracy[1] - accuracy[2]) < 0.07
+
+
+@pytest.mark.parametrize("settings", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}])
+def test_output_that_is_not_utf_8_gets_what_it_can_show(
+    trained: Path, tmp_path: Path, settings: dict[str, str], digit_png: Path
+) -> None:
+    image = tmp_path / "sept-décès.png"
+    digit_png.rename(image)
+    environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", **settings}
+    for words, status in (
+        (["predict", str(trained / "best.ckpt"), str(image)], 0),
+        (["predict", str(trained / "best.ckpt"), f"{image}.absent"], 2),
+        (["verify", str(trained / "best.ckpt"), "--limit", "4", "--executor", "integer"], 0),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "qsdformer", *words],
+            capture_output=True,
+            env=environment,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == status, done.stderr
+        assert b"Traceback" not in done.stderr
+        assert (done.stdout + done.stderr).isascii()
+
+
+def test_running_out_of_memory_is_one_line(
+    trained: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (
+        MemoryError("Unable to allocate 3. TiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory:\nyou tried 1 bytes"),
+    ):
+
+        def fail(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr("qsdformer.tasks.evaluation.evaluate_logits", fail)
+        assert run(["eval", str(trained / "best.ckpt")]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("qsd: error: out of memory: choose a smaller batch")
+        assert message.count("\n") == 1
+
+
+def test_a_class_whose_name_is_not_utf_8_is_trained_exported_and_reported(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for name in (b"caf\xe9", b"dog"):
+            folder = os.path.join(os.fsencode(tmp_path), b"images", part.encode(), name)
+            try:
+                os.makedirs(folder)
+            except OSError:
+                pytest.skip("this file system has names of text only")
+            for i in range(2):
+                pixels = random.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+                with open(os.path.join(folder, b"%d.png" % i), "wb") as file:
+                    Image.fromarray(pixels).save(file, "PNG")
+    last = tmp_path / "run" / "last.ckpt"
+    words = f"train imagenet --model.name metaspikeformer_tiny --root {tmp_path}/images --epochs 1"
+    words += " --dims=[8,16,16,16] --depth=2 --heads=2 --image_size 32 --batch_size 2 --devices 1"
+    words += f" --accelerator cpu --workers 0 --output {tmp_path}/run"
+    assert run(words.split()) == 0
+    assert load_checkpoint(last).info.class_names == ("caf\\xe9", "dog")  # type: ignore[union-attr]
+    assert run(["export", str(last), str(tmp_path / "model.qsd")]) == 0
+    assert run(["report", str(last), "--output", str(tmp_path / "report.html")]) == 0
+    assert run(["eval", str(last)]) == 0
+    assert run(["eval", str(tmp_path / "model.qsd"), "--root", f"{tmp_path}/images"]) == 0
 
 
 def test_imagenet_recipe_runs_on_a_small_image_folder(tmp_path: Path) -> None:

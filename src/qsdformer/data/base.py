@@ -25,6 +25,11 @@ Batch: TypeAlias = (
 )
 
 
+def as_text(name: str) -> str:
+    r"""A folder's name as text that can be written: UTF-8 in any locale, other bytes as \xff."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataInfo:
     """What a model needs to know about its inputs; stored in checkpoints as plain values.
@@ -46,9 +51,7 @@ class DataInfo:
             values = tuple(float(value) for value in getattr(self, name))
             object.__setattr__(self, name, values)
             require(self, name, all(map(math.isfinite, values)), "finite numbers")
-        # A folder's name may be bytes that are no text: shown as Python writes them.
-        names = (name.encode("utf-8", "backslashreplace").decode() for name in self.class_names)
-        object.__setattr__(self, "class_names", tuple(names))
+        object.__setattr__(self, "class_names", tuple(map(as_text, self.class_names)))
         ok = isinstance(self.image_size, int) and 1 <= self.image_size <= LARGEST_IMAGE
         require(self, "image_size", ok, f"a whole number of pixels, 1 to {LARGEST_IMAGE}")
         require(self, "interpolation", isinstance(self.interpolation, str), "a filter's name")
