@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 help:
 	@echo "make demo   train an ANN and a 4-bit student on digits (about 4 minutes after installing)"
 	@echo "make test   run the tests"
-	@echo "make fuzz   10,000 damaged artifacts, each of which must be refused"
+	@echo "make fuzz   10,000 damaged artifacts and 2,000 checkpoints, each of which must be refused"
 	@echo "make lint   ruff and mypy"
 	@echo "make clean  remove .venv and caches"
 
@@ -35,6 +35,7 @@ test: install
 
 fuzz: install
 	QSD_FUZZ_MUTANTS=10000 $(BIN)/python -m pytest tests/graph/test_artifact_fuzz.py
+	QSD_FUZZ_MUTANTS=2000 $(BIN)/python -m pytest tests/models/test_checkpoint_fuzz.py
 
 lint: install
 	$(BIN)/ruff format --check .

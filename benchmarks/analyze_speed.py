@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 import torch
 
-from qsdformer.analysis.subject import analyze, first_images, load_subject
+from qsdformer.analysis.subject import analyze, load_subject
 from qsdformer.analysis.twins import twins
-from qsdformer.tasks.evaluation import evaluate
+from qsdformer.tasks.evaluation import evaluate, first_images
 
 BATCH_SIZE = 256
 

@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from qsdformer import MetaSpikeFormer, create_model
-from qsdformer.commands.process import restart_with_allocator_settings
+from qsdformer.process import restart_with_allocator_settings
 from qsdformer.recipes.recipe import TrainConfig
 from qsdformer.tasks.classification import make_optimizer
 

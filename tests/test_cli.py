@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from qsdformer import __version__
-from qsdformer.cli import run
+from qsdformer.cli import COMMANDS, run
 from qsdformer.models.checkpoint import load_checkpoint, save_checkpoint
 
 SMALL = [
@@ -127,6 +127,8 @@ BAD = {
     "train digits --levels 0": "model.levels=0",
     "train digits --weight_bits 9": "model.weight_bits=9",
     "train digits --heads 5": "does not divide",
+    "train digits --image_size 1000000": "data.image_size=1000000: must be at most 8192 pixels",
+    "train digits --depth 10000000": "depth=10000000: must be at most 1024",
     "train digits --output {file}/run": "cannot write to {file}/run",
     "train digits --output {trained}": "is not empty",
     "train digits --resume {tmp}/none.ckpt --output {tmp}/none": "nothing to resume",
@@ -141,7 +143,7 @@ BAD = {
     "eval {trained}": "did you mean {best}?",
     "eval {best} --lr 3": "is for qsd train",
     "eval {best} --image_size 4": "this model needs",
-    "eval {three}": "there is no data section",
+    "eval {three}": "does not say which images it was trained on",
     "eval {three} --data.name digits": "has 3 classes, but the dataset has 10",
     "predict {best} {file}": "cannot read image {file}",
     "predict {best} {tmp}/absent.png": "absent.png",
@@ -170,12 +172,67 @@ def test_bad_input_is_one_line_and_exit_status_2(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_help_is_fast_and_shows_every_command() -> None:
-    code = "import sys; from qsdformer import cli; "
-    code += "sys.exit(cli.run(['recipes']) or 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0
+# Runs each of several commands and tells whether PyTorch had to be imported for any.
+WITHOUT_TORCH = """
+import sys
+from qsdformer.cli import run
+for words in sys.argv[1:]:
+    try:
+        run(words.split())
+    except SystemExit:
+        pass
+    assert "torch" not in sys.modules, words
+"""
+
+
+def test_help_recipes_and_bad_keys_need_no_pytorch() -> None:
+    words = [f"{name} --help" for name, *_ in COMMANDS]
+    words += ["recipes", "train digits --help", "train digits --levels 0", "digits --help"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
     assert "fashion-mnist-tiny-distilled  Fashion-MNIST: " in done.stdout
+    assert "model.levels=0" in done.stderr
+
+
+def shown(*words: str, capsys: pytest.CaptureFixture) -> str:
+    """The help that a command prints, on one line where there is room for it."""
+    with pytest.raises(SystemExit) as caught:
+        run(words)
+    assert caught.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_the_help_of_a_recipe_shows_its_values(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")  # or it is broken inside of names
+    text = shown("train", "digits-lif", "--help", capsys=capsys)
+    assert "passes over the training set; a whole number (digits-lif: 15)" in text
+    assert "one of ielif, lif, relu, gelu (digits-lif: lif)" in text
+    assert "a whole number or none (digits-lif: none)" in text
+    assert "run folder; text (digits-lif: runs/digits-lif)" in text
+    assert "of the fine-grained loss; a number (default: 1.0)" in text  # it has no such section
+    assert shown("digits-lif", "--help", capsys=capsys) == text
+    assert "(default: 10)" in shown("train", "--help", capsys=capsys)
+    (tmp_path / "mine.yaml").write_text("recipe: digits\ntrain: {epochs: 77}\n")
+    monkeypatch.chdir(tmp_path)
+    assert "(mine.yaml: 77)" in shown("mine.yaml", "-h", capsys=capsys)
+
+
+def test_a_bare_command_shows_the_help_and_a_recipe_alone_what_to_type(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    assert run([]) == 0
+    assert "COMMAND" in capsys.readouterr().out
+    assert run(["digits"]) == 2
+    assert "qsd train digits" in capsys.readouterr().err
+    assert run(["ablation-fashion-mnist"]) == 2
+    assert "qsd ablate ablation-fashion-mnist" in capsys.readouterr().err
+
+
+def test_help_shows_every_command() -> None:
     done = command("--help")
     for name in ("train", "eval", "predict", "import-reference", "quickstart", "recipes"):
         assert f"    {name}" in done.stdout
@@ -221,6 +278,73 @@ def test_two_processes_train_as_well_as_one(tmp_path: Path) -> None:
     assert min(accuracy.values()) > 0.8
     # 360 images: three standard deviations of a difference at 90 % are 0.07.
     assert abs(accuracy[1] - accuracy[2]) < 0.07
+
+
+@pytest.mark.parametrize("settings", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}])
+def test_output_that_is_not_utf_8_gets_what_it_can_show(
+    trained: Path, tmp_path: Path, settings: dict[str, str], digit_png: Path
+) -> None:
+    image = tmp_path / "sept-décès.png"
+    digit_png.rename(image)
+    environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", **settings}
+    for words, status in (
+        (["predict", str(trained / "best.ckpt"), str(image)], 0),
+        (["predict", str(trained / "best.ckpt"), f"{image}.absent"], 2),
+        (["verify", str(trained / "best.ckpt"), "--limit", "4", "--executor", "integer"], 0),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "qsdformer", *words],
+            capture_output=True,
+            env=environment,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == status, done.stderr
+        assert b"Traceback" not in done.stderr
+        assert (done.stdout + done.stderr).isascii()
+
+
+def test_running_out_of_memory_is_one_line(
+    trained: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (
+        MemoryError("Unable to allocate 3. TiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory:\nyou tried 1 bytes"),
+    ):
+
+        def fail(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr("qsdformer.tasks.evaluation.evaluate_logits", fail)
+        assert run(["eval", str(trained / "best.ckpt")]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("qsd: error: out of memory: choose a smaller batch")
+        assert message.count("\n") == 1
+
+
+def test_a_class_whose_name_is_not_utf_8_is_trained_exported_and_reported(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for name in (b"caf\xe9", b"dog"):
+            folder = os.path.join(os.fsencode(tmp_path), b"images", part.encode(), name)
+            try:
+                os.makedirs(folder)
+            except OSError:
+                pytest.skip("this file system has names of text only")
+            for i in range(2):
+                pixels = random.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+                with open(os.path.join(folder, b"%d.png" % i), "wb") as file:
+                    Image.fromarray(pixels).save(file, "PNG")
+    last = tmp_path / "run" / "last.ckpt"
+    words = f"train imagenet --model.name metaspikeformer_tiny --root {tmp_path}/images --epochs 1"
+    words += " --dims=[8,16,16,16] --depth=2 --heads=2 --image_size 32 --batch_size 2 --devices 1"
+    words += f" --accelerator cpu --workers 0 --output {tmp_path}/run"
+    assert run(words.split()) == 0
+    assert load_checkpoint(last).info.class_names == ("caf\\xe9", "dog")  # type: ignore[union-attr]
+    assert run(["export", str(last), str(tmp_path / "model.qsd")]) == 0
+    assert run(["report", str(last), "--output", str(tmp_path / "report.html")]) == 0
+    assert run(["eval", str(last)]) == 0
+    assert run(["eval", str(tmp_path / "model.qsd"), "--root", f"{tmp_path}/images"]) == 0
 
 
 def test_imagenet_recipe_runs_on_a_small_image_folder(tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ import argparse
 import errno
 import importlib
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from qsdformer import __version__
-from qsdformer.errors import UserError
+from qsdformer.errors import UserError, is_out_of_memory, one_line
 from qsdformer.process import restart_with_allocator_settings
 
 # Name, module below qsdformer.commands, one line of help.
@@ -33,6 +34,7 @@ COMMANDS = (
 TRAINING = ("train", "quickstart")
 DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+HELP = ("-h", "--help")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -40,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     0 done, 2 bad input, 130 interrupted, 143 ended by SIGTERM, 1 a bug (with traceback).
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or file of ASCII is not our failure
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(arguments))
 
 
@@ -60,6 +65,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
             "(qsdformer-runtime only predicts, with .onnx and .qsd files)",
             file=sys.stderr,
         )
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = "choose a smaller batch, image or model"
+        print(f"qsd: error: out of memory: {advice} ({one_line(error)})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if not int(os.environ.get("LOCAL_RANK", 0)):  # the other processes got the same signal
@@ -85,6 +96,7 @@ def _dispatch(given: list[str], from_shell: bool) -> int:
     )
     parser.add_argument("--version", action="version", version=f"qsd {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    given = _with_command(given)
     chosen = next((word for word in given if not word.startswith("-")), None)
     for name, module_name, text in COMMANDS:
         sub = commands.add_parser(
@@ -92,16 +104,59 @@ def _dispatch(given: list[str], from_shell: bool) -> int:
             help=text,
             description=text[0].upper() + text[1:] + ".",
             allow_abbrev=False,
+            add_help=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        sub.add_argument(*HELP, action=_Help, help="show this help and exit")
         if name == chosen:
-            if from_shell and name in TRAINING and not {"-h", "--help"} & set(given):
+            if from_shell and name in TRAINING and not {*HELP} & set(given):
                 restart_with_allocator_settings()
             module = importlib.import_module(f"qsdformer.commands.{module_name}")
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
+    if not given:
+        parser.print_help()
+        return 0
     options, unknown = parser.parse_known_args(given)
     options.unknown = unknown
     if unknown and not getattr(options, "takes_recipe_keys", False):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return int(options.run(options) or 0)
+
+
+def _with_command(given: list[str]) -> list[str]:
+    """`RECIPE --help` as `train RECIPE --help`; a `UserError` for a recipe in a command's place."""
+    first = given[0] if given else ""
+    if not first or first.startswith("-") or first in (name for name, *_ in COMMANDS):
+        return given
+    from qsdformer.recipes import packaged_grids, packaged_recipes
+
+    if first in packaged_recipes() or first.endswith((".yaml", ".yml")):
+        command = "train"
+    elif first in packaged_grids():
+        command = "ablate"
+    else:
+        return given
+    if not {*HELP} & set(given):
+        raise UserError(f"{first} is a recipe, not a command: qsd {command} {first}")
+    return [command, *given]
+
+
+class _Help(argparse.Action):
+    """Prints the help, with the values of the recipe that was named before it."""
+
+    def __init__(self, *flags: Any, **options: Any) -> None:
+        super().__init__(*flags, **{**options, "nargs": 0, "default": argparse.SUPPRESS})
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        recipe = getattr(namespace, "recipe", None)
+        if recipe is not None and hasattr(namespace, "show_values_of"):
+            namespace.show_values_of(recipe)
+        parser.print_help()
+        parser.exit()

@@ -16,6 +16,16 @@ def require(config: object, name: str, ok: bool, allowed: str) -> None:
         raise ValueError(f"{name}={getattr(config, name)!r}: must be {allowed}")
 
 
-def one_line(error: BaseException, longest: int | None = 200) -> str:
-    """What an error of a library says, on one line and cut to `longest` characters."""
+def one_line(error: object, longest: int | None = 200) -> str:
+    """What an error or a value says, on one line and cut to `longest` characters."""
     return " ".join(str(error).split())[:longest]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, NumPy or PyTorch, on the CPU or a GPU, could not get the memory it wanted."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or ("DefaultCPUAllocator" in text and "memory" in text)
+    )

@@ -13,6 +13,9 @@ from typing import Any
 from qsdformer.errors import UserError
 
 PARTIAL = ".partial"  # the suffix of a file that is being written
+# Every artifact has these bytes after the 8 of its header's length.
+ARTIFACT_PREFIX = b'{"__metadata__":{"sha256":"'
+ARTIFACT_PREFIX_AT = 8
 
 
 @contextlib.contextmanager
@@ -57,12 +60,29 @@ def remove_partial(folder: Path) -> None:
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` to `path`, whole or not at all."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # File names that are not UTF-8 have no other text than their bytes' numbers.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` to `path` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def exported_kind(path: str | os.PathLike[str]) -> str | None:
+    """ ".qsd" or ".onnx" for a file that begins as those of `qsd export` do, whatever its name."""
+    try:
+        with Path(path).open("rb") as file:
+            return kind_of_bytes(file.read(64))
+    except OSError:
+        return None
+
+
+def kind_of_bytes(head: bytes) -> str | None:
+    """`exported_kind` of a file that begins with `head`, 64 bytes or more."""
+    if head[ARTIFACT_PREFIX_AT:].startswith(ARTIFACT_PREFIX):
+        return ".qsd"
+    return ".onnx" if head.startswith(b"\x08") and b"qsdformer" in head[:16] else None
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:

@@ -9,8 +9,8 @@ import torch
 
 from qsdformer.analysis.information import (
     count_entropy,
-    firing_rate,
     histogram_entropy,
+    histogram_rate,
     mean_firing_rate,
     spike_information_distortion,
 )
@@ -30,7 +30,7 @@ def test_entropy_of_counts_is_that_of_their_histogram() -> None:
 
 def test_firing_rate_is_the_mean_count_over_the_levels() -> None:
     # Counts 0, 1, 1, 4 of at most 4: mean 1.5.
-    assert firing_rate(torch.tensor([1, 2, 0, 0, 1])) == pytest.approx(0.375)
+    assert histogram_rate(torch.tensor([1, 2, 0, 0, 1])) == pytest.approx(0.375)
     rates = {"a": torch.tensor([1, 2, 0, 0, 1]), "b": torch.tensor([12, 0, 0, 0, 0])}
     assert mean_firing_rate(rates) == pytest.approx(0.375 / 4)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from qsdformer.analysis.information import firing_rate, spike_histograms
+from qsdformer.analysis.information import histogram_rate, spike_histograms
 from qsdformer.analysis.measure import firing_rates, measure
 from qsdformer.errors import UserError
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
@@ -27,7 +27,7 @@ def test_rates_and_histograms_equal_those_of_every_single_spike(
     rates = firing_rates(measured, model)
     assert set(rates) == set(every)
     for name, histogram in every.items():
-        assert rates[name] == pytest.approx(firing_rate(histogram), rel=1e-12)
+        assert rates[name] == pytest.approx(histogram_rate(histogram), rel=1e-12)
         assert int(measured.active[name].sum()) == int(histogram[1:].sum())
     for name, histogram in measured.histograms.items():
         assert histogram.tolist() == every[name].tolist()

@@ -12,6 +12,7 @@ import pytest
 
 from qsdformer.analysis.report.collect import read_curves
 from qsdformer.cli import run
+from qsdformer.models.checkpoint import load_checkpoint, save_checkpoint
 
 ALWAYS = {"loss", "accuracy", "membrane-q", "membrane-k", "membrane-v", "counts", "entropy"}
 ALWAYS |= {"rates", "raster", "attention", "ledger", "twins"}
@@ -92,7 +93,7 @@ def test_a_single_run_has_no_pareto_plot(name: str, runs: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(["ann"], "no spiking neurons"), (["."], "no best.ckpt"), (["missing"], "no checkpoint")],
+    [(["ann"], "no spiking neurons"), (["."], "has no last.ckpt"), (["missing"], "no checkpoint")],
 )
 def test_bad_input_gives_one_line_and_no_page(
     runs: Path, names: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -110,6 +111,58 @@ def test_curves_are_the_epoch_rows_of_the_metrics(runs: Path, tmp_path: Path) ->
     assert curves["val_accuracy"] == [(1.0, 0.45), (2.0, 0.65)]
     assert curves["train_loss"] == [(1.0, 2.0), (2.0, 1.2)]
     assert read_curves(tmp_path / "metrics.csv")["train_loss"] == []
+
+
+@pytest.fixture
+def both(runs: Path, tmp_path: Path) -> Path:
+    """A run folder whose best and last checkpoints differ."""
+    folder = tmp_path / "spiking"
+    folder.mkdir()
+    shutil.copy(runs / "spiking" / "best.ckpt", folder / "last.ckpt")
+    shutil.copy(runs / "plain" / "best.ckpt", folder / "best.ckpt")
+    return folder
+
+
+def text_of(*words: str, tmp_path: Path) -> str:
+    out = tmp_path / "report.html"
+    assert run(["report", *words, "--limit", "32", "--output", str(out)]) == 0
+    return re.sub(r"<[^>]*>", " ", out.read_text())
+
+
+def test_the_report_of_a_run_is_on_weights_that_nothing_has_chosen(
+    both: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = text_of(str(both), tmp_path=tmp_path)
+    assert "test images of digits; weights: last.ckpt, of the last epoch: chosen on no" in text
+    capsys.readouterr()
+    assert run(["eval", str(both / "last.ckpt"), "--limit", "32", "--json"]) == 0
+    top1 = json.loads(capsys.readouterr().out)["top1"]
+    assert f"{top1:.2%} top-1 accuracy" in " ".join(text.split())
+
+
+def test_best_weights_say_on_which_images_they_were_chosen(both: Path, tmp_path: Path) -> None:
+    best = str(both / "best.ckpt")
+    text = text_of(best, tmp_path=tmp_path)
+    assert "weights: best.ckpt, of the epoch that was most accurate on these very images" in text
+    text = text_of(best, "--data.evaluate_on", "holdout", tmp_path=tmp_path)
+    assert "on held-out training images of digits; weights: best.ckpt" in text
+    assert "most accurate on test images of digits" in text
+
+
+def test_runs_of_one_name_and_of_several_data_sets_are_told_apart(
+    runs: Path, both: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "holdout.ckpt"
+    loaded = load_checkpoint(runs / "spiking" / "best.ckpt")
+    recipe = {"data": {"name": "digits", "evaluate_on": "holdout"}, "seed": 0}
+    save_checkpoint(other, loaded.model, loaded.info, {"recipe": recipe})
+    words = (str(runs / "spiking"), str(both), str(other))
+    text = text_of(*words, tmp_path=tmp_path)
+    assert f" {runs / 'spiking'} " in text
+    assert f" {both} " in text
+    rows = " ".join(text.split())
+    assert f"{both} test images of digits last.ckpt" in rows
+    assert "holdout held-out training images of digits holdout.ckpt" in rows
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
@@ -138,5 +191,5 @@ def test_a_browser_shows_every_figure_sorts_every_table_and_reports_no_error(
     assert found["failures"] == []
     assert found["width"] == width
     assert found["figures"] == len(ALWAYS | PARETO)
-    assert found["sorted"] == 2 * (10 + 12)
+    assert found["sorted"] == 2 * (12 + 12)
     assert "CONSOLE" not in shown.stderr

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from torch._utils import ExceptionWrapper
 
-from qsdformer.data.base import DataConfig, DataError, DataInfo
+from qsdformer.data.base import DataConfig, DataError, DataInfo, as_text
 
 INFO = DataInfo(image_size=32, channels=1, class_names=("a", "b"), mean=(0.5,), std=(0.25,))
 
@@ -63,3 +63,27 @@ def test_a_data_error_is_one_line_again_after_a_loader_process_passed_it_on() ->
     with pytest.raises(DataError) as caught:
         wrapped.reraise()
     assert str(caught.value) == "cannot read image a: b.png: truncated"
+
+
+def test_names_of_folders_become_text_whatever_the_locale_makes_of_them() -> None:
+    assert as_text("naïve") == "naïve"
+    assert as_text("na\udcc3\udcafve") == "naïve"  # as a locale of ASCII reads the same bytes
+    assert as_text("caf\udce9") == "caf\\xe9"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("image_size", 10**9),
+        ("image_size", 2.5),
+        ("mean", (float("nan"),)),
+        ("mean", ("x",)),
+        ("class_names", (1, 2)),
+        ("interpolation", 3),
+    ],
+)
+def test_a_stored_description_that_is_none_is_refused(field: str, value: Any) -> None:
+    good = {"image_size": 8, "channels": 1, "class_names": ["a"], "mean": [0.5], "std": [0.5]}
+    assert DataInfo.from_dict(good).image_size == 8
+    with pytest.raises((ValueError, TypeError, AttributeError)):
+        DataInfo.from_dict({**good, field: value})

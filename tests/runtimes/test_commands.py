@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +21,10 @@ DIGITS = ["--data.name", "digits", "--limit", "12", "--batch-size", "8"]
 NEURON = "stages.0.blocks.0.neuron1"
 
 
-@pytest.fixture
-def checkpoint(lively, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def checkpoint(lively, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small untrained model for the digits."""
-    path = tmp_path / "model.ckpt"
+    path = tmp_path_factory.mktemp("checkpoint") / "model.ckpt"
     info = DataModule(DataConfig(name="digits"), batch_size=8).info
     save_checkpoint(path, lively(in_channels=1, num_classes=10), info)
     return path
@@ -105,3 +106,94 @@ print(logits.tolist())
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600
     )
     assert done.stdout.strip() == str(load_artifact(out).run(pixels).tolist())
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The files that `qsd export` makes of the checkpoint, by suffix."""
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path_factory.mktemp("exported")
+    files = {suffix: folder / f"model{suffix}" for suffix in (".qsd", ".onnx")}
+    for file in files.values():
+        assert run(["export", str(checkpoint), str(file)]) == 0
+    return files
+
+
+def figures(path: Path, capsys, *words: str) -> dict[str, float]:
+    capsys.readouterr()
+    assert run(["eval", str(path), "--data.name", "digits", "--json", *words]) == 0
+    values = json.loads(capsys.readouterr().out)
+    return {name: values[name] for name in ("top1", "top5", "images")}
+
+
+def test_eval_of_exported_files_gives_the_figures_of_the_checkpoint(checkpoint, exported, capsys):
+    expected = figures(checkpoint, capsys)
+    assert expected["images"] == 360
+    for file in exported.values():
+        # A count may differ by rounding, and so may a class now and then.
+        assert figures(file, capsys) == pytest.approx(expected, abs=0.006)
+        assert figures(file, capsys, "--limit", "50")["images"] == 50
+
+
+def test_a_checkpoint_is_known_by_its_content_whatever_its_name(checkpoint, tmp_path, capsys):
+    expected = figures(checkpoint, capsys)
+    for name in ("model.qsd", "model.onnx"):
+        file = tmp_path / name
+        file.write_bytes(checkpoint.read_bytes())
+        assert figures(file, capsys) == expected
+
+
+def test_verify_compares_the_runtimes_of_an_artifact(exported, capsys):
+    assert run(["verify", str(exported[".qsd"]), *DIGITS, "--executor", "ONNX Runtime"]) == 0
+    text = capsys.readouterr().out
+    assert "ONNX Runtime" in text
+    assert "multi-bit" not in text
+    words = ["verify", str(exported[".qsd"]), *DIGITS, "--executor", "binary spikes"]
+    assert run(words) == 2
+    assert "'binary spikes' needs a checkpoint" in capsys.readouterr().err
+
+
+def test_bench_times_exported_files(exported, capsys):
+    words = ["--batch-size", "1", "--runs", "1", "--threads", "1"]
+    assert run(["bench", str(exported[".qsd"]), *words]) == 0
+    assert "spiking, integer" in capsys.readouterr().out
+    assert run(["bench", str(exported[".onnx"]), *words]) == 0
+    assert "as exported" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", [".qsd", ".onnx"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("eval {file}", "give --data.name"),
+        ("eval {file} --data.name digits --activity", "--activity is measured on a checkpoint"),
+        ("eval {file} --data.name digits --device cuda", "run on the CPU"),
+        ("eval {file} --data.name digits --image_size 16", "takes images of 32 pixels, not 16"),
+        ("eval {file} --data.root {file}", "image folder {file} does not exist"),
+        ("bench {file} --image-size 16", "takes images of 32 pixels"),
+        ("analyze {file}", "a checkpoint is needed here"),
+        ("report {file}", "a checkpoint is needed here"),
+        ("export {file} {file}.x", "a checkpoint is needed here"),
+        ("train digits --resume {file} --output {file}.run", "a checkpoint is needed here"),
+    ],
+)
+def test_what_cannot_use_an_exported_file_says_what_it_is(suffix, words, message, exported, capsys):
+    file = exported[suffix]
+    capsys.readouterr()
+    assert run(words.format(file=file).split()) == 2
+    error = capsys.readouterr().err
+    assert message.format(file=file) in error
+    assert error.count("\n") == 1
+    assert "damaged" not in error
+
+
+def test_an_exported_file_under_the_other_suffix_is_named_for_what_it_is(exported, capsys):
+    from qsdformer.errors import UserError
+    from qsdformer.runtimes.onnx_predict import load_onnx
+
+    with pytest.raises(UserError, match="an ONNX file of qsd export, not an artifact"):
+        load_artifact(exported[".onnx"])
+    with pytest.raises(UserError, match="not ONNX"):
+        load_onnx(exported[".qsd"])
+    assert run(["verify", str(exported[".onnx"]), *DIGITS]) == 2
+    assert "one way of execution" in capsys.readouterr().err

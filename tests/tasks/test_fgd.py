@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from qsdformer.errors import UserError
+from qsdformer.tasks.config import DistillConfig
 from qsdformer.tasks.fgd import (
     RECOMPUTED_TOKENS,
-    DistillConfig,
     block_distance,
     fgd_loss,
     logit_loss,

@@ -1,8 +1,7 @@
 """How much information spikes carry, how often neurons fire, and how large a packed model is.
 
 Entropy is that of the empirical spike-count distribution, in bits; a neuron with D levels carries
-at most log2(D + 1). Firing rate is the mean count / D: the mean of the binary spikes per virtual
-step.
+at most log2(D + 1). Firing rate is the mean count / D, as `nn.neurons.firing_rate` has it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qsdformer.errors import UserError
-from qsdformer.nn.neurons import SpikingNeuron
+from qsdformer.nn.neurons import SpikingNeuron, firing_rate
 from qsdformer.nn.quantizers import quantized_layers
 from qsdformer.nn.taps import on_call, spiking_neurons
 
@@ -81,15 +80,16 @@ def spike_histograms(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, T
     return histograms
 
 
-def firing_rate(histogram: Tensor) -> float:
-    """Mean count / D of a spike histogram (D + 1,)."""
+def histogram_rate(histogram: Tensor) -> float:
+    """Firing rate behind a spike histogram (D + 1,)."""
     counts = torch.arange(len(histogram), dtype=torch.float64)
-    return float((histogram * counts).sum() / (histogram.sum().clamp_min(1) * (len(histogram) - 1)))
+    spikes = float((histogram * counts).sum())
+    return firing_rate(spikes, float(histogram.sum()), len(histogram) - 1)
 
 
 def mean_firing_rate(histograms: dict[str, Tensor]) -> float:
     """Firing rate over all neurons together, each counted as often as it was evaluated."""
-    spikes = sum(firing_rate(h) * float(h.sum()) for h in histograms.values())
+    spikes = sum(histogram_rate(h) * float(h.sum()) for h in histograms.values())
     return spikes / max(1.0, sum(float(h.sum()) for h in histograms.values()))
 
 

@@ -20,7 +20,7 @@ from qsdformer.errors import UserError
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.nn.attention import Attention
 from qsdformer.nn.exact import exact_float32
-from qsdformer.nn.neurons import SpikingNeuron
+from qsdformer.nn.neurons import SpikingNeuron, firing_rate
 from qsdformer.nn.taps import on_call, spiking_neurons
 
 
@@ -85,16 +85,13 @@ def measure(
 
 def firing_rates(measured: Measured, model: MetaSpikeFormer) -> dict[str, float]:
     """Mean of the binary spikes of each neuron layer, in [0, 1]."""
-    return {
-        name: float(spikes.sum()) / (measured.images * _slots(model, name) * spikes.numel())
-        for name, spikes in measured.spikes.items()
-    }
-
-
-def _slots(model: MetaSpikeFormer, name: str) -> int:
-    neuron = model.get_submodule(name)
-    assert isinstance(neuron, SpikingNeuron)
-    return neuron.levels * neuron.time_steps
+    rates = {}
+    for name, spikes in measured.spikes.items():
+        neuron = model.get_submodule(name)
+        assert isinstance(neuron, SpikingNeuron)
+        neurons = measured.images * neuron.time_steps * spikes.numel()
+        rates[name] = firing_rate(float(spikes.sum()), neurons, neuron.levels)
+    return rates
 
 
 class _Meter:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from qsdformer.analysis.information import histogram_entropy, qkv_histograms
 from qsdformer.analysis.ledger import Ledger, make_ledger
@@ -15,10 +14,9 @@ from qsdformer.analysis.measure import Measured, firing_rates, measure
 from qsdformer.analysis.operations import require_neurons
 from qsdformer.data import DataModule
 from qsdformer.errors import UserError
-from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
-from qsdformer.recipes.recipe import parse_data, with_keys
-from qsdformer.tasks.evaluation import check_fits
+from qsdformer.recipes.stored import load_with_data
+from qsdformer.tasks.evaluation import first_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +62,8 @@ def load_subject(checkpoint: str, keys: Mapping[str, str], batch_size: int) -> S
 
 def load_run(checkpoint: str, keys: Mapping[str, str], batch_size: int) -> Subject:
     """As `load_subject`, but an ANN is welcome."""
-    loaded = load_checkpoint(checkpoint)
-    recipe = loaded.extra.get("recipe", {})
-    config = parse_data(with_keys({"data": recipe.get("data", {})}, dict(keys)))
-    data = DataModule(config, batch_size=batch_size, seed=recipe.get("seed", 0))
-    check_fits(loaded.model.num_classes, loaded.info, data.info)
-    return Subject(name=checkpoint, model=loaded.model, data=data, recipe=recipe)
+    loaded, data = load_with_data(checkpoint, keys, batch_size)
+    return Subject(name=checkpoint, model=loaded.model, data=data, recipe=loaded.recipe)
 
 
 def analyze(
@@ -86,17 +80,3 @@ def analyze(
         rates=firing_rates(measured, subject.model),
         ledger=make_ledger(subject.name, subject.model, measured),
     )
-
-
-def first_images(
-    batches: Iterable[tuple[Tensor, Tensor]], limit: int | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first `limit` images of labelled batches; None for all."""
-    if limit is None:
-        yield from batches
-        return
-    for images, labels in batches:
-        yield images[:limit], labels[:limit]
-        limit -= len(labels)
-        if limit <= 0:
-            return

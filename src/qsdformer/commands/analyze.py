@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from qsdformer.analysis.energy import COST_MODELS, CostModel, cost_model
-from qsdformer.analysis.export import (
-    analysis_values,
-    comparison_table,
-    constants,
-    energy_table,
-    ledger_values,
-    neuron_table,
-    operation_table,
-    write_csv,
-)
-from qsdformer.analysis.ledger import Ledger
-from qsdformer.analysis.subject import Analysis, analyze, load_subject
-from qsdformer.analysis.twins import twins
-from qsdformer.commands.arguments import add_execution_arguments, positive
+from qsdformer.commands.arguments import add_execution_arguments, add_limit
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
-from qsdformer.devices import pick_device
 from qsdformer.files import write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qsdformer.analysis.ledger import Ledger
+    from qsdformer.analysis.subject import Analysis
 
 FILE_WIDTH = 140  # columns of output that goes to a file or a pipe
 
@@ -49,9 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also show each model as an fp32 ANN and as a quantised ANN (default: off)",
     )
-    parser.add_argument(
-        "--limit", type=positive, metavar="N", help="measure on the first N images (default: all)"
-    )
+    add_limit(parser, "measure")
     parser.add_argument("--csv", metavar="FILE", help="write the ledgers' rows (default: off)")
     parser.add_argument("--json", metavar="FILE", help="write everything (default: off)")
     add_execution_arguments(parser)
@@ -60,6 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure every checkpoint, print the tables, write the files asked for."""
+    from rich.console import Console
+
+    from qsdformer.analysis.export import write_csv
+    from qsdformer.analysis.subject import analyze, load_subject
+    from qsdformer.analysis.twins import twins
+    from qsdformer.devices import pick_device
+
     keys = given_keys(options)
     models = [cost_model(name) for name in options.cost_model or COST_MODELS]
     device = pick_device(options.device)
@@ -90,6 +86,13 @@ def _print(
     ledgers: Sequence[Ledger],
     models: Sequence[CostModel],
 ) -> None:
+    from qsdformer.analysis.export import (
+        comparison_table,
+        energy_table,
+        neuron_table,
+        operation_table,
+    )
+
     for analysis in analyses:
         console.print(neuron_table(analysis))
         console.print(operation_table(analysis.ledger))
@@ -120,6 +123,8 @@ def _summary(analysis: Analysis) -> str:
 def _values(
     analyses: Sequence[Analysis], ledgers: Sequence[Ledger], models: Sequence[CostModel]
 ) -> dict[str, object]:
+    from qsdformer.analysis.export import analysis_values, constants, ledger_values
+
     return {
         "constants": constants(),
         "cost_models": {model.name: model.title for model in models},

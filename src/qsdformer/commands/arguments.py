@@ -29,3 +29,13 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, ...; auto prefers CUDA (default: auto)"
     )
+
+
+def add_limit(parser: argparse.ArgumentParser, verb: str) -> None:
+    """`--limit`, for commands that `verb` on a dataset's images."""
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        metavar="N",
+        help=f"{verb} on the first N images only (default: all of them)",
+    )

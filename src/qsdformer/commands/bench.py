@@ -1,4 +1,4 @@
-"""`qsd bench CKPT`."""
+"""`qsd bench MODEL`."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import dataclasses
 import functools
 import tempfile
 from pathlib import Path
-
-import numpy as np
-from rich.console import Console
-from rich.progress import Progress
+from typing import TYPE_CHECKING
 
 from qsdformer.commands.arguments import positive
 from qsdformer.errors import UserError
-from qsdformer.graph.artifact import export
-from qsdformer.graph.integer import IntegerGraph
-from qsdformer.graph.lowering import lower
-from qsdformer.models.checkpoint import load_checkpoint
-from qsdformer.runtimes.bench import make_subjects, measure, peak_memory, table, write_csv
-from qsdformer.runtimes.onnx_export import export_onnx
+
+if TYPE_CHECKING:
+    from qsdformer.graph.integer import IntegerGraph
+    from qsdformer.graph.ops import Preprocessing
+    from qsdformer.runtimes.bench import Subject
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `qsd bench`."""
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of qsd train")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a checkpoint of qsd train, or a .qsd or .onnx file of qsd export",
+    )
     parser.add_argument(
         "--batch-size",
         type=positive,
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image-size",
         type=positive,
         metavar="N",
-        help="side of the images in pixels (default: that of training)",
+        help="of a checkpoint: side of the images in pixels (default: that of training)",
     )
     parser.add_argument("--no-ann", action="store_true", help="leave the ANN out")
     parser.add_argument("--csv", metavar="FILE", help="also write the timings to FILE")
@@ -51,43 +51,78 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print how fast the network is in each runtime, and what memory each path needs."""
-    loaded = load_checkpoint(options.checkpoint)
+    import numpy as np
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from qsdformer.runtimes.bench import measure, table, write_csv
+
+    with tempfile.TemporaryDirectory() as folder:
+        subjects, files, pre = _prepare(options, Path(folder))
+        generator = np.random.default_rng(0)
+        timings = []
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            for batch in options.batch_size:
+                task = progress.add_task(f"batch {batch}", total=options.runs)
+                shape = (batch, pre.channels, pre.image_size, pre.image_size)
+                pixels = generator.integers(0, 256, shape).astype(np.uint8)
+                advance = functools.partial(progress.advance, task)
+                timings += measure(subjects, pixels, options.runs, options.threads, advance)
+        Console(width=110).print(table(timings))
+        if options.csv:
+            write_csv(timings, options.csv)
+        _print_memory(files, pre)
+    return 0
+
+
+def _prepare(
+    options: argparse.Namespace, folder: Path
+) -> tuple[list[Subject], dict[str, Path], Preprocessing]:
+    """What to time, files by the kind whose memory to measure, and the images they take."""
+    from qsdformer.graph.integer import IntegerGraph
+    from qsdformer.graph.lowering import lower
+    from qsdformer.models.checkpoint import load_checkpoint
+    from qsdformer.runtimes.bench import make_subjects, onnx_subjects
+    from qsdformer.runtimes.exported import load_exported
+
+    path = Path(options.model)
+    exported = load_exported(path)
+    if exported is not None:
+        if options.image_size not in (None, exported.preprocessing.image_size):
+            size = exported.preprocessing.image_size
+            raise UserError(f"{path} takes images of {size} pixels: leave out --image-size")
+        if not isinstance(exported, IntegerGraph):
+            subjects = onnx_subjects(path, options.threads)
+            return subjects, {"onnx": path}, exported.preprocessing
+        files = _export(exported, folder)
+        return make_subjects(None, exported, options.threads), files, exported.preprocessing
+    loaded = load_checkpoint(path)
     info = loaded.info
     if options.image_size is not None and info is not None:
         info = dataclasses.replace(info, image_size=options.image_size)
     if not loaded.model.config.is_spiking:
-        raise UserError(f"{options.checkpoint} is an ANN: bench compares a spiking network with it")
+        raise UserError(f"{path} is an ANN: bench compares a spiking network with it")
     graph = lower(loaded.model, info)
     subjects = make_subjects(loaded.model, graph, options.threads, ann=not options.no_ann)
-    pre = graph.preprocessing
-    generator = np.random.default_rng(0)
-    timings = []
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        for batch in options.batch_size:
-            task = progress.add_task(f"batch {batch}", total=options.runs)
-            shape = (batch, pre.channels, pre.image_size, pre.image_size)
-            pixels = generator.integers(0, 256, shape).astype(np.uint8)
-            advance = functools.partial(progress.advance, task)
-            timings += measure(subjects, pixels, options.runs, options.threads, advance)
-    Console(width=110).print(table(timings))
-    if options.csv:
-        write_csv(timings, options.csv)
-    _print_memory(options.checkpoint, graph)
-    return 0
+    return subjects, {"checkpoint": path, **_export(graph, folder)}, graph.preprocessing
 
 
-def _print_memory(checkpoint: str, graph: IntegerGraph) -> None:
+def _export(graph: IntegerGraph, folder: Path) -> dict[str, Path]:
+    from qsdformer.graph.artifact import export
+    from qsdformer.runtimes.onnx_export import export_onnx
+
+    files = {"artifact": folder / "model.qsd", "onnx": folder / "model.onnx"}
+    export(graph, files["artifact"])
+    export_onnx(graph, files["onnx"])
+    return files
+
+
+def _print_memory(files: dict[str, Path], pre: Preprocessing) -> None:
     """Peak memory of a process that classifies one image, from each kind of file."""
-    pre = graph.preprocessing
+    from qsdformer.runtimes.bench import peak_memory
+
+    titles = {"checkpoint": "PyTorch", "artifact": "artifact", "onnx": "ONNX Runtime"}
     shape = (pre.channels, pre.image_size, pre.image_size)
-    with tempfile.TemporaryDirectory() as folder:
-        artifact, onnx = Path(folder) / "model.qsd", Path(folder) / "model.onnx"
-        export(graph, artifact)
-        export_onnx(graph, onnx)
-        peaks = {
-            "PyTorch": peak_memory("checkpoint", checkpoint, shape),
-            "artifact": peak_memory("artifact", artifact, shape),
-            "ONNX Runtime": peak_memory("onnx", onnx, shape),
-        }
+    peaks = {titles[kind]: peak_memory(kind, file, shape) for kind, file in files.items()}
     shown = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in peaks.items())
     print(f"peak memory of a process that classifies one image: {shown}")

@@ -1,26 +1,39 @@
-"""`qsd eval CKPT`."""
+"""`qsd eval MODEL`."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from qsdformer.commands.arguments import add_execution_arguments
+from qsdformer.commands.arguments import add_execution_arguments, add_limit
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
-from qsdformer.data import DataModule
-from qsdformer.devices import pick_device
-from qsdformer.models.checkpoint import load_checkpoint
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
-from qsdformer.recipes.recipe import parse_data, with_keys
-from qsdformer.tasks.activity import measure_activity, overall_activity
-from qsdformer.tasks.evaluation import check_fits, evaluate
+from qsdformer.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from qsdformer.data import DataModule
+    from qsdformer.graph.integer import IntegerGraph
+    from qsdformer.runtimes.onnx_predict import OnnxModel
+    from qsdformer.tasks.evaluation import Evaluation
+
+Activity = Mapping[str, Mapping[str, float]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `qsd eval`."""
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of qsd train")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a checkpoint of qsd train, or a .qsd or .onnx file of qsd export, which needs "
+        "--data.name or --data.root",
+    )
     add_execution_arguments(parser)
+    add_limit(parser, "evaluate")
     parser.add_argument("--json", action="store_true", help="print JSON (default: a line of text)")
     parser.add_argument(
         "--activity",
@@ -32,34 +45,75 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate on the dataset the checkpoint was trained with, or on the one given."""
-    keys = given_keys(options)
-    device = pick_device(options.device)
-    loaded = load_checkpoint(options.checkpoint)
-    stored = loaded.extra.get("recipe", {})
-    config = parse_data(with_keys({"data": stored.get("data", {})}, keys))
-    data = DataModule(config, batch_size=options.batch_size, seed=stored.get("seed", 0))
-    check_fits(loaded.model.num_classes, loaded.info, data.info)
-    result = evaluate(loaded.model, data.val_dataloader(), device)
-    activity = _activity(loaded.model, data) if options.activity else None
-    if options.json:
-        values = dataclasses.asdict(result)
-        if activity is not None:
-            values["activity"] = activity
-        print(json.dumps({"checkpoint": str(options.checkpoint), "data": config.name, **values}))
+    from qsdformer.runtimes.exported import load_exported
+
+    exported = load_exported(options.model)
+    if exported is None:
+        _evaluate_checkpoint(options)
     else:
-        print(
-            f"{options.checkpoint} on {config.name}: top-1 {result.top1:.2%}, top-5 "
-            f"{result.top5:.2%} of {result.images:,} images, {result.images_per_second:,.0f} img/s"
-        )
-        for name, layer in (activity or {}).items():
-            print(
-                f"  {name:40} firing rate {layer['firing_rate']:.3f}, "
-                f"active groups {layer['active_groups']:.3f}"
-            )
+        _evaluate_exported(options, exported)
     return 0
 
 
-def _activity(model: MetaSpikeFormer, data: DataModule) -> dict[str, dict[str, float]]:
-    """Activity by layer over the evaluation set, and over the whole network as `all layers`."""
-    layers = measure_activity(model, (images for images, _ in data.val_dataloader()))
+def _evaluate_checkpoint(options: argparse.Namespace) -> None:
+    from qsdformer.devices import pick_device
+    from qsdformer.recipes.stored import load_with_data
+    from qsdformer.tasks.evaluation import evaluate, first_images
+
+    keys = given_keys(options)
+    device = pick_device(options.device)
+    loaded, data = load_with_data(options.model, keys, options.batch_size)
+    result = evaluate(loaded.model, first_images(data.val_dataloader(), options.limit), device)
+    activity = _activity(loaded.model, data, options.limit) if options.activity else None
+    _print(options, data, result, activity)
+
+
+def _evaluate_exported(options: argparse.Namespace, model: IntegerGraph | OnnxModel) -> None:
+    """The accuracy of integers, which take the pixels that the float model would normalise."""
+    import torch
+
+    from qsdformer.commands.exported_data import data_for, pixel_batches
+    from qsdformer.tasks.evaluation import evaluate_logits
+
+    if options.activity:
+        raise UserError("--activity is measured on a checkpoint: give the one this was made of")
+    if options.device not in ("auto", "cpu"):
+        raise UserError(f"--device {options.device}: exported files run on the CPU; leave it out")
+    data = data_for(options.model, model, given_keys(options), options.batch_size)
+
+    def logits_of(pixels: Tensor) -> Tensor:
+        return torch.from_numpy(model.logits(pixels.numpy()))
+
+    result = evaluate_logits(logits_of, pixel_batches(data, options.limit))
+    _print(options, data, result, None)
+
+
+def _print(
+    options: argparse.Namespace, data: DataModule, result: Evaluation, activity: Activity | None
+) -> None:
+    name = data.config.name
+    for note in data.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if options.json:
+        values = {"checkpoint": options.model, "data": name, **dataclasses.asdict(result)}
+        print(json.dumps(values if activity is None else {**values, "activity": activity}))
+        return
+    print(
+        f"{options.model} on {name}: top-1 {result.top1:.2%}, top-5 "
+        f"{result.top5:.2%} of {result.images:,} images, {result.images_per_second:,.0f} img/s"
+    )
+    for layer, shares in (activity or {}).items():
+        print(
+            f"  {layer:40} firing rate {shares['firing_rate']:.3f}, "
+            f"active groups {shares['active_groups']:.3f}"
+        )
+
+
+def _activity(model: nn.Module, data: DataModule, limit: int | None) -> Activity:
+    """Activity by layer over the evaluation images, and over the whole network as `all layers`."""
+    from qsdformer.tasks.activity import measure_activity, overall_activity
+    from qsdformer.tasks.evaluation import first_images
+
+    batches = first_images(data.val_dataloader(), limit)
+    layers = measure_activity(model, (images for images, _ in batches))
     return {**layers, "all layers": overall_activity(layers)}

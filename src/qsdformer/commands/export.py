@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qsdformer.commands.arguments import positive
-from qsdformer.commands.inputs import SIZE, described_inputs
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
-from qsdformer.graph.artifact import export
-from qsdformer.graph.integer import IntegerGraph
-from qsdformer.graph.lowering import lower
-from qsdformer.models.checkpoint import Loaded, load_checkpoint
+from qsdformer.runtimes.sessions import PACKAGES
+
+if TYPE_CHECKING:
+    from qsdformer.graph.integer import IntegerGraph
+    from qsdformer.models.checkpoint import Loaded
+    from qsdformer.runtimes.sessions import Arrangement
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--runtime",
-        choices=("onnxruntime", "openvino"),
-        default="onnxruntime",
+        choices=PACKAGES,
+        default=PACKAGES[0],
         help="with onnx: the runtime in which the file is fast; it is right in both "
         "(default: onnxruntime)",
     )
@@ -49,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the file and print how much smaller it is than fp32 weights."""
+    from qsdformer.graph.artifact import export
+    from qsdformer.models.checkpoint import load_checkpoint
+
     loaded = load_checkpoint(options.checkpoint)
     suffix = Path(options.out).suffix
     if (options.format or suffix[1:]) == "onnx":
@@ -65,6 +70,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _lowered(loaded: Loaded, options: argparse.Namespace, bits: int) -> IntegerGraph:
+    from qsdformer.commands.inputs import SIZE, described_inputs
+    from qsdformer.graph.lowering import lower
+
     keys = given_keys(options)
     if options.image_size is not None:
         keys[SIZE] = str(options.image_size)
@@ -72,7 +80,7 @@ def _lowered(loaded: Loaded, options: argparse.Namespace, bits: int) -> IntegerG
     return lower(loaded.model, info, membrane_bits=bits)
 
 
-def _write_onnx(graph: IntegerGraph, out: str, runtime: str) -> None:
+def _write_onnx(graph: IntegerGraph, out: str, runtime: Arrangement) -> None:
     from qsdformer.runtimes.onnx_export import export_onnx
 
-    export_onnx(graph, out, "openvino" if runtime == "openvino" else "onnxruntime")
+    export_onnx(graph, out, runtime)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 
 from qsdformer.commands.arguments import positive
-from qsdformer.models.checkpoint import save_checkpoint
-from qsdformer.models.published import import_reference
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Convert; sizes, depth and classes come from the tensors."""
+    from qsdformer.models.checkpoint import save_checkpoint
+    from qsdformer.models.published import import_reference
+
     model = import_reference(options.source, heads=options.heads)
     save_checkpoint(options.out, model, extra={"imported_from": str(options.source)})
     config = model.config

@@ -90,25 +90,23 @@ def _open(paths: Sequence[str]) -> list[tuple[str, Image.Image]]:
 
 def _classifier(path: str, top: int, device: str) -> Classify:
     """What classifies with the model in a file; exported files need no PyTorch."""
-    if path.endswith(".onnx"):
-        from qsdformer.runtimes.onnx_predict import load_onnx
+    from qsdformer.runtimes.exported import load_exported
 
-        exported = load_onnx(path)
+    exported = load_exported(path)
+    if exported is not None:
         return lambda images: exported.predict(images, top)
-    from qsdformer.graph.artifact import is_artifact, load_artifact
-
-    if path.endswith(".qsd") or is_artifact(path):
-        graph = load_artifact(path)
-        return lambda images: graph.predict(images, top)
     return _checkpoint_classifier(path, top, device)
 
 
 def _checkpoint_classifier(path: str, top: int, device_name: str) -> Classify:
+    import torch
+
     from qsdformer.commands.inputs import unknown_inputs
     from qsdformer.data.images import prepare
     from qsdformer.devices import pick_device
+    from qsdformer.graph.images import top_classes
     from qsdformer.models.checkpoint import load_checkpoint
-    from qsdformer.tasks.evaluation import top_classes
+    from qsdformer.nn.exact import exact_float32
 
     device = pick_device(device_name)
     loaded = load_checkpoint(path)
@@ -118,7 +116,9 @@ def _checkpoint_classifier(path: str, top: int, device_name: str) -> Classify:
     model = loaded.model.to(device)
 
     def classify(images: Sequence[Image.Image]) -> list[list[tuple[str, float]]]:
-        return top_classes(model, prepare(images, info).to(device), info.class_names, top)
+        with torch.inference_mode(), exact_float32(device):
+            logits = model(prepare(images, info).to(device)).double().cpu().numpy()
+        return top_classes(logits, info.class_names, top)
 
     return classify
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 from qsdformer.errors import UserError
 from qsdformer.parsing import describe
 from qsdformer.recipes.derived import TEACHERS_TOO
-from qsdformer.recipes.recipe import Option, options, resolve_key
+from qsdformer.recipes.recipe import Option, Recipe, load_recipe, options, resolve_key
 
 PREFIX = "recipe:"
 REACHES_TEACHERS = textwrap.fill(
@@ -21,11 +23,17 @@ REACHES_TEACHERS = textwrap.fill(
 )
 
 
-def add_recipe_keys(parser: argparse.ArgumentParser, *, section: str | None = None) -> None:
-    """An option for each recipe key, or for those of one section, shown with its default."""
+def add_recipe_keys(
+    parser: argparse.ArgumentParser, *, section: str | None = None
+) -> Callable[[str], None]:
+    """An option for each recipe key, or for those of one section, shown with its default.
+
+    Returns what makes the help show the values of a named recipe instead.
+    """
     every = options()
     leaves = Counter(option.leaf for option in every)
     groups: dict[str, argparse._ArgumentGroup] = {}
+    shown: list[tuple[argparse.Action, Option]] = []
     for option in every:
         name = option.path.rpartition(".")[0] or "run"
         if section not in (None, name):
@@ -35,15 +43,39 @@ def add_recipe_keys(parser: argparse.ArgumentParser, *, section: str | None = No
         flags = {f"--{option.path}": None}
         if leaves[option.leaf] == 1:
             flags[f"--{option.leaf}"] = None
-        groups[name].add_argument(
+        action = groups[name].add_argument(
             *flags,
             dest=PREFIX + option.path,
             metavar="VALUE",
             nargs="?" if option.kind is bool else None,
             const="true" if option.kind is bool else None,
-            help=_help(option).replace("%", "%%"),
+            help=_help(option, "default", option.default),
         )
+        shown.append((action, option))
+
+    def show_values_of(name: str) -> None:
+        values = values_by_path(load_recipe(name))
+        for action, option in shown:
+            if option.path in values:
+                action.help = _help(option, name, values[option.path])
+
     parser.set_defaults(takes_recipe_keys=True)
+    return show_values_of
+
+
+def values_by_path(recipe: Recipe) -> dict[str, Any]:
+    """The value of every key that a recipe sets or leaves at a default, by full path.
+
+    Those of sections that it does not have are left out.
+    """
+    values = recipe.to_dict()
+    # 3 and 1000 stand for the data's; keys that say so cannot be set.
+    values["model"] |= recipe.model.config(in_channels=3, num_classes=1000).to_dict()
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = value if isinstance(value, dict) else {}
+        found |= {f"{name}.{key}": v for key, v in inner.items()} if inner else {name: value}
+    return found
 
 
 def given_keys(parsed: argparse.Namespace) -> dict[str, str]:
@@ -60,11 +92,11 @@ def given_keys(parsed: argparse.Namespace) -> dict[str, str]:
     return {name.removeprefix(PREFIX): v for name, v in values.items() if v is not None}
 
 
-def _help(option: Option) -> str:
+def _help(option: Option, whose: str, value: Any) -> str:
     text = f"{option.help}; " if option.help else ""
-    default = "none" if option.default is None else option.default
-    if isinstance(default, tuple):
-        default = list(default)
-    if isinstance(default, bool):
-        default = str(default).lower()
-    return f"{text}{describe(option.kind)} (default: {default})"
+    shown = "none" if value is None else value
+    if isinstance(shown, tuple):
+        shown = list(shown)
+    if isinstance(shown, bool):
+        shown = str(shown).lower()
+    return f"{text}{describe(option.kind)} ({whose}: {shown})".replace("%", "%%")

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="remove an earlier run's files from the run folder (default: refuse to start)",
     )
-    add_recipe_keys(parser)
+    parser.set_defaults(show_values_of=add_recipe_keys(parser))  # for RECIPE --help
     parser.epilog = REACHES_TEACHERS
 
 

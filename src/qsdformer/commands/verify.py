@@ -1,31 +1,29 @@
-"""`qsd verify CKPT`."""
+"""`qsd verify MODEL`."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import Progress
-from torch import Tensor
-
-from qsdformer.commands.arguments import add_device_argument, positive
+from qsdformer.commands.arguments import add_device_argument, add_limit, positive
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
-from qsdformer.data import DataModule
-from qsdformer.devices import pick_device
-from qsdformer.models.checkpoint import load_checkpoint
-from qsdformer.recipes.recipe import parse_data, with_keys
-from qsdformer.runtimes.executors import EXECUTORS
-from qsdformer.runtimes.verify import verify
-from qsdformer.tasks.evaluation import check_fits
+from qsdformer.errors import UserError
+
+if TYPE_CHECKING:
+    from qsdformer.data import DataInfo, DataModule
+    from qsdformer.graph.integer import IntegerGraph
+    from qsdformer.models.metaspikeformer import MetaSpikeFormer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `qsd verify`."""
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of qsd train")
     parser.add_argument(
-        "--limit", type=positive, metavar="N", help="first N images only (default: all of them)"
+        "model",
+        metavar="MODEL",
+        help="a checkpoint of qsd train, or a .qsd file of qsd export, which needs --data.name "
+        "or --data.root",
     )
+    add_limit(parser, "verify")
     parser.add_argument(
         "--batch-size",
         type=positive,
@@ -38,14 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         choices=(16, 32),
         default=32,
-        help="width of membrane potentials in the integer graph (default: 32)",
+        help="of a checkpoint: width of membrane potentials in the integer graph (default: 32)",
     )
     parser.add_argument(
         "--executor",
         action="append",
-        choices=list(EXECUTORS),
         metavar="NAME",
-        help=f"one of {', '.join(EXECUTORS)}; may be repeated (default: all that are installed)",
+        help="a way of execution, such as integer; may be repeated "
+        "(default: all that are installed)",
     )
     add_device_argument(parser)
     add_recipe_keys(parser, section="data")
@@ -53,34 +51,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print how the ways of execution compare; status 1 if a promise is broken."""
-    keys = given_keys(options)
-    device = pick_device(options.device)
-    loaded = load_checkpoint(options.checkpoint)
-    stored = loaded.extra.get("recipe", {})
-    config = parse_data(with_keys({"data": stored.get("data", {})}, keys))
-    data = DataModule(config, batch_size=options.batch_size, seed=stored.get("seed", 0))
-    check_fits(loaded.model.num_classes, loaded.info, data.info)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from qsdformer.commands.exported_data import pixel_batches
+    from qsdformer.runtimes.verify import verify
+
+    model, data, info = _load(options)
     total = min(data.eval_size, options.limit or data.eval_size)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("verifying", total=total)
         report = verify(
-            loaded.model.to(device),
-            _first(iter(data.val_dataloader()), total),
-            loaded.info or data.info,
+            model,
+            pixel_batches(data, total),
+            info,
             executors=options.executor,
             on_images=lambda n: progress.advance(task, n),
             membrane_bits=options.membrane_bits,
         )
-    print(f"{options.checkpoint} on {config.name}")
+    print(f"{options.model} on {data.config.name}")
     Console(width=110).print(report.table())
     for name in report.missing:
         print(f"{name}: not installed")
     return 0 if report.ok else 1
 
 
-def _first(batches: Iterator[tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for images, labels in batches:
-        yield images[:count], labels[:count]
-        count -= len(images)
-        if count <= 0:
-            return
+def _load(
+    options: argparse.Namespace,
+) -> tuple[MetaSpikeFormer | IntegerGraph, DataModule, DataInfo]:
+    """The model, images, and what the model says of its images."""
+    from qsdformer.commands.exported_data import data_for
+    from qsdformer.devices import pick_device
+    from qsdformer.graph.integer import IntegerGraph
+    from qsdformer.recipes.stored import load_with_data
+    from qsdformer.runtimes.exported import load_exported
+
+    keys = given_keys(options)
+    exported = load_exported(options.model)
+    if exported is None:
+        device = pick_device(options.device)
+        loaded, data = load_with_data(options.model, keys, options.batch_size)
+        return loaded.model.to(device), data, loaded.info or data.info
+    if not isinstance(exported, IntegerGraph):
+        raise UserError(
+            f"{options.model} is an ONNX file, which has one way of execution: give the checkpoint "
+            "or a .qsd file, or measure its accuracy with qsd eval"
+        )
+    data = data_for(options.model, exported, keys, options.batch_size)
+    return exported, data, data.info

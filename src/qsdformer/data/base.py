@@ -1,4 +1,7 @@
-"""What every data source shares: its configuration, what a model must know of it, its datasets."""
+"""What every data source shares: its configuration, what a model must know of it, its datasets.
+
+PyTorch is not imported here, so that recipes can be read without it.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,25 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 from qsdformer.errors import UserError, require
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 SourceName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "image_folder"]
 EvaluateOn = Literal["test", "holdout"]
+LARGEST_IMAGE = 8192  # pixels of a side
 
-Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) float32, normalised; labels (B,) int64
+Batch: TypeAlias = (
+    "tuple[Tensor, Tensor]"  # images (B, C, H, W) float32, normalised; labels (B,) int64
+)
+
+
+def as_text(name: str) -> str:
+    r"""A folder's name as text that can be written: UTF-8 in any locale, other bytes as \xff."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +48,14 @@ class DataInfo:
     crop_pct: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("class_names", "mean", "std"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        require(self, "image_size", self.image_size >= 1, "at least 1 pixel")
+        for name in ("mean", "std"):
+            values = tuple(float(value) for value in getattr(self, name))
+            object.__setattr__(self, name, values)
+            require(self, name, all(map(math.isfinite, values)), "finite numbers")
+        object.__setattr__(self, "class_names", tuple(map(as_text, self.class_names)))
+        ok = isinstance(self.image_size, int) and 1 <= self.image_size <= LARGEST_IMAGE
+        require(self, "image_size", ok, f"a whole number of pixels, 1 to {LARGEST_IMAGE}")
+        require(self, "interpolation", isinstance(self.interpolation, str), "a filter's name")
         require(self, "channels", self.channels in (1, 3), "1 (grey) or 3 (RGB)")
         for name in ("mean", "std"):
             one_each = len(getattr(self, name)) == self.channels
@@ -95,6 +112,8 @@ class DataConfig:
         for name in ("image_size", "train_limit", "mixup_off_epoch"):
             value = getattr(self, name)
             require(self, name, value is None or value >= 1, "at least 1, or none")
+        ok = self.image_size is None or self.image_size <= LARGEST_IMAGE
+        require(self, "image_size", ok, f"at most {LARGEST_IMAGE} pixels")
         for name in ("crop_padding", "workers"):
             require(self, name, getattr(self, name) >= 0, "0 or more")
         require(self, "random_erasing", 0 <= self.random_erasing <= 1, "in [0, 1]")

@@ -16,7 +16,8 @@ from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.recipes.recipe import Recipe
 from qsdformer.tasks.activity import measure_activity, overall_activity
-from qsdformer.tasks.fgd import FEATURES
+from qsdformer.tasks.config import FEATURES
+from qsdformer.tasks.evaluation import first_images
 
 
 def measure(recipe: Recipe, checkpoint: Path, images: int) -> dict[str, Any]:
@@ -47,11 +48,7 @@ def spike_columns(model: MetaSpikeFormer, batches: list[Tensor]) -> dict[str, fl
 def evaluation_images(recipe: Recipe, limit: int) -> Iterator[Tensor]:
     """The first `limit` evaluation images, in batches (B, C, H, W)."""
     data = DataModule(recipe.data, batch_size=min(256, limit), seed=recipe.seed)
-    for images, _ in data.val_dataloader():
-        yield images[:limit]
-        limit -= len(images)
-        if limit <= 0:
-            return
+    return (images for images, _ in first_images(data.val_dataloader(), limit))
 
 
 def training_speed(metrics: Path, batch: int) -> dict[str, float]:

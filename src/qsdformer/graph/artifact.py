@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsdformer.errors import UserError, one_line
-from qsdformer.files import atomic_path
+from qsdformer.files import ARTIFACT_PREFIX as PREFIX
+from qsdformer.files import ARTIFACT_PREFIX_AT as LENGTH_BYTES
+from qsdformer.files import atomic_path, exported_kind, kind_of_bytes
 from qsdformer.graph.check import check_graph
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.ops import OP_INPUTS, Array, Conv, Op, Preprocessing
@@ -29,9 +31,7 @@ if TYPE_CHECKING:
     from qsdformer.models.metaspikeformer import MetaSpikeFormer
 
 FORMAT_VERSION = 1
-# Every artifact's header begins so; the 64 hexadecimal digits that follow are the checksum.
-PREFIX = b'{"__metadata__":{"sha256":"'
-LENGTH_BYTES = 8  # of the header's length, before the header
+# After the header's length and PREFIX, with which it begins, come 64 hexadecimal digits.
 DIGEST = slice(LENGTH_BYTES + len(PREFIX), LENGTH_BYTES + len(PREFIX) + 64)
 MAX_HEADER = 64 * 2**20  # bytes
 
@@ -124,11 +124,7 @@ def load_artifact(path: str | os.PathLike[str]) -> IntegerGraph:
 
 def is_artifact(path: str | os.PathLike[str]) -> bool:
     """Whether the file at `path` begins as artifacts do; False if it cannot be read."""
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(DIGEST.start)[LENGTH_BYTES:] == PREFIX
-    except OSError:
-        return False
+    return exported_kind(path) == ".qsd"
 
 
 def from_bytes(data: bytes, name: str = "artifact") -> IntegerGraph:
@@ -161,6 +157,8 @@ def from_bytes(data: bytes, name: str = "artifact") -> IntegerGraph:
 
 def _checked_parts(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, memoryview]]:
     """Header and packed tensors by name, after every check that needs no knowledge of graphs."""
+    if kind_of_bytes(data[:64]) == ".onnx":
+        raise UserError(f"{name}: an ONNX file of qsd export, not an artifact; give a .qsd file")
     for magic, kind in ((b"PK", "a zip archive"), (b"\x80", "a pickle")):
         if data.startswith(magic) and data[LENGTH_BYTES : DIGEST.start] != PREFIX:
             raise UserError(

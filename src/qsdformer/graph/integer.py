@@ -61,6 +61,10 @@ class IntegerGraph:
         """`run`, and the spike counts (T*B, C, H, W) uint8 of every neuron by name."""
         return execute(self.ops, self.preprocessing, images, collect=collect)
 
+    def logits(self, images: Array) -> Array:
+        """Real logits (B, classes) float64 of uint8 images, as `run` takes them."""
+        return self.run(images).astype(np.float64) * self.logit_scale
+
     def predict(
         self, images: Sequence[Image] | Array, top: int = 5
     ) -> list[list[tuple[str, float]]]:
@@ -69,5 +73,4 @@ class IntegerGraph:
         `images` are Pillow images of any size and mode, or uint8 pixels (B, C, H, W).
         """
         prepared = images if isinstance(images, np.ndarray) else pixels(images, self.preprocessing)
-        logits = self.run(prepared).astype(np.float64) * self.logit_scale
-        return top_classes(logits, self.class_names, top)
+        return top_classes(self.logits(prepared), self.class_names, top)

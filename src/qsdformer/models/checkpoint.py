@@ -24,7 +24,7 @@ from torch import Tensor
 from qsdformer.data import DataInfo
 from qsdformer.devices import pick_device
 from qsdformer.errors import UserError, one_line
-from qsdformer.files import atomic_path
+from qsdformer.files import atomic_path, exported_kind
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.nn.config import ModelConfig
 
@@ -34,8 +34,7 @@ MODEL_PREFIX = "model."
 EMA_PREFIX = "ema.module."
 
 PICKLE_STARTS = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
-# What torch.load raises on files that are not what it wrote.
-DAMAGED = (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError)
+BLOCK_TENSORS = 10  # fewer than any transformer block has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +44,12 @@ class Loaded:
     model: MetaSpikeFormer
     info: DataInfo | None
     extra: dict[str, Any]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The plain values of the recipe it was trained with; empty if it does not say."""
+        recipe: dict[str, Any] = self.extra.get("recipe", {})
+        return recipe
 
 
 def header(
@@ -101,17 +106,27 @@ def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> Loaded
     Raises `UserError` for a file that is missing, damaged, of another kind or another version,
     and for weights that do not fit the model, naming the first of them.
     """
-    content = read(path, device)
+    content = read(path)
     head = content[KEY]
     try:
         config = ModelConfig.from_dict(head["model_config"])
         info = None if head["data_info"] is None else DataInfo.from_dict(head["data_info"])
         extra = dict(head["extra"])
+        for name, section in (("recipe", extra), ("data", extra.get("recipe", {}))):
+            if not isinstance(section.get(name, {}), dict):
+                raise ValueError(f"{name}={section[name]!r} is not a section")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: damaged checkpoint header: {one_line(error)}") from error
-    model = MetaSpikeFormer(config).to(device)
-    load_weights(model, _weights(content, path), path)
-    return Loaded(model=model.eval(), info=info, extra=extra)
+    weights = _weights(content, path)
+    # Even a model without memory takes its time to build.
+    if config.depth * BLOCK_TENSORS > len(weights):
+        raise UserError(
+            f"{path}: damaged checkpoint header: depth={config.depth} with {len(weights)} weights"
+        )
+    with torch.device("meta"):
+        model = MetaSpikeFormer(config)
+    load_weights(model, weights, path)
+    return Loaded(model=model.to(device).eval(), info=info, extra=extra)
 
 
 def load(path: str | os.PathLike[str], device: str = "cpu") -> MetaSpikeFormer:
@@ -127,30 +142,37 @@ def load(path: str | os.PathLike[str], device: str = "cpu") -> MetaSpikeFormer:
     return loaded.model.to(target)
 
 
-def read(path: str | os.PathLike[str], device: str = "cpu") -> dict[str, Any]:
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The checked dictionary behind a checkpoint of ours: tensors and plain values only."""
-    return _checked(load_tensors(path, device), path)
+    return _checked(load_tensors(path), path)
 
 
-def load_tensors(path: str | os.PathLike[str], device: str = "cpu") -> Any:
-    """What torch saved in any file, refusing everything but tensors and plain values."""
+def load_tensors(path: str | os.PathLike[str]) -> Any:
+    """What torch saved in any file, refusing everything but tensors and plain values.
+
+    Nothing is read that would take more memory than the file has bytes.
+    """
     file = Path(path)
     if file.is_dir():
         hint = next((f"; did you mean {c}?" for c in _inside(file)), "; give the file in it")
         raise UserError(f"{path} is a folder, not a checkpoint{hint}")
     if not file.exists():
         raise UserError(f"no checkpoint {path}: check the path, or make one with qsd train")
+    if kind := exported_kind(path):
+        raise UserError(
+            f"{path}: a {kind} file of qsd export, but a checkpoint is needed here: give the one "
+            "it was made of (qsd predict, eval and bench take exported files)"
+        )
     damaged = UserError(
         f"{path}: not a checkpoint, or cut short or damaged; copy or train it again"
     )
     try:
         with file.open("rb") as opened:
             pickled = opened.read(2) in (b"PK", *PICKLE_STARTS)
-        # torch itself would not notice damage inside a tensor.
-        if zipfile.is_zipfile(file) and zipfile.ZipFile(file).testzip() is not None:
+        if zipfile.is_zipfile(file) and not _is_sound(file):
             raise damaged
         with warnings.catch_warnings(action="ignore"):
-            return torch.load(file, map_location=device, weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if pickled and ("Unsupported" in str(error) or "GLOBAL" in str(error)):
             raise UserError(
@@ -158,11 +180,13 @@ def load_tensors(path: str | os.PathLike[str], device: str = "cpu") -> Any:
             ) from error
         raise damaged from error
     except OSError as error:
+        if error.errno == errno.EINVAL:  # a place before the file's start, in a damaged archive
+            raise damaged from error
         reason = error.strerror or one_line(error)
         raise UserError(f"cannot read checkpoint {path}: {reason}") from error
     except UserError:
         raise
-    except (*DAMAGED, zipfile.BadZipFile) as error:
+    except Exception as error:  # on hostile bytes unpicklers raise whatever Python has
         raise damaged from error
 
 
@@ -177,22 +201,49 @@ def write(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
             raise _write_error(error) from error
 
 
+def _is_sound(archive: Path) -> bool:
+    """Whether all parts are as long as they say, uncompressed as torch writes them, and intact."""
+    with zipfile.ZipFile(archive) as opened:
+        parts = opened.infolist()
+        stored = all(p.compress_type == zipfile.ZIP_STORED for p in parts)
+        if not stored or sum(p.file_size for p in parts) > archive.stat().st_size:
+            return False
+        return opened.testzip() is None  # torch itself would not notice damage inside a tensor
+
+
 def load_weights(
     model: MetaSpikeFormer, state: Mapping[str, Tensor], path: str | os.PathLike[str]
 ) -> None:
-    """Copy `state` into `model`; every key and shape must match, or a `UserError` names one."""
+    """Make the tensors of `state` those of `model`, which may be on the meta device.
+
+    Every key and shape must match and every value be a finite number, or a `UserError` names one.
+    """
     own = model.state_dict()
     missing = sorted(set(own) - set(state))
     unknown = sorted(set(state) - set(own))
     if missing or unknown:
         kind, keys = ("lacks", missing) if missing else ("has the unknown", unknown)
+        first = one_line(keys[0])
         more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-        raise UserError(f"{path}: the checkpoint {kind} weight {keys[0]}{more}; is it another's?")
+        raise UserError(f"{path}: the checkpoint {kind} weight {first}{more}; is it another's?")
     for key, value in state.items():
         if value.shape != own[key].shape:
             have, want = tuple(value.shape), tuple(own[key].shape)
             raise UserError(f"{path}: weight {key} has shape {have}, but the model needs {want}")
-    model.load_state_dict(dict(state))
+        if value.layout is not torch.strided or value.is_quantized or value.is_complex():
+            raise UserError(f"{path}: weight {key} is not a plain tensor of real numbers")
+    # One number may stand for many in a tensor of stride 0.
+    needed = sum(value.numel() * value.element_size() for value in state.values())
+    if needed > Path(path).stat().st_size:
+        raise UserError(f"{path}: damaged: its weights need {needed:,} bytes, more than it has")
+    weights = {key: value.to(own[key].dtype).contiguous() for key, value in state.items()}
+    for key, value in weights.items():
+        if not value.isfinite().all():
+            raise UserError(
+                f"{path}: weight {key} is not finite: training has diverged; train again with a "
+                "lower learning rate or clip_grad"
+            )
+    model.load_state_dict(weights, assign=True)
 
 
 def check_same_model(saved: Mapping[str, Any], config: ModelConfig, path: Path) -> None:
@@ -216,8 +267,8 @@ def _checked(content: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
     version = head.get("format_version")
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{path}: checkpoint format {version}, but this version reads {FORMAT_VERSION}; "
-            "use the qsdformer that wrote it"
+            f"{path}: checkpoint format {one_line(version, 40)}, but this version reads "
+            f"{FORMAT_VERSION}; use the qsdformer that wrote it"
         )
     return content
 
@@ -230,7 +281,9 @@ def _weights(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[s
     others = (MODEL_PREFIX, EMA_PREFIX)
     for key, value in state.items():
         if not str(key).startswith(others) or not isinstance(value, Tensor):
-            raise UserError(f"{path}: unexpected entry {key} in the checkpoint's state_dict")
+            raise UserError(
+                f"{path}: unexpected entry {one_line(key)} in the checkpoint's state_dict"
+            )
     return weights
 
 

@@ -29,6 +29,16 @@ ANN_FIELDS: dict[str, Any] = {
     "fully_spiking": False,
 }
 
+# Far above any use: what a damaged or forged file asks for beyond is refused before it is built.
+LARGEST = {
+    "in_channels": 2**16,
+    "num_classes": 2**24,
+    "depth": 2**10,
+    "stem_kernel": 2**8,
+    "time_steps": 2**10,
+}
+LARGEST_WIDTH = 2**16
+
 # Fields by the kind of number they hold.
 WHOLE = (
     "in_channels",
@@ -104,7 +114,10 @@ class ModelConfig:
             require(self, name, getattr(self, name) >= 1, "a whole number, at least 1")
         allowed = f"1 to {MAX_LEVELS} (a model with more could not be exported)"
         require(self, "levels", 1 <= self.levels <= MAX_LEVELS, allowed)
+        for name, largest in LARGEST.items():
+            require(self, name, getattr(self, name) <= largest, f"at most {largest}")
         require(self, "dims", min(self.dims) >= 2, "four widths >= 2")
+        require(self, "dims", max(self.dims) <= LARGEST_WIDTH, f"at most {LARGEST_WIDTH} each")
         require(self, "dims", self.dims[0] % 2 == 0, "an even first width (the stem has half)")
         require(self, "depth", self.depth >= 2, "at least 2 (stages 3 and 4 share the blocks)")
         require(self, "stem_kernel", self.stem_kernel % 2 == 1, "an odd number")

@@ -201,6 +201,14 @@ class LIF(SpikingNeuron):
         return f"time_steps={self.time_steps}, tau={self.tau}, threshold={self.threshold}"
 
 
+def firing_rate(spikes: float, neurons: float, levels: int) -> float:
+    """Mean of the binary spikes of so many neurons per virtual step: spikes / (neurons * D).
+
+    A neuron counts once for each image and time step in which it gave a count.
+    """
+    return spikes / max(1.0, neurons * levels)
+
+
 def make_neuron(config: ModelConfig, gain: float = 1.0) -> nn.Module:
     """The neuron that `config` asks for; ReLU or GELU for the counterpart ANN."""
     if config.neuron == "ielif":

@@ -3,7 +3,7 @@
 A recipe has a `seed`, an `output` folder and the sections `model`, `data` and `train`, and may have
 `distill` and `activity`. It may build on another: `recipe: fashion-mnist-tiny` takes over all keys
 that the recipe does not give itself. Every mistake in one is a `UserError` that names the key's
-full path.
+full path. PyTorch is not needed to read them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import yaml
 
 from qsdformer.data import DataConfig, DataInfo
 from qsdformer.errors import UserError, require
+from qsdformer.models.sizes import SIZES
 from qsdformer.nn.config import (
     ANN_FIELDS,
     ANN_NEURONS,
@@ -40,8 +41,7 @@ from qsdformer.parsing import (
 )
 from qsdformer.recipes import packaged_recipes
 from qsdformer.recipes.derived import with_start_shape, with_teacher_keys
-from qsdformer.tasks.activity import ActivityConfig
-from qsdformer.tasks.fgd import DistillConfig
+from qsdformer.tasks.config import ActivityConfig, DistillConfig
 
 # Set from the data, so a recipe may not name them.
 FROM_DATA = ("in_channels", "num_classes")
@@ -128,8 +128,6 @@ class ModelRecipe:
 
     def config(self, *, in_channels: int, num_classes: int) -> ModelConfig:
         """The configuration for data of these shapes; a `UserError` for impossible values."""
-        from qsdformer.models.metaspikeformer import SIZES
-
         if self.name not in SIZES:
             raise UserError(f"model.name={self.name!r}: must be {one_of(SIZES, self.name)}")
         values = {**SIZES[self.name], **self.fields}

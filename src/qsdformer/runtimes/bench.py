@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,8 +33,8 @@ from qsdformer.graph.ops import Array, Preprocessing
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.runtimes.ann_onnx import ann_model, quantised_ann
 from qsdformer.runtimes.executors import normalised
-from qsdformer.runtimes.onnx_export import Arrangement, onnx_model
-from qsdformer.runtimes.sessions import Infer, onnxruntime_infer, openvino_infer
+from qsdformer.runtimes.onnx_export import onnx_model
+from qsdformer.runtimes.sessions import RUNTIMES, Arrangement, Infer
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,10 +44,7 @@ Timer = Callable[[Array], tuple[float, float]]
 
 WARM_UP = 2
 EAGER, INTEGER, FLOAT = "spiking, fake-quantised", "spiking, integer", "spiking, fp32"
-RUNTIMES: dict[str, tuple[str, Arrangement, Callable[[bytes, int], Infer]]] = {
-    "ONNX Runtime": ("onnxruntime", "onnxruntime", onnxruntime_infer),
-    "OpenVINO": ("openvino", "openvino", openvino_infer),
-}
+EXPORTED = "as exported"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,23 +80,24 @@ class Timing:
 
 
 def make_subjects(
-    model: MetaSpikeFormer, graph: IntegerGraph, threads: int, *, ann: bool = True
+    model: MetaSpikeFormer | None, graph: IntegerGraph, threads: int, *, ann: bool = True
 ) -> list[Subject]:
-    """Everything to compare; a runtime that is not installed is left out."""
+    """Everything to compare; a runtime that is not installed is left out.
+
+    Without the `model`, of an artifact, there are neither PyTorch nor the ANN.
+    """
     pre = graph.preprocessing
-    names = [n for n, (package, *_) in RUNTIMES.items() if importlib.util.find_spec(package)]
-    if not names:
-        raise UserError(
-            "no runtime to measure: pip install 'qsdformer[export]' for ONNX Runtime and OpenVINO"
-        )
-    found = [Subject(network=EAGER, runtime="PyTorch", time=_eager(model, pre, threads))]
+    names = _installed()
+    found = []
+    if model is not None:
+        found.append(Subject(network=EAGER, runtime="PyTorch", time=_eager(model, pre, threads)))
     for name in names:
-        _, arrangement, start = RUNTIMES[name]
+        arrangement, start = RUNTIMES[name]
         kinds: dict[str, Arrangement] = {INTEGER: arrangement, FLOAT: "float"}
         for label, kind in kinds.items():
             data = onnx_model(graph, kind).SerializeToString()
             found.append(Subject(network=label, runtime=name, time=_pixels(start(data, threads))))
-    if not ann:
+    if model is None or not ann:
         return found
     data = ann_model(model.config, pre.image_size)
     shape = (pre.channels, pre.image_size, pre.image_size)
@@ -107,9 +106,27 @@ def make_subjects(
         contents["ANN, int8"] = quantised_ann(data, shape)
     for label, content in contents.items():
         for name in names:
-            infer = RUNTIMES[name][2](content, threads)
+            infer = RUNTIMES[name][1](content, threads)
             found.append(Subject(network=label, runtime=name, time=_normalised(infer, pre)))
     return found
+
+
+def onnx_subjects(path: str | os.PathLike[str], threads: int) -> list[Subject]:
+    """An exported ONNX file in every runtime that is installed."""
+    data = Path(path).read_bytes()
+    return [
+        Subject(network=EXPORTED, runtime=name, time=_pixels(RUNTIMES[name][1](data, threads)))
+        for name in _installed()
+    ]
+
+
+def _installed() -> list[str]:
+    names = [n for n, (package, _) in RUNTIMES.items() if importlib.util.find_spec(package)]
+    if not names:
+        raise UserError(
+            "no runtime to measure: pip install 'qsdformer[export]' for ONNX Runtime and OpenVINO"
+        )
+    return names
 
 
 def measure(

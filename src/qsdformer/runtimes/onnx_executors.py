@@ -12,19 +12,15 @@ from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.ops import Array
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.runtimes.executors import Executor, Output, Run, register
-from qsdformer.runtimes.sessions import Infer, onnxruntime_infer, openvino_infer
-
-RUNTIMES: dict[str, tuple[str, Callable[[bytes, int], Infer]]] = {
-    "ONNX Runtime": ("onnxruntime", onnxruntime_infer),
-    "OpenVINO": ("openvino", openvino_infer),
-}
+from qsdformer.runtimes.sessions import RUNTIMES, Arrangement, Infer
 
 
-def runtime_run(graph: IntegerGraph, package: str, start: Callable[[bytes, int], Infer]) -> Run:
+def runtime_run(
+    graph: IntegerGraph, arrangement: Arrangement, start: Callable[[bytes, int], Infer]
+) -> Run:
     """Runs `graph` in a runtime, from a model arranged for it, on as many threads as PyTorch."""
-    from qsdformer.runtimes.onnx_export import Arrangement, onnx_model
+    from qsdformer.runtimes.onnx_export import onnx_model
 
-    arrangement: Arrangement = "openvino" if package == "openvino" else "onnxruntime"
     neurons = [op.name for op in graph.neurons()]
     sessions: dict[bool, Infer] = {}
 
@@ -48,7 +44,7 @@ def _executor(name: str) -> Executor:
             return None
         return runtime_run(graph, package, start)
 
-    return Executor(name=name, factory=factory, agreement=0.999)
+    return Executor(name=name, factory=factory, agreement=0.999, of_graph=True)
 
 
 for _name in RUNTIMES:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
@@ -43,12 +43,11 @@ from qsdformer.runtimes.onnx_metadata import metadata
 from qsdformer.runtimes.onnx_neurons import NeuronNodes
 from qsdformer.runtimes.onnx_nodes import FLOAT, UINT8, Nodes, Value, conv_attributes, conv_shape
 from qsdformer.runtimes.onnx_thresholds import factor_and_bias, membrane_thresholds, threshold_conv
+from qsdformer.runtimes.sessions import Arrangement
 
 if TYPE_CHECKING:
     import onnx
 
-# "float" is the same network with float32 weights and counts, to compare speed with.
-Arrangement = Literal["onnxruntime", "openvino", "float"]
 MAX_BYTE = 255
 
 

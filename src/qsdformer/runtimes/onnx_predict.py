@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from qsdformer.errors import UserError
+from qsdformer.files import exported_kind
 from qsdformer.graph.images import pixels, top_classes
 from qsdformer.graph.ops import Array, Preprocessing
 from qsdformer.runtimes.onnx_metadata import read_metadata
@@ -45,6 +46,8 @@ def load_onnx(path: str | os.PathLike[str], threads: int = 0) -> OnnxModel:
     """
     if not os.path.isfile(path):
         raise UserError(f"no ONNX file {os.fspath(path)}: make one with qsd export --format onnx")
+    if exported_kind(path) == ".qsd":
+        raise UserError(f"{os.fspath(path)}: a .qsd file of qsd export, not ONNX; name it .qsd")
     session = onnxruntime_session(os.fspath(path), threads)
     try:
         class_names, preprocessing = read_metadata(session.get_modelmeta().custom_metadata_map)

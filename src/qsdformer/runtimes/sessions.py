@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,6 +22,10 @@ from qsdformer.graph.ops import Array
 
 # Named outputs of pixels (B, C, H, W) uint8; None asks for all of them.
 Infer = Callable[[Array, list[str] | None], dict[str, Array]]
+
+# How an ONNX file is laid out: for the speed of a runtime, or "float", the same network with
+# float32 weights and counts, to compare speed with.
+Arrangement = Literal["onnxruntime", "openvino", "float"]
 
 EXTRAS = {"onnxruntime": "runtime", "openvino": "export"}
 # Kernels of ONNX Runtime that multiply.
@@ -121,6 +125,14 @@ def openvino_infer(model: bytes | str, threads: int = 1) -> Infer:
         return {name: np.array(found[names[name]]) for name in chosen}
 
     return infer
+
+
+# The name of each runtime, its package, for which a graph is arranged, and what starts it.
+RUNTIMES: dict[str, tuple[Arrangement, Callable[[bytes | str, int], Infer]]] = {
+    "ONNX Runtime": ("onnxruntime", onnxruntime_infer),
+    "OpenVINO": ("openvino", openvino_infer),
+}
+PACKAGES = tuple(package for package, _ in RUNTIMES.values())
 
 
 def onnxruntime_kernels(model: bytes | str, image: Array) -> Kernels:

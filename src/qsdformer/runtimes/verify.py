@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,15 @@ from qsdformer.graph.lowering import lower
 from qsdformer.graph.ops import Array
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.nn.exact import exact_float32
-from qsdformer.runtimes.executors import EXECUTORS, REFERENCE, Executor, Output, Run, to_pixels
+from qsdformer.runtimes.executors import (
+    EXECUTORS,
+    INTEGER,
+    REFERENCE,
+    Executor,
+    Output,
+    Run,
+    to_pixels,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -118,7 +126,7 @@ class _Tally:
 
 
 def verify(
-    model: MetaSpikeFormer,
+    model: MetaSpikeFormer | IntegerGraph,
     images: Tensor | Iterable[tuple[Tensor, Tensor]],
     info: DataInfo | None = None,
     *,
@@ -128,18 +136,23 @@ def verify(
 ) -> Report:
     """Run `model` in every way on `images` and compare with its ordinary evaluation.
 
-    `images` are (B, C, H, W), uint8 pixels or normalised floats, or batches (images, labels).
+    Of an integer graph there are only the ways that need no more, and its reference executor
+    stands for the evaluation. `images` are (B, C, H, W), uint8 pixels or normalised floats, or
+    batches (images, labels).
     `executors` are names in `EXECUTORS`, all by default; `options` are those of `lower`;
     `on_images` is told the number of images after each batch.
     """
-    graph = lower(model, info, **options)
+    graph = model if isinstance(model, IntegerGraph) else lower(model, info, **options)
     tallies, missing = _prepare(model, graph, executors)
+    device = torch.device("cpu")
+    if not isinstance(model, IntegerGraph):
+        device = next(model.parameters()).device
     total, labelled = 0, False
     first: Array | None = None
     for batch, labels in _batches(images):
         pixels = to_pixels(batch, graph.preprocessing)
         first = pixels[:1] if first is None else first
-        with exact_float32(next(model.parameters()).device):
+        with exact_float32(device):
             outputs = [tally.run(pixels, True) for tally in tallies]
         labelled = labels is not None
         for tally, output in zip(tallies, outputs, strict=True):
@@ -149,7 +162,9 @@ def verify(
             on_images(len(pixels))
     if first is None:
         raise UserError("there are no images to verify on")
-    exact = all(_is_power_of_two(n) for n in (model.config.levels, model.config.time_steps))
+    exact = isinstance(model, IntegerGraph) or all(
+        _is_power_of_two(n) for n in (model.config.levels, model.config.time_steps)
+    )
     rows = [_row(tally, total, labelled, first, exact) for tally in tallies]
     return Report(rows=tuple(rows), images=total, missing=tuple(missing))
 
@@ -165,15 +180,22 @@ def count_differences(counts: dict[str, Array], reference: dict[str, Array]) -> 
 
 
 def _prepare(
-    model: MetaSpikeFormer, graph: IntegerGraph, names: Sequence[str] | None
+    model: MetaSpikeFormer | IntegerGraph, graph: IntegerGraph, names: Sequence[str] | None
 ) -> tuple[list[_Tally], list[str]]:
-    chosen = list(EXECUTORS if names is None else dict.fromkeys([REFERENCE, *names]))
+    alone = isinstance(model, IntegerGraph)
+    every = [name for name, executor in EXECUTORS.items() if executor.of_graph or not alone]
+    reference = INTEGER if alone else REFERENCE
+    chosen = every if names is None else list(dict.fromkeys([reference, *names]))
     unknown = [name for name in chosen if name not in EXECUTORS]
     if unknown:
         raise UserError(f"unknown executor {unknown[0]!r}: choose from {', '.join(EXECUTORS)}")
+    unable = [name for name in chosen if name not in every]
+    if unable:
+        raise UserError(f"executor {unable[0]!r} needs a checkpoint; choose {', '.join(every)}")
     tallies, missing = [], []
     for name in chosen:
-        run = EXECUTORS[name].factory(model, graph)
+        # Executors of a graph do not look at the model.
+        run = EXECUTORS[name].factory(cast(MetaSpikeFormer, model), graph)
         if run is None:
             missing.append(name)
         else:

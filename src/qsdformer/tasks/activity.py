@@ -10,37 +10,19 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qsdformer.errors import UserError, require
+from qsdformer.errors import UserError
 from qsdformer.nn.exact import exact_float32
-from qsdformer.nn.neurons import SpikingNeuron
+from qsdformer.nn.neurons import SpikingNeuron, firing_rate
 from qsdformer.nn.taps import on_call, spiking_neurons
-from qsdformer.parsing import option
+from qsdformer.tasks.config import ActivityConfig
 
 GROUP = 4  # consecutive channels
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActivityConfig:
-    """A penalty on spike activity above a target."""
-
-    weight: float = option(1.0, "of the penalty weight * max(0, activity - target)")
-    target: float = option(0.0, "activity, in [0, 1), below which nothing is penalised")
-    kind: Literal["rate", "group"] = option(
-        "rate", "rate: of single neurons; group: of 4 consecutive channels"
-    )
-
-    def __post_init__(self) -> None:
-        ok = math.isfinite(self.weight) and self.weight >= 0
-        require(self, "weight", ok, "0 or more")
-        require(self, "target", 0 <= self.target < 1, "in [0, 1), a share of neurons or groups")
-        require(self, "kind", self.kind in ("rate", "group"), "rate or group")
 
 
 def group_norms(values: Tensor) -> Tensor:
@@ -138,7 +120,7 @@ def measure_activity(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, d
         def record(neuron: SpikingNeuron, _x: Tensor, y: Tensor) -> None:
             counts = neuron.counts(y)
             norms = group_norms(counts.float())
-            spikes, active = float(counts.sum()) / neuron.levels, float((norms > 0).sum())
+            spikes, active = float(counts.sum()), float((norms > 0).sum())
             for i, value in enumerate((spikes, active, counts.numel(), norms.numel())):
                 sums[name][i] += value
             rows[name] += len(y)
@@ -156,7 +138,7 @@ def measure_activity(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, d
         raise UserError("no images to measure spikes on: the data set is empty")
     return {
         name: {
-            "firing_rate": spikes / total,
+            "firing_rate": firing_rate(spikes, total, neurons[name].levels),
             "active_groups": active / groups,
             "neurons": total / rows[name],
             "groups": groups / rows[name],

@@ -9,8 +9,8 @@ from qsdformer.data import DataInfo
 from qsdformer.errors import UserError, one_line
 from qsdformer.recipes.recipe import Recipe
 from qsdformer.tasks.classification import Classification
+from qsdformer.tasks.config import DistillConfig
 from qsdformer.tasks.fgd import (
-    DistillConfig,
     fgd_loss,
     logit_loss,
     match_blocks,

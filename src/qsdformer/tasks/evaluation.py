@@ -1,9 +1,9 @@
-"""Accuracy of a model on labelled images, and its predictions for unlabelled ones."""
+"""Accuracy of a model on labelled images."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -33,11 +33,18 @@ def evaluate(
     In full float32, so that a checkpoint's accuracy is the same on every device.
     """
     model.eval().to(device)
+    with exact_float32(device):
+        return evaluate_logits(lambda images: model(images.to(device)), batches)
+
+
+def evaluate_logits(
+    logits_of: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]
+) -> Evaluation:
+    """As `evaluate`, of anything that gives logits (B, classes) for images (B, C, H, W)."""
     top1 = top5 = images = 0
     begin = time.perf_counter()
     for batch, labels in batches:
-        with exact_float32(device):
-            logits = model(batch.to(device))
+        logits = logits_of(batch)
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu()
         hits = best == labels[:, None]
         top1 += int(hits[:, 0].sum())
@@ -76,15 +83,15 @@ def check_fits(model_classes: int, model_info: DataInfo | None, data: DataInfo) 
             )
 
 
-@torch.inference_mode()
-def top_classes(
-    model: nn.Module, images: Tensor, names: tuple[str, ...], count: int
-) -> list[list[tuple[str, float]]]:
-    """The `count` likeliest classes of each image (B, C, H, W), with probabilities, best first."""
-    with exact_float32(images.device):
-        probabilities = model(images).softmax(dim=1)
-    values, indices = probabilities.topk(min(count, len(names)), dim=1)
-    return [
-        [(names[i], p) for i, p in zip(row_i, row_p, strict=True)]
-        for row_i, row_p in zip(indices.tolist(), values.tolist(), strict=True)
-    ]
+def first_images(
+    batches: Iterable[tuple[Tensor, Tensor]], limit: int | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first `limit` images of labelled batches; None for all."""
+    if limit is None:
+        yield from batches
+        return
+    for images, labels in batches:
+        yield images[:limit], labels[:limit]
+        limit -= len(labels)
+        if limit <= 0:
+            return

@@ -21,7 +21,8 @@ from qsdformer.errors import UserError, one_line
 from qsdformer.models.checkpoint import load_checkpoint, load_tensors
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.nn.taps import tap
-from qsdformer.tasks.fgd import FEATURES, Features, token_features
+from qsdformer.tasks.config import FEATURES
+from qsdformer.tasks.fgd import Features, token_features
 
 TIMM_PREFIX = "timm:"
 PRETRAINED = "pretrained"

@@ -30,7 +30,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Read with the checks of `qsdformer.models.checkpoint.read`."""
-        return files.read(path, "cpu")
+        return files.read(path)
 
 
 class RunCheckpoints(Checkpoint):

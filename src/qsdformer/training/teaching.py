@@ -10,7 +10,7 @@ from qsdformer.data import DataInfo
 from qsdformer.errors import UserError
 from qsdformer.recipes.derived import names_recipe
 from qsdformer.recipes.recipe import ModelRecipe, Recipe, load_recipe, parse_recipe, with_keys
-from qsdformer.tasks.fgd import DistillConfig
+from qsdformer.tasks.config import DistillConfig
 from qsdformer.tasks.teachers import TIMM_PREFIX, Teacher, checkpoint_teacher, timm_teacher
 
 # The model fields that the counterpart ANN shares with the student; the rest is about spikes.

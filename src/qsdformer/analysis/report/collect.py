@@ -6,35 +6,43 @@ import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from qsdformer.analysis.ledger import Ledger
-from qsdformer.analysis.subject import Analysis, Subject, analyze, first_images, load_run
+from qsdformer.analysis.subject import Analysis, Subject, analyze, load_run
 from qsdformer.analysis.twins import ann_ledger, twins
-from qsdformer.data import DataInfo
+from qsdformer.data import DataConfig, DataInfo
 from qsdformer.errors import UserError
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.nn.attention import Attention, to_heads
 from qsdformer.nn.neurons import SpikingNeuron, counts_to_spikes
 from qsdformer.nn.taps import matching_modules, tap
-from qsdformer.tasks.evaluation import evaluate
+from qsdformer.recipes.recipe import parse_data
+from qsdformer.tasks.evaluation import evaluate, first_images
 
 MEMBRANE_RANGE = (-2.0, 3.0)
 MEMBRANE_BINS = 80
 MEMBRANE_IMAGES = 128
 SAMPLES = 8
 RASTER_NEURONS = 96  # of each layer shown
+BEST, LAST = "best.ckpt", "last.ckpt"
 CURVES = ("train_loss", "val_loss", "val_accuracy")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run: its model, curves (name -> (epoch, value)), accuracy and ledger."""
+    """One run: its model, curves (name -> (epoch, value)), accuracy and ledger.
+
+    `images` says which images it was measured on, `weights` which weights these are.
+    """
 
     name: str
+    images: str
+    weights: str
     subject: Subject
     curves: Mapping[str, list[tuple[float, float]]]
     accuracy: float
@@ -64,17 +72,21 @@ def collect(
 
     What is drawn of single images afterwards is not worth a device.
     """
-    checkpoint, folder = _locate(path)
+    checkpoint, folder = locate(path)
     subject = load_run(str(checkpoint), keys, batch_size)
-    name = folder.name if checkpoint.name in ("best.ckpt", "last.ckpt") else checkpoint.stem
-    curves = read_curves(folder / "metrics.csv")
+    name = folder.name if checkpoint.name in (BEST, LAST) else checkpoint.stem
+    common: dict[str, Any] = {
+        "name": name,
+        "images": images_text(subject.data.config),
+        "weights": weights_text(checkpoint.name, subject),
+        "subject": subject,
+        "curves": read_curves(folder / "metrics.csv"),
+    }
     if subject.model.config.is_spiking:
         analysis = analyze(subject, limit=limit, device=device)
         subject.model.cpu()
         return Run(
-            name=name,
-            subject=subject,
-            curves=curves,
+            **common,
             accuracy=analysis.measured.accuracy,
             ledger=analysis.ledger,
             analysis=analysis,
@@ -85,7 +97,26 @@ def collect(
     subject.model.cpu()
     size = subject.data.info.image_size
     ledger = ann_ledger(name, subject.model, (size, size), accuracy)
-    return Run(name=name, subject=subject, curves=curves, accuracy=accuracy, ledger=ledger)
+    return Run(**common, accuracy=accuracy, ledger=ledger)
+
+
+def images_text(config: DataConfig) -> str:
+    """The evaluation images of a data configuration, in words."""
+    if config.evaluate_on == "holdout":
+        return f"held-out training images of {config.name}"
+    return f"test images of {config.name}"
+
+
+def weights_text(file: str, subject: Subject) -> str:
+    """Which weights a checkpoint of this name has, and on which images they were chosen."""
+    if file == LAST:
+        return f"{LAST}, of the last epoch: chosen on no images"
+    if file != BEST or not subject.recipe.get("data"):
+        return file
+    config, stored = subject.data.config, parse_data(subject.recipe)
+    same = all(getattr(config, k) == getattr(stored, k) for k in ("name", "root", "evaluate_on"))
+    which = "these very images" if same else images_text(stored)
+    return f"{BEST}, of the epoch that was most accurate on {which}"
 
 
 def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
@@ -178,15 +209,15 @@ def samples(batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return images[:MEMBRANE_IMAGES], labels[:MEMBRANE_IMAGES]
 
 
-def _locate(path: str) -> tuple[Path, Path]:
-    """The checkpoint and the folder of a run."""
+def locate(path: str) -> tuple[Path, Path]:
+    """The checkpoint and the folder of a run; of a folder the weights that nothing has chosen."""
     given = Path(path)
     if not given.is_dir():
         return given, given.parent
-    for name in ("best.ckpt", "last.ckpt"):
+    for name in (LAST, BEST):
         if (given / name).is_file():
             return given / name, given
-    raise UserError(f"{path} has no best.ckpt: give the folder of a run, or a checkpoint")
+    raise UserError(f"{path} has no {LAST}: give the folder of a run, or a checkpoint")
 
 
 def _visible(image: Tensor, info: DataInfo) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -38,6 +40,11 @@ def build(
     runs = [
         collect(path, keys, limit=limit, batch_size=BATCH_SIZE, device=device) for path in paths
     ]
+    counts = Counter(run.name for run in runs)
+    runs = [  # runs of one name are told apart by where they are
+        dataclasses.replace(run, name=path) if counts[run.name] > 1 else run
+        for run, path in zip(runs, paths, strict=True)
+    ]
     if runs[0].analysis is None:
         raise UserError(
             f"{paths[0]} is an ANN and has no spiking neurons: give a spiking run first"
@@ -49,10 +56,10 @@ def page(runs: Sequence[Run]) -> str:
     """The page about `runs`, the first of them in detail."""
     run = runs[0]
     config = run.subject.model.config
-    data = run.subject.data
     body = [
         f"<h1>{escape(run.name)}</h1>",
-        f'<p class="soft">{escape(description(config))} on {escape(data.config.name)}</p>',
+        f'<p class="soft">{escape(description(config))} on {escape(run.images)}; weights: '
+        f"{escape(run.weights)}</p>",
         sections.cards(run),
         sections.curves(runs),
         sections.run_table(runs),

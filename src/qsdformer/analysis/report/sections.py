@@ -118,6 +118,8 @@ def run_table(runs: Sequence[Run]) -> str:
         rows.append(
             [
                 run.name,
+                run.images,
+                run.weights.partition(",")[0],
                 wat(run.subject.model.config),
                 (f"{run.accuracy:.2%}", run.accuracy),
                 (f"{ledger.parameters:,}", ledger.parameters),
@@ -126,7 +128,17 @@ def run_table(runs: Sequence[Run]) -> str:
                 *((energy_text(e), e) for e in energies),
             ]
         )
-    headings = ["run", "W-A-T", "top-1", "parameters", "packed", "rate q, k, v", *COST_MODELS]
+    headings = [
+        "run",
+        "images",
+        "weights",
+        "W-A-T",
+        "top-1",
+        "parameters",
+        "packed",
+        "rate q, k, v",
+        *COST_MODELS,
+    ]
     return section("Accuracy, size and energy", table(headings, rows, "runs"), grid=False)
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 WIDTH = 420
 HEIGHT = 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 38
+LETTER = 7.5  # widest width of a tick's digit
 LABEL_WIDTH = 170  # of horizontal bars' names
 BAR = 15  # height of a horizontal bar with its gap
 
@@ -95,7 +96,13 @@ class Axes:
                 f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
             )
             grid.append(_text(LEFT - 5, y + 4, name, "end"))
-        grid += [_text(self.px(v), HEIGHT - BOTTOM + 15, name, "mid") for v, name in ticks.items()]
+        end = 0.0
+        for value, name in ticks.items():
+            room = LETTER / 2 * len(name)
+            x = min(max(self.px(value), room), WIDTH - room)
+            if x - room >= end:  # a tick's text that would overlap the last one's is left out
+                grid.append(_text(x, HEIGHT - BOTTOM + 15, name, "mid"))
+                end = x + room
         middle = (LEFT + WIDTH - RIGHT) / 2
         grid.append(_text(middle, HEIGHT - 5, self.x_title, "mid soft"))
         turned = f'transform="rotate(-90 11 {HEIGHT / 2})"'
@@ -112,20 +119,26 @@ def svg(height: float, parts: Sequence[str], label: str) -> str:
 
 
 def ticks_of(low: float, high: float, *, log: bool = False) -> dict[float, str]:
-    """Four or so round values in a range, with their text."""
+    """Three to seven round values in a range, with their text; `log`: for a logarithmic axis."""
     if log:
-        first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
-        decades = [10.0**e for e in range(first, last + 1)]
-        values = decades if len(decades) > 1 else [low, math.sqrt(low * high), high]
-        return {v: f"{v:.3g}" for v in values}
-    step = 10 ** math.floor(math.log10(max(high - low, 1e-12)))
+        exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        for digits in ((1,), (1, 2, 5)):
+            values = [d * 10.0**e for e in exponents for d in digits if low <= d * 10.0**e <= high]
+            if len(values) >= 3:
+                return {v: _number(v) for v in values}
+    step = 10.0 ** math.floor(math.log10(max(high - low, 1e-12)))
     while (high - low) / step < 3:
         step /= 2
     while (high - low) / step > 6:
         step *= 2
     first = math.ceil(low / step - 1e-9)
     values = [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
-    return {v: f"{v:.4g}" for v in values}
+    return {v: _number(v) for v in values}
+
+
+def _number(value: float) -> str:
+    """A tick's value with all its digits, and none of the rounding of binary fractions."""
+    return f"{value:,.10g}"
 
 
 def legend(names: Sequence[str]) -> str:

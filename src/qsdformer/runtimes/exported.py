@@ -1,0 +1,24 @@
+"""Exported files, artifacts and ONNX alike, ready to run; PyTorch is not needed here."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+
+from qsdformer.files import exported_kind
+from qsdformer.graph.artifact import load_artifact
+from qsdformer.graph.integer import IntegerGraph
+from qsdformer.runtimes.onnx_predict import OnnxModel, load_onnx
+
+
+def load_exported(path: str | os.PathLike[str]) -> IntegerGraph | OnnxModel | None:
+    """The model in a .qsd or .onnx file of `qsd export`; None for anything else.
+
+    Raises `UserError` for a file that has such a name or such a beginning and cannot be read.
+    """
+    kind = exported_kind(path)
+    if kind is None and not zipfile.is_zipfile(path):  # as checkpoints are, whatever their name
+        kind = os.path.splitext(path)[1]
+    if kind == ".onnx":
+        return load_onnx(path)
+    return load_artifact(path) if kind == ".qsd" else None
