@@ -37,6 +37,44 @@ def from_heads(x_BhNd: Tensor, height: int, width: int) -> Tensor:
     return x_BhNd.transpose(-2, -1).flatten(1, 2).unflatten(-1, (height, width))
 
 
+class SpikeAttention(nn.Module):
+    """scale * q (k^T v) of maps, per head; a scale of None is 1/N. A leaf to a tracer."""
+
+    def __init__(self, heads: int, scale: float | None = None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = scale
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k (B, C, H, W) and v (B, C_v, H, W) to (B, C_v, H, W)."""
+        height, width = q.shape[-2:]
+        scale = self.scale if self.scale is not None else 1.0 / (height * width)
+        q, k, v = (to_heads(x, self.heads) for x in (q, k, v))
+        return from_heads(spike_attention(q, k, v, scale), height, width)
+
+    def extra_repr(self) -> str:
+        """Settings shown by print(model)."""
+        return f"heads={self.heads}, scale={self.scale}"
+
+
+class SoftmaxAttention(nn.Module):
+    """Softmax attention of maps, per head: the counterpart ANN's. A leaf to a tracer."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k (B, C, H, W) and v (B, C_v, H, W) to (B, C_v, H, W)."""
+        height, width = q.shape[-2:]
+        q, k, v = (to_heads(x, self.heads) for x in (q, k, v))
+        return from_heads(softmax_attention(q, k, v), height, width)
+
+    def extra_repr(self) -> str:
+        """Settings shown by print(model)."""
+        return f"heads={self.heads}"
+
+
 class Projection(nn.Module):
     """RepConv and one more batch norm; makes q, k, v and the output of attention."""
 

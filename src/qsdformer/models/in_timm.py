@@ -1,0 +1,95 @@
+"""The families' named sizes in timm: what `timm.create_model` builds, and timm's record of each."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import timm
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
+
+from qsdformer.errors import UserError
+
+if TYPE_CHECKING:
+    from qsdformer.models.base import SpikingTransformer
+    from qsdformer.models.registry import Family
+
+
+def register_in_timm(family: Family) -> None:
+    """Make every named size known to timm; RuntimeError where a name is taken."""
+    module = sys.modules[family.model.__module__]
+    # timm takes its records of a module's models from there.
+    vars(module)["default_cfgs"] = generate_default_cfgs(
+        {name: _record(family, name) for name in family.sizes}
+    )
+    for name in family.sizes:
+        if timm.is_model(name):
+            raise RuntimeError(f"a model named {name} is registered in timm already")
+        # timm lists the name in the module's __all__, so it has to exist there.
+        vars(module)[name] = register_model(_entrypoint(family, name))
+
+
+def _record(family: Family, name: str) -> dict[str, Any]:
+    """timm's record: there are no weights to download, only input and layer names."""
+    return {
+        "num_classes": 1000,
+        "input_size": family.inputs.get(name, (3, 224, 224)),
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "first_conv": family.first_conv,
+        "classifier": "head",
+    }
+
+
+def _entrypoint(family: Family, name: str) -> Any:
+    def build(cfg: dict[str, Any], **kwargs: Any) -> SpikingTransformer:
+        return _build(family, {**cfg, **kwargs})
+
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        if pretrained:
+            raise UserError(
+                f"{name} has no weights to download: load a checkpoint with qsdformer.load, "
+                "or a published one with qsdformer.import_reference"
+            )
+        if kwargs.get("features_only") and not family.feature_maps:
+            raise UserError(
+                f"{name}: features_only needs maps of several strides, and {family.name} has one "
+                "token grid; take a metaspikeformer or an e_spikeformer"
+            )
+        return build_model_with_cfg(
+            build,
+            name,
+            pretrained,
+            model_cfg=dict(family.sizes[name]),
+            feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+            **kwargs,
+        )
+
+    entrypoint.__name__ = name
+    entrypoint.__module__ = family.model.__module__
+    shape = ", ".join(f"{key} {value}" for key, value in family.sizes[name].items())
+    entrypoint.__doc__ = f"{name}: {shape}."
+    return entrypoint
+
+
+def _build(family: Family, fields: dict[str, Any]) -> SpikingTransformer:
+    """timm's keyword arguments to a model: `in_chans` is its name for our `in_channels`.
+
+    Values of timm's that ask for what the model does anyway are accepted, all others refused.
+    """
+    if "in_chans" in fields:
+        fields["in_channels"] = fields.pop("in_chans")
+    if fields.pop("drop_rate", 0) != 0:
+        raise ValueError("drop_rate: this model has no dropout; use drop_path_rate")
+    if fields.pop("global_pool", "avg") != "avg":
+        raise ValueError("global_pool: only 'avg' is available")
+    if "img_size" in fields:
+        raise ValueError("img_size: this model takes images of any size; leave it out")
+    unknown = sorted(set(fields) - set(family.fields))
+    if unknown:
+        raise TypeError(f"unknown model arguments: {', '.join(unknown)}")
+    return family.model(family.config(**fields))

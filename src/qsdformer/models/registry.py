@@ -1,0 +1,129 @@
+"""The families of networks: where a name, a stored configuration or timm finds its network.
+
+Each family's file registers its configuration, its network and its named sizes. To add a family,
+write such a file and name it in `MODULES`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qsdformer.errors import UserError
+from qsdformer.models.base import SpikingTransformer
+from qsdformer.models.in_timm import register_in_timm
+from qsdformer.nn.config import NetworkConfig
+
+# Files beside this one; importing one registers its family.
+MODULES = ("metaspikeformer", "sdt", "spikformer", "e_spikeformer")
+
+DEFAULT = "metaspikeformer_15m"
+# A stored configuration without a family is one from before there were several.
+FIRST_FAMILY = "metaspikeformer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A configuration, the network it builds, and the fields of each named size.
+
+    `inputs` are the image shapes (C, H, W) that sizes are meant for, where not (3, 224, 224);
+    `feature_maps` says whether timm can make a backbone of several strides of it.
+    """
+
+    config: type[NetworkConfig]
+    model: Callable[[Any], SpikingTransformer]
+    sizes: Mapping[str, Mapping[str, Any]]
+    inputs: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    first_conv: str = "stages.0.downsample.conv"
+    feature_maps: bool = False
+
+    @property
+    def name(self) -> str:
+        """The family's name, which its configurations carry."""
+        return self.config.family
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the configuration's fields."""
+        return tuple(f.name for f in dataclasses.fields(self.config))
+
+    def check_fields(self, given: Mapping[str, Any]) -> None:
+        """`UserError` for a name that is no field here, saying which family has it."""
+        for name in given:
+            if name not in self.fields:
+                raise UserError(f"{name}: {self.name} has no such field{_owners(name)}")
+
+    def size(self, name: str, **fields: Any) -> NetworkConfig:
+        """The configuration of a named size with some fields replaced."""
+        self.check_fields(fields)
+        return self.config(**{**self.sizes[name], **fields})
+
+
+_families: dict[str, Family] = {}
+
+
+def register(family: Family) -> None:
+    """Add a family, also to timm; ValueError for a name that is taken."""
+    taken = [name for other in _families.values() for name in other.sizes if name in family.sizes]
+    if family.name in _families:
+        raise ValueError(f"a family named {family.name} is registered already")
+    if taken:
+        raise ValueError(f"a model named {taken[0]} is registered already")
+    register_in_timm(family)
+    _families[family.name] = family
+
+
+def families() -> Mapping[str, Family]:
+    """All families by name, in order."""
+    for module in MODULES:
+        importlib.import_module(f"qsdformer.models.{module}")
+    return {name: _families[name] for name in sorted(_families, key=_place)}
+
+
+def sizes() -> dict[str, Family]:
+    """The family of every named size."""
+    return {name: family for family in families().values() for name in family.sizes}
+
+
+def family_of(name: str) -> Family:
+    """The family of a named size; `UserError` for a name that is none."""
+    known = sizes()
+    if name not in known:
+        raise UserError(f"unknown model {name!r}: choose from {', '.join(known)}")
+    return known[name]
+
+
+def model_config(name: str = DEFAULT, **fields: Any) -> Any:
+    """The configuration of a named size, with `fields` of its family's configuration replaced."""
+    return family_of(name).size(name, **fields)
+
+
+def create_model(name: str = DEFAULT, **fields: Any) -> Any:
+    """A model of a named size; `fields` are those of its configuration and replace the size's."""
+    return build(model_config(name, **fields))
+
+
+def build(config: NetworkConfig) -> SpikingTransformer:
+    """The network of a configuration, with new weights."""
+    return families()[config.family].model(config)
+
+
+def config_from_dict(values: Mapping[str, Any]) -> NetworkConfig:
+    """The inverse of a configuration's `to_dict`; ValueError for an unknown family or field."""
+    name = values.get("family", FIRST_FAMILY)
+    known = families()
+    if name not in known:
+        raise ValueError(f"unknown model family {name!r}: known are {', '.join(known)}")
+    return known[name].config.from_dict(values)
+
+
+def _owners(field_name: str) -> str:
+    owners = [family.name for family in families().values() if field_name in family.fields]
+    return f"; it belongs to {', '.join(owners)}" if owners else ""
+
+
+def _place(name: str) -> int:
+    return MODULES.index(name) if name in MODULES else len(MODULES)
