@@ -29,6 +29,7 @@ class IsotropicConfig(NetworkConfig):
         "mlp_ratio",
         "pooling",
     )
+    SHOWN: ClassVar[tuple[str, ...]] = ("width", "depth", "heads", "pooling", "time_steps")
     COUNTS: ClassVar[tuple[str, ...]] = (*NetworkConfig.COUNTS, "depth", "mlp_ratio")
 
     width: int = 512

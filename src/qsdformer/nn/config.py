@@ -35,6 +35,8 @@ class NetworkConfig:
     family: ClassVar[str]
     # Fields that a network shares with its counterpart ANN; the others are about spikes.
     SHAPE: ClassVar[tuple[str, ...]] = ("heads", "residual_gain")
+    # Fields that say at a glance which network it is.
+    SHOWN: ClassVar[tuple[str, ...]] = ()
     # What other fields become in the counterpart ANN.
     ANN_FIELDS: ClassVar[dict[str, Any]] = {}
     # Whole numbers that are at least 1.
@@ -142,6 +144,7 @@ class PyramidConfig(NetworkConfig):
         "stem_stride",
         "drop_path_rate",
     )
+    SHOWN: ClassVar[tuple[str, ...]] = ("dims", "depth", "heads")
     COUNTS: ClassVar[tuple[str, ...]] = (*NetworkConfig.COUNTS, "stem_kernel")
 
     dims: tuple[int, int, int, int] = (64, 128, 256, 360)
