@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="PTH",
-        help="a published checkpoint of Meta-SpikeFormer (QSD), SDT v1, Spikformer or E-SpikeFormer",
+        help="a checkpoint published for QSD, SDT v1, Spikformer or E-SpikeFormer (base)",
     )
     parser.add_argument("out", metavar="OUT", help="the checkpoint to write")
     group = parser.add_argument_group("what tensors do not tell, asked for where it matters")

@@ -19,6 +19,10 @@ class SpikingTransformer(nn.Module):
 
     config: NetworkConfig
     head: nn.Module
+    # What timm knows of its own models, so that it can save ours and build them again.
+    pretrained_cfg: dict[str, Any]
+    default_cfg: dict[str, Any]
+    _model_args: dict[str, Any]
 
     def __init__(self, config: NetworkConfig, features: int) -> None:
         super().__init__()
@@ -41,6 +45,11 @@ class SpikingTransformer(nn.Module):
         return self.config.num_classes
 
     # What follows is timm's interface.
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of an image, as timm calls them."""
+        return self.config.in_channels
 
     def get_classifier(self) -> nn.Module:
         """The linear head."""

@@ -60,6 +60,31 @@ def header(
     }
 
 
+def save(
+    model: SpikingTransformer, path: str | os.PathLike[str], info: DataInfo | None = None
+) -> None:
+    """Write a model of ours, from whatever training loop, as a checkpoint that `load` reads.
+
+    `info` describes the images that it takes and names its classes; `qsd predict`, `export` and
+    `verify` need it. Raises `UserError` for anything but a whole model of ours, where `info` does
+    not fit it, and where the file cannot be written.
+    """
+    if not isinstance(model, SpikingTransformer):
+        inner = next((n for n in ("module", "_orig_mod") if hasattr(model, n)), None)
+        hint = f": save model.{inner}, which is inside" if inner else ""
+        raise UserError(f"cannot save a {type(model).__name__} as a checkpoint{hint}")
+    config = model.config
+    if info is not None and info.channels != config.in_channels:
+        raise UserError(
+            f"info says {info.channels} channels, but the model takes {config.in_channels}"
+        )
+    if info is not None and len(info.class_names) != config.num_classes:
+        raise UserError(
+            f"info names {len(info.class_names)} classes, but the model has {config.num_classes}"
+        )
+    save_checkpoint(path, model, info)
+
+
 def save_checkpoint(
     path: str | os.PathLike[str],
     model: SpikingTransformer,

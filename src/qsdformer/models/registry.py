@@ -1,7 +1,7 @@
 """The families of networks: where a name, a stored configuration or timm finds its network.
 
 Each family's file registers its configuration, its network and its named sizes. To add a family,
-write such a file and name it in `MODULES`.
+write such a file and import it in `families.py`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from typing import Any
 
 from qsdformer.errors import UserError
 from qsdformer.models.base import SpikingTransformer
-from qsdformer.models.in_timm import register_in_timm
-from qsdformer.nn.config import NetworkConfig
+from qsdformer.nn.config import NetworkConfig, completed
 
-# Files beside this one; importing one registers its family.
-MODULES = ("metaspikeformer", "sdt", "spikformer", "e_spikeformer")
+# Importing it registers all families.
+ALL = "qsdformer.models.families"
 
 DEFAULT = "metaspikeformer_15m"
 # A stored configuration without a family is one from before there were several.
@@ -57,30 +56,45 @@ class Family:
                 raise UserError(f"{name}: {self.name} has no such field{_owners(name)}")
 
     def size(self, name: str, **fields: Any) -> NetworkConfig:
-        """The configuration of a named size with some fields replaced."""
+        """The configuration of a named size with some fields replaced, as `create_model` says."""
+        fields = with_our_names(fields)
         self.check_fields(fields)
-        return self.config(**{**self.sizes[name], **fields})
+        return self.config(**completed({**self.sizes[name], **fields}, self.config))
+
+    def build(self, config: NetworkConfig) -> SpikingTransformer:
+        """The network of a configuration, with new weights."""
+        # Not at the top: timm's import makes our families known to it, which needs this file.
+        from qsdformer.models.in_timm import record_of
+
+        model = self.model(config)
+        model.pretrained_cfg = model.default_cfg = record_of(self, config)
+        model._model_args = config.to_dict()
+        return model
 
 
 _families: dict[str, Family] = {}
 
 
 def register(family: Family) -> None:
-    """Add a family, also to timm; ValueError for a name that is taken."""
+    """Add a family; ValueError for a name that is taken."""
     taken = [name for other in _families.values() for name in other.sizes if name in family.sizes]
     if family.name in _families:
         raise ValueError(f"a family named {family.name} is registered already")
     if taken:
         raise ValueError(f"a model named {taken[0]} is registered already")
-    register_in_timm(family)
     _families[family.name] = family
 
 
 def families() -> Mapping[str, Family]:
-    """All families by name, in order."""
-    for module in MODULES:
-        importlib.import_module(f"qsdformer.models.{module}")
-    return {name: _families[name] for name in sorted(_families, key=_place)}
+    """All families by name: the first one, then the others in alphabetical order."""
+    importlib.import_module(ALL)
+    return {family.name: family for family in registered()}
+
+
+def registered() -> list[Family]:
+    """The families whose files have been imported, in the order of `families`."""
+    names = sorted(_families, key=lambda name: (name != FIRST_FAMILY, name))
+    return [_families[name] for name in names]
 
 
 def sizes() -> dict[str, Family]:
@@ -102,13 +116,17 @@ def model_config(name: str = DEFAULT, **fields: Any) -> Any:
 
 
 def create_model(name: str = DEFAULT, **fields: Any) -> Any:
-    """A model of a named size; `fields` are those of its configuration and replace the size's."""
+    """A model of a named size; `fields` are those of its configuration and replace the size's.
+
+    `in_chans` is timm's name for `in_channels`. What a neuron decides need not be given:
+    neuron="lif" has one level, "relu" and "gelu" have softmax attention.
+    """
     return build(model_config(name, **fields))
 
 
 def build(config: NetworkConfig) -> SpikingTransformer:
     """The network of a configuration, with new weights."""
-    return families()[config.family].model(config)
+    return families()[config.family].build(config)
 
 
 def config_from_dict(values: Mapping[str, Any]) -> NetworkConfig:
@@ -120,10 +138,18 @@ def config_from_dict(values: Mapping[str, Any]) -> NetworkConfig:
     return known[name].config.from_dict(values)
 
 
+def with_our_names(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """`in_chans` renamed to `in_channels`; a `UserError` where both are given and differ."""
+    ours = dict(fields)
+    if "in_chans" in ours:
+        channels = ours.pop("in_chans")
+        if ours.setdefault("in_channels", channels) != channels:
+            raise UserError(
+                f"in_chans={channels} and in_channels={ours['in_channels']}: give one of the two"
+            )
+    return ours
+
+
 def _owners(field_name: str) -> str:
     owners = [family.name for family in families().values() if field_name in family.fields]
     return f"; it belongs to {', '.join(owners)}" if owners else ""
-
-
-def _place(name: str) -> int:
-    return MODULES.index(name) if name in MODULES else len(MODULES)

@@ -18,6 +18,7 @@ Rounding = Literal["up", "even"]
 
 ANN_NEURONS = ("relu", "gelu")
 MIN_BITS, MAX_BITS = 2, 8
+MAX_LEVELS = 127  # of an artifact's neuron; up to here counts are exact in half precision as well
 
 BITS = ("weight_bits", "stem_bits", "head_bits")
 
@@ -27,7 +28,7 @@ class NetworkConfig:
     """What the configurations of all families share: classes, weight bits and neurons.
 
     Bits are per weight, 2 to 8, or None for full precision. `levels` is D, the largest spike
-    count; `time_steps` is T. A spiking network needs T·D binary time steps at inference.
+    count, up to 127; `time_steps` is T. A spiking network needs T·D binary time steps at inference.
     A family's configuration adds the shape of its network.
     """
 
@@ -40,7 +41,7 @@ class NetworkConfig:
     # What other fields become in the counterpart ANN.
     ANN_FIELDS: ClassVar[dict[str, Any]] = {}
     # Whole numbers that are at least 1.
-    COUNTS: ClassVar[tuple[str, ...]] = ("in_channels", "heads", "levels", "time_steps")
+    COUNTS: ClassVar[tuple[str, ...]] = ("in_channels", "heads", "time_steps")
 
     in_channels: int = 3
     num_classes: int = 1000
@@ -69,6 +70,8 @@ class NetworkConfig:
         require(self, "num_classes", self.num_classes >= 0, "0 (no head) or more")
         for name in self.COUNTS:
             require(self, name, getattr(self, name) >= 1, "a whole number, at least 1")
+        allowed = f"1 to {MAX_LEVELS} (a model with more could not be exported)"
+        require(self, "levels", 1 <= self.levels <= MAX_LEVELS, allowed)
         for name in BITS:
             bits = getattr(self, name)
             allowed = f"{MIN_BITS} to {MAX_BITS} bits, or none for full precision"
@@ -223,6 +226,21 @@ def check_heads(heads: int, width: int) -> None:
     """ValueError unless `heads` divides the width of a block."""
     if width % heads:
         raise ValueError(f"heads={heads} does not divide the block width {width}")
+
+
+def completed(
+    fields: Mapping[str, Any], config: type[NetworkConfig] = ModelConfig
+) -> dict[str, Any]:
+    """Fields of a configuration with those added that the given neuron decides.
+
+    LIF neurons have one level, relu and gelu go with what the counterpart ANN has instead of
+    spikes, such as softmax attention. What is given stays as it is, so that a contradiction is
+    still an error of the configuration.
+    """
+    neuron = fields.get("neuron")
+    if neuron == "lif":
+        return {"levels": 1, **fields}
+    return {**config.ANN_FIELDS, **fields} if neuron in ANN_NEURONS else dict(fields)
 
 
 def _is_whole(value: Any) -> bool:

@@ -30,9 +30,13 @@ def spike_count(u: Tensor, levels: int, window: float = 1.0, rounding: Rounding 
 
     Halves are rounded "up", floor(x + 1/2), or to the "even" neighbour. `window` is the membrane
     potential of the largest count: 1, or D where potentials are in units of counts.
+    Computed in float32 or wider, so that the counts of half-precision potentials are those of
+    their values; up to `MAX_LEVELS` every count is a number of bfloat16 too.
     """
-    scaled = torch.mul(u, levels / window).clamp_(0, levels)
-    return scaled.round_() if rounding == "even" else scaled.add_(0.5).floor_()
+    wide = u.to(torch.promote_types(u.dtype, torch.float32))
+    scaled = torch.mul(wide, levels / window).clamp_(0, levels)
+    counts = scaled.round_() if rounding == "even" else scaled.add_(0.5).floor_()
+    return counts.to(u.dtype)
 
 
 def counts_to_spikes(counts: Tensor, levels: int) -> Tensor:
