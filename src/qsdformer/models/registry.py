@@ -53,7 +53,9 @@ class Family:
         """`UserError` for a name that is no field here, saying which family has it."""
         for name in given:
             if name not in self.fields:
-                raise UserError(f"{name}: {self.name} has no such field{_owners(name)}")
+                others = ", ".join(owners(name))
+                hint = f"; it is for {others}" if others else f"; known: {', '.join(self.fields)}"
+                raise UserError(f"{self.name} has no field {name}{hint}")
 
     def size(self, name: str, **fields: Any) -> NetworkConfig:
         """The configuration of a named size with some fields replaced, as `create_model` says."""
@@ -150,6 +152,6 @@ def with_our_names(fields: Mapping[str, Any]) -> dict[str, Any]:
     return ours
 
 
-def _owners(field_name: str) -> str:
-    owners = [family.name for family in families().values() if field_name in family.fields]
-    return f"; it belongs to {', '.join(owners)}" if owners else ""
+def owners(field_name: str) -> list[str]:
+    """The families whose configurations have a field of this name."""
+    return [family.name for family in families().values() if field_name in family.fields]

@@ -25,7 +25,7 @@ _EVENTS: dict[str, Any] = {"width": 256, "depth": 2, "in_channels": 2, "time_ste
 
 # Named sizes, by depth and width as in the publication.
 SIZES: dict[str, dict[str, Any]] = {
-    "sdt_tiny": {"width": 96, "depth": 3, "heads": 4, "pooling": "0011"},
+    "sdt_tiny": {"width": 96, "depth": 3, "heads": 4, "pooling": "0111"},
     "sdt_8_384": {"width": 384, "depth": 8},
     "sdt_6_512": {"width": 512, "depth": 6},
     "sdt_8_512": {"width": 512, "depth": 8},

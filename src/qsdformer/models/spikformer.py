@@ -24,7 +24,7 @@ from qsdformer.nn.sps import SpikeStem
 
 # Named sizes, by depth and width as in the publication.
 SIZES: dict[str, dict[str, Any]] = {
-    "spikformer_tiny": {"width": 96, "depth": 3, "heads": 4, "pooling": "0011"},
+    "spikformer_tiny": {"width": 96, "depth": 3, "heads": 4, "pooling": "0111"},
     "spikformer_8_384": {"width": 384, "depth": 8},
     "spikformer_6_512": {"width": 512, "depth": 6},
     "spikformer_8_512": {"width": 512, "depth": 8},
