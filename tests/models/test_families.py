@@ -23,7 +23,7 @@ from qsdformer.nn.neurons import LIF, SpikingNeuron
 from qsdformer.nn.pointwise import MaskAttention, PlanePool
 from qsdformer.nn.quantizers import QuantConv2d, QuantLinear, quantized_layers
 from qsdformer.nn.taps import spiking_neurons, tap
-from qsdformer.nn.timing import TimeInput, TimeMean
+from qsdformer.nn.timing import TimeInput, TimeMean, TimeRepeat
 
 NEW = ("sdt", "spikformer", "e_spikeformer")
 FULL = {"weight_bits": None, "stem_bits": None, "head_bits": None}
@@ -244,7 +244,7 @@ def test_the_ann_has_the_same_taps_and_token_grids(family):
 
 
 LEAVES = (
-    TimeInput, TimeMean, SpikeAttention, SoftmaxAttention, PlanePool,
+    TimeInput, TimeMean, TimeRepeat, SpikeAttention, SoftmaxAttention, PlanePool,
     SpikingNeuron, QuantConv2d, QuantLinear,
 )  # fmt: skip
 

@@ -54,13 +54,8 @@ def run(options: argparse.Namespace) -> int:
     save_checkpoint(options.out, model, extra={"imported_from": str(options.source)})
     config = model.config
     size = sum(p.numel() for p in model.parameters()) / 1e6
-    shape = ", ".join(f"{name} {_text(getattr(config, name))}" for name in config.SHOWN)
     print(
-        f"{options.out}: {config.family}, {shape}, {config.num_classes} classes, "
+        f"{options.out}: {config.family}{config.summary()}, {config.num_classes} classes, "
         f"{size:.1f} M parameters"
     )
     return 0
-
-
-def _text(value: object) -> str:
-    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)

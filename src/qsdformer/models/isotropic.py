@@ -11,7 +11,7 @@ from qsdformer.errors import require
 from qsdformer.models.base import SpikingTransformer
 from qsdformer.nn.config import NetworkConfig, check_heads
 from qsdformer.nn.quantizers import quantized_layers, quantized_together
-from qsdformer.nn.timing import TimeInput, TimeMean
+from qsdformer.nn.timing import TimeMean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,6 @@ class IsotropicTransformer(SpikingTransformer):
         neuron: nn.Module,
     ) -> None:
         super().__init__(config, config.width)
-        self.time_input = TimeInput(config.time_steps, config.in_channels)
         self.stem = stem
         self.blocks = nn.ModuleList(blocks)
         self.neuron = neuron
@@ -78,7 +77,7 @@ class IsotropicTransformer(SpikingTransformer):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """What the last block puts out, (T*B, width, H', W')."""
-        x = self.stem(self.time_input(images))
+        x = self.stem(images)
         for block in self.blocks:
             x = block(x)
         return x

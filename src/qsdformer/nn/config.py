@@ -120,6 +120,13 @@ class NetworkConfig:
         full = dict.fromkeys(BITS)
         return self.replace(neuron=neuron, time_steps=1, **full, **self.ANN_FIELDS)
 
+    def summary(self) -> str:
+        """What a report says of the network beside its neurons and weights."""
+        shown = ((name, getattr(self, name)) for name in self.SHOWN)
+        return "; " + ", ".join(
+            f"{name} {', '.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in shown
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as stored in checkpoints; "family" says whose they are."""
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
@@ -147,7 +154,7 @@ class PyramidConfig(NetworkConfig):
         "stem_stride",
         "drop_path_rate",
     )
-    SHOWN: ClassVar[tuple[str, ...]] = ("dims", "depth", "heads")
+    SHOWN: ClassVar[tuple[str, ...]] = ("dims", "depth")
     COUNTS: ClassVar[tuple[str, ...]] = (*NetworkConfig.COUNTS, "stem_kernel")
 
     dims: tuple[int, int, int, int] = (64, 128, 256, 360)
@@ -220,6 +227,10 @@ class ModelConfig(PyramidConfig):
             )
         if not self.is_spiking and self.fully_spiking:
             raise ValueError("fully_spiking=True needs a spiking neuron, 'ielif' or 'lif'")
+
+    def summary(self) -> str:
+        """What a report says of the network beside its neurons and weights."""
+        return (", fully spike-driven" if self.fully_spiking else "") + super().summary()
 
 
 def check_heads(heads: int, width: int) -> None:

@@ -13,6 +13,7 @@ from qsdformer.nn.blocks import NormRole, make_norm
 from qsdformer.nn.config import NetworkConfig
 from qsdformer.nn.neurons import make_neuron
 from qsdformer.nn.quantizers import QuantConv2d
+from qsdformer.nn.timing import TimeInput, TimeRepeat
 
 
 class ConvNorm(nn.Module):
@@ -42,11 +43,16 @@ def halving_pool(on: bool) -> nn.Module:
 
 
 class _PooledStem(nn.Module):
-    """Four steps, each a convolution, a norm and perhaps a pool; a fifth for the position."""
+    """Four steps, each a convolution, a norm and perhaps a pool; a fifth for the position.
+
+    A still image passes the first convolution once and is then repeated.
+    """
 
     def __init__(self, config: NetworkConfig, width: int, pooling: str, role: NormRole) -> None:
         super().__init__()
         widths = (config.in_channels, width // 8, width // 4, width // 2, width)
+        self.input = TimeInput(config.time_steps, config.in_channels, repeat=False)
+        self.repeat = TimeRepeat(config.time_steps)
         self.convs = nn.ModuleList(
             ConvNorm(
                 config,
@@ -60,6 +66,14 @@ class _PooledStem(nn.Module):
         self.pools = nn.ModuleList(halving_pool(flag == "1") for flag in pooling)
         self.position = ConvNorm(config, width, width, bits=config.weight_bits, role=role)
 
+    def _steps(self, images: Tensor, count: int) -> Tensor:
+        """The first `count` steps, whose pools act on the neurons' values."""
+        x = self.repeat(self.convs[0](self.input(images)), images)
+        x = self.pools[0](self.neurons[0](x))
+        for i in range(1, count):
+            x = self.pools[i](self.neurons[i](self.convs[i](x)))
+        return x
+
 
 class MembraneStem(_PooledStem):
     """SDT v1's stem: the last pool and the sum act on membrane potentials.
@@ -70,11 +84,12 @@ class MembraneStem(_PooledStem):
     def __init__(self, config: NetworkConfig, width: int, pooling: str) -> None:
         super().__init__(config, width, pooling, "branch_end")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(T*B, C_in, H, W) to (T*B, width, H / 2^pools, W / 2^pools), sizes rounded up."""
-        for i in range(3):
-            x = self.pools[i](self.neurons[i](self.convs[i](x)))
-        x = self.pools[3](self.convs[3](x))
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C_in, H, W) or (T, B, C_in, H, W) to (T*B, width, H', W').
+
+        The sides are halved, and rounded up, by every pool.
+        """
+        x = self.pools[3](self.convs[3](self._steps(images, 3)))
         return x + self.position(self.neurons[3](x))
 
 
@@ -88,8 +103,10 @@ class SpikeStem(_PooledStem):
         super().__init__(config, width, pooling, "neuron")
         self.position_neuron = make_neuron(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(T*B, C_in, H, W) to (T*B, width, H / 2^pools, W / 2^pools), sizes rounded up."""
-        for i in range(4):
-            x = self.pools[i](self.neurons[i](self.convs[i](x)))
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C_in, H, W) or (T, B, C_in, H, W) to (T*B, width, H', W').
+
+        The sides are halved, and rounded up, by every pool.
+        """
+        x = self._steps(images, 4)
         return x + self.position_neuron(self.position(x))
