@@ -184,3 +184,68 @@ def test_numbers_without_a_point_are_numbers(tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_text("data: {name: digits}\ntrain: {lr: 6e-4, min_lr: 0}", encoding="utf-8")
     assert load_recipe(str(file)).train.lr == 6e-4
+
+
+def _config(name: str, **overrides: str) -> ModelConfig:
+    return load_recipe(name, overrides).model.config(in_channels=1, num_classes=10)
+
+
+@pytest.mark.parametrize("neuron", ["lif", "ielif", "relu"])
+@pytest.mark.parametrize("name", ["digits", "digits-lif"])
+def test_another_neuron_brings_what_it_decides_along(name: str, neuron: str) -> None:
+    config = _config(name, neuron=neuron)
+    assert config.neuron == neuron
+    assert config.attention == ("softmax" if neuron == "relu" else "spike")
+    assert (config.levels == 1) == (neuron == "lif")
+
+
+def test_the_same_neuron_again_and_what_is_given_with_another_stay(tmp_path: Path) -> None:
+    file = tmp_path / "wide.yaml"
+    file.write_text("recipe: digits\nmodel: {neuron: ielif, levels: 8}\n")
+    assert _config(str(file), neuron="ielif").levels == 8
+    with pytest.raises(UserError, match=r"model.levels=4: LIF neurons are binary"):
+        load_recipe("digits", {"neuron": "lif", "levels": "4"})
+
+
+def test_the_counterpart_ann_overrules_the_recipe_it_is_built_on(tmp_path: Path) -> None:
+    for name, overrides in (("digits-ann", {}), ("digits", {"ann": "true"})):
+        recipe = load_recipe(name, overrides)
+        assert _config(name, **overrides) == _config(name, **overrides).ann()
+        assert "weight_bits" not in recipe.to_dict()["model"]
+        # What is written to the run folder can be read again.
+        (tmp_path / "again.yaml").write_text(recipe.to_yaml())
+        assert load_recipe(str(tmp_path / "again.yaml")) == recipe
+    assert _config("digits-lif", ann="true").neuron == "relu"
+    assert _config("digits-ann", neuron="gelu").neuron == "gelu"
+    assert _config("digits-ann", weight_bits="none", time_steps="1").weight_bits is None
+    assert _config("digits-ann", ann="false").weight_bits == 4
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("weight_bits", "2"),
+        ("stem_bits", "8"),
+        ("neuron", "lif"),
+        ("attention", "spike"),
+        ("time_steps", "4"),
+        ("fully_spiking", "true"),
+    ],
+)
+def test_what_the_counterpart_ann_would_ignore_is_refused(
+    key: str, value: str, tmp_path: Path
+) -> None:
+    message = rf"model.{key}=.* with model.ann=True: .* leave out one"
+    with pytest.raises(UserError, match=message):
+        load_recipe("digits", {"ann": "true", key: value})
+    with pytest.raises(UserError, match=message):
+        load_recipe("digits-ann", {key: value})
+    file = tmp_path / "both.yaml"
+    file.write_text(f"recipe: digits\nmodel: {{ann: true, {key}: {value}}}\n")
+    with pytest.raises(UserError, match=message):
+        load_recipe(str(file))
+
+
+def test_levels_that_could_not_be_exported_are_refused_before_training() -> None:
+    with pytest.raises(UserError, match=r"model.levels=128: must be 1 to 127 .*exported"):
+        load_recipe("digits", {"levels": "128"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,3 +245,21 @@ def test_a_compiled_student_learns_the_same_without_compiling_again(
             total.backward()
         losses.append(values)
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_student_of_one_token_a_block_is_refused_or_told(
+    digits: DataInfo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = dataclasses.replace(digits, image_size=16)
+    with pytest.raises(UserError, match="token grid of every block is 1x1"):
+        Distillation(
+            make_recipe(tmp_path, distill={"logit_weight": 0.0}), small, Teacher(ann(digits))
+        )
+    recipe = make_recipe(
+        tmp_path / "run",
+        data={"image_size": 16},
+        train={"epochs": 1},
+        distill={"teacher_epochs": 1},
+    )
+    train(recipe)
+    assert "only the teacher's logits teach" in capsys.readouterr().out

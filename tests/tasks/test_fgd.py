@@ -18,6 +18,7 @@ from qsdformer.tasks.fgd import (
     match_blocks,
     schedule_factor,
     similarity,
+    single_token_note,
     token_features,
 )
 
@@ -194,3 +195,18 @@ def test_impossible_settings_are_refused(fields: dict[str, object], message: str
     with pytest.raises(ValueError, match=message.replace("(", r"\(")) as error:
         DistillConfig(**fields)  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
+
+
+def test_blocks_of_a_single_token_are_told_of_and_refused_where_nothing_else_teaches() -> None:
+    # Of one token the similarity is 1 whatever its features.
+    one, other = ({"q": torch.rand(2, 2, 1, 4) + 0.1} for _ in range(2))
+    assert fgd_loss([one], [other]) == 0
+    both = DistillConfig(logit_weight=1.0)
+    assert single_token_note(DistillConfig(), [16, 4]) is None
+    assert single_token_note(DistillConfig(fgd_weight=0, logit_weight=1.0), [1, 1]) is None
+    note = single_token_note(DistillConfig(), [4, 4, 1])
+    assert note is not None
+    assert "nothing about 1 of 3 blocks" in note
+    assert "only the teacher's logits teach" in (single_token_note(both, [1, 1]) or "")
+    with pytest.raises(UserError, match=r"1x1.*nothing would be learnt.*logit_weight, or raise"):
+        single_token_note(DistillConfig(), [1, 1])

@@ -23,8 +23,8 @@ from qsdformer.analysis.subject import Analysis, analyze, load_subject
 from qsdformer.analysis.twins import twins
 from qsdformer.commands.arguments import add_execution_arguments, positive
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
+from qsdformer.devices import pick_device
 from qsdformer.files import write_json
-from qsdformer.tasks.evaluation import pick_device
 
 FILE_WIDTH = 140  # columns of output that goes to a file or a pipe
 

@@ -21,6 +21,11 @@ def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images at a time (default: 256)",
     )
+    add_device_argument(parser)
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """`--device`, for `pick_device`."""
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, ...; auto prefers CUDA (default: auto)"
     )

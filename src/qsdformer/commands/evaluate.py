@@ -9,11 +9,12 @@ import json
 from qsdformer.commands.arguments import add_execution_arguments
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.data import DataModule
+from qsdformer.devices import pick_device
 from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.recipes.recipe import parse_data, with_keys
 from qsdformer.tasks.activity import measure_activity, overall_activity
-from qsdformer.tasks.evaluation import check_fits, evaluate, pick_device
+from qsdformer.tasks.evaluation import check_fits, evaluate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

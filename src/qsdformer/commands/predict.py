@@ -71,8 +71,9 @@ def _classifier(path: str, top: int, device: str) -> Classify:
 
 def _checkpoint_classifier(path: str, top: int, device_name: str) -> Classify:
     from qsdformer.data import load_images
+    from qsdformer.devices import pick_device
     from qsdformer.models.checkpoint import load_checkpoint
-    from qsdformer.tasks.evaluation import pick_device, top_classes
+    from qsdformer.tasks.evaluation import top_classes
 
     device = pick_device(device_name)
     loaded = load_checkpoint(path)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 from qsdformer.analysis.report.page import build
-from qsdformer.commands.arguments import positive
+from qsdformer.commands.arguments import add_device_argument, positive
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
+from qsdformer.devices import pick_device
 from qsdformer.files import write_text
 
 
@@ -24,12 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=positive, metavar="N", help="measure on the first N images (default: all)"
     )
+    add_device_argument(parser)
     add_recipe_keys(parser, section="data")
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure the runs and write the page."""
-    text = build(options.runs, given_keys(options), options.limit)
+    keys, device = given_keys(options), pick_device(options.device)
+    text = build(options.runs, keys, options.limit, device)
     write_text(options.output, text)
     print(f"{options.output}: {len(text) / 1024:,.0f} KiB; open it in a browser")
     return 0

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from qsdformer.commands.arguments import positive
+from qsdformer.commands.arguments import add_device_argument, positive
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.data import DataModule
+from qsdformer.devices import pick_device
 from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.recipes.recipe import parse_data, with_keys
 from qsdformer.runtimes.executors import EXECUTORS
@@ -46,12 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"one of {', '.join(EXECUTORS)}; may be repeated (default: all that are installed)",
     )
+    add_device_argument(parser)
     add_recipe_keys(parser, section="data")
 
 
 def run(options: argparse.Namespace) -> int:
     """Print how the ways of execution compare; status 1 if a promise is broken."""
     keys = given_keys(options)
+    device = pick_device(options.device)
     loaded = load_checkpoint(options.checkpoint)
     stored = loaded.extra.get("recipe", {})
     config = parse_data(with_keys({"data": stored.get("data", {})}, keys))
@@ -61,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("verifying", total=total)
         report = verify(
-            loaded.model,
+            loaded.model.to(device),
             _first(iter(data.val_dataloader()), total),
             loaded.info or data.info,
             executors=options.executor,

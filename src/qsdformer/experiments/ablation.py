@@ -128,7 +128,9 @@ def cell_values(grid: Grid, cell: Cell) -> dict[str, Any]:
     """A cell's recipe as plain, unchecked values."""
     variant = grid.variant(cell.variant)
     keys = {**grid.overrides, **variant.overrides}
-    values = with_keys(recipe_values(grid.recipe), {k: json.dumps(v) for k, v in keys.items()})
+    values = recipe_values(grid.recipe)
+    for level in (grid.overrides, variant.overrides):
+        values = with_keys(values, {k: json.dumps(v) for k, v in level.items()})
     if any(key.startswith(DISTILL) for key in map(_path, keys)):
         raise UserError(f"variant {cell.variant}: put distill keys into a distill section")
     values.pop("distill", None)  # the recipe's: here each variant says for itself

@@ -155,7 +155,7 @@ class _Lowering:
         return Symbol(op=op.name, shape=shape, scale=scales, bias=biases)
 
     def conv(self, name: str, layer: QuantConv2d, x: Value) -> Symbol:
-        codes = layer.codes().numpy()
+        codes = layer.codes().cpu().numpy()
         groups, step = layer.groups, real(layer.step_size)
         bias = np.zeros(len(codes)) if layer.bias is None else real(layer.bias)
         depthwise = groups == codes.shape[0] and codes.shape[1] == 1
@@ -254,7 +254,7 @@ class _Lowering:
             y = self.emit(
                 TimeSum(name=f"{name}.time", inputs=(y.op,), steps=steps), y.scale / steps
             )
-        codes = layer.codes().numpy()[:, :, None, None]
+        codes = layer.codes().cpu().numpy()[:, :, None, None]
         assert layer.bits is not None
         op = Conv(
             name=name, inputs=(y.op,), codes=codes, bits=layer.bits, stride=1, padding=0, groups=1

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 from qsdformer.data import DataInfo
+from qsdformer.devices import pick_device
 from qsdformer.errors import UserError, one_line
 from qsdformer.files import atomic_path
 from qsdformer.models.base import SpikingTransformer
@@ -118,12 +119,14 @@ def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> Loaded
 def load(path: str | os.PathLike[str], device: str = "cpu") -> SpikingTransformer:
     """The model of a checkpoint in eval mode; its attribute `data_info` describes its inputs.
 
-    `data_info` is None for imported models. Raises `UserError` as `load_checkpoint`.
+    `data_info` is None for imported models. Raises `UserError` as `load_checkpoint`, and for a
+    device that is not there.
     """
-    loaded = load_checkpoint(path, device)
+    target = pick_device(device)  # before the file is read: a missing device is no damage to it
+    loaded = load_checkpoint(path)
     # Past nn.Module.__setattr__, whose type admits only tensors and modules.
     vars(loaded.model)["data_info"] = loaded.info
-    return loaded.model
+    return loaded.model.to(target)
 
 
 def read(path: str | os.PathLike[str], device: str = "cpu") -> dict[str, Any]:

@@ -39,7 +39,7 @@ class NetworkConfig:
     # Fields that say at a glance which network it is.
     SHOWN: ClassVar[tuple[str, ...]] = ()
     # What other fields become in the counterpart ANN.
-    ANN_FIELDS: ClassVar[dict[str, Any]] = {}
+    ANN_FIELDS: ClassVar[dict[str, Any]] = {**dict.fromkeys(BITS), "time_steps": 1}
     # Whole numbers that are at least 1.
     COUNTS: ClassVar[tuple[str, ...]] = ("in_channels", "heads", "time_steps")
 
@@ -117,8 +117,7 @@ class NetworkConfig:
 
     def ann(self, neuron: Neuron = "relu") -> Self:
         """The counterpart ANN: same topology, real-valued neurons, fp32 weights, softmax."""
-        full = dict.fromkeys(BITS)
-        return self.replace(neuron=neuron, time_steps=1, **full, **self.ANN_FIELDS)
+        return self.replace(neuron=neuron, **self.ANN_FIELDS)
 
     def summary(self) -> str:
         """What a report says of the network beside its neurons and weights."""
@@ -203,7 +202,11 @@ class ModelConfig(PyramidConfig):
 
     family: ClassVar[str] = "metaspikeformer"
     SHAPE: ClassVar[tuple[str, ...]] = (*PyramidConfig.SHAPE, "layer_scale")
-    ANN_FIELDS: ClassVar[dict[str, Any]] = {"attention": "softmax", "fully_spiking": False}
+    ANN_FIELDS: ClassVar[dict[str, Any]] = {
+        **NetworkConfig.ANN_FIELDS,
+        "attention": "softmax",
+        "fully_spiking": False,
+    }
 
     fully_spiking: bool = False  # a neuron before every convolution but the stem
 
@@ -239,19 +242,23 @@ def check_heads(heads: int, width: int) -> None:
         raise ValueError(f"heads={heads} does not divide the block width {width}")
 
 
+def decided_by(neuron: Any) -> dict[str, Any]:
+    """The fields that a neuron leaves no choice about."""
+    if neuron == "lif":
+        return {"levels": 1}
+    return {"attention": "softmax"} if neuron in ANN_NEURONS else {}
+
+
 def completed(
     fields: Mapping[str, Any], config: type[NetworkConfig] = ModelConfig
 ) -> dict[str, Any]:
     """Fields of a configuration with those added that the given neuron decides.
 
-    LIF neurons have one level, relu and gelu go with what the counterpart ANN has instead of
-    spikes, such as softmax attention. What is given stays as it is, so that a contradiction is
-    still an error of the configuration.
+    What is given stays as it is, so that a contradiction is still an error of the configuration.
     """
-    neuron = fields.get("neuron")
-    if neuron == "lif":
-        return {"levels": 1, **fields}
-    return {**config.ANN_FIELDS, **fields} if neuron in ANN_NEURONS else dict(fields)
+    own = {f.name for f in dataclasses.fields(config)}
+    decided = {k: v for k, v in decided_by(fields.get("neuron")).items() if k in own}
+    return {**decided, **fields}
 
 
 def _is_whole(value: Any) -> bool:

@@ -20,7 +20,7 @@ import yaml
 from qsdformer.data import DataConfig, DataInfo
 from qsdformer.errors import UserError, require
 from qsdformer.models.registry import DEFAULT, Family, families, owners, sizes
-from qsdformer.nn.config import NetworkConfig, completed
+from qsdformer.nn.config import ANN_NEURONS, NetworkConfig, completed, decided_by
 from qsdformer.parsing import (
     Section,
     load_yaml,
@@ -123,7 +123,7 @@ class ModelRecipe:
         values = {**family.sizes[self.name], **self.fields}
         values |= {"in_channels": in_channels, "num_classes": num_classes}
         if self.ann:
-            values |= {"neuron": values.get("neuron", "relu"), **family.config.ANN_FIELDS}
+            values = {"neuron": "relu", **values, **family.config.ANN_FIELDS}
         config = parse_section(family.config, "model", completed(values, family.config))
         return config.ann(config.neuron) if self.ann else config
 
@@ -254,7 +254,7 @@ def recipe_values(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     values = {"output": f"runs/{stem}", **values}
     base = values.pop(BASE, None)
     if base is None:
-        return values
+        return _merged({}, values)
     base = parse_value(f"recipe {name}: {BASE}", str, base)
     chain = (*above, name)
     if base in chain:
@@ -265,12 +265,49 @@ def recipe_values(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """`base` with the keys of `own` in their place, section by section."""
     both = {k for k, v in own.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
-    return {**base, **own, **{k: {**base[k], **own[k]} for k in both}}
+    merged = {**base, **own, **{k: {**base[k], **own[k]} for k in both}}
+    if isinstance(own.get("model"), dict):
+        merged["model"] = _merged_model(base["model"] if "model" in both else {}, own["model"])
+    return merged
+
+
+def _merged_model(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """As `_merged`, for the model section, where one key can decide others.
+
+    Another neuron takes the keys along that the one before decided, or that it decides itself.
+    The counterpart ANN overrules what it is built on, but a key given beside it or on top of it
+    must not contradict it: it would be ignored.
+    """
+    if own.get("neuron", base.get("neuron")) != base.get("neuron"):
+        stale = {**decided_by(base.get("neuron")), **decided_by(own["neuron"])}
+        base = {key: value for key, value in base.items() if key not in stale}
+    merged = {**base, **own}
+    if merged.get("ann") is True:
+        for key in _not_of_an_ann(own):
+            raise UserError(
+                f"model.{key}={own[key]!r} with model.ann=True: the counterpart ANN has "
+                "real-valued neurons, softmax and full precision; leave out one of the two"
+            )
+    return merged
+
+
+def _not_of_an_ann(fields: Mapping[str, Any]) -> list[str]:
+    """The keys of a model section that the counterpart ANN overrules."""
+    configs = [family.config for family in families().values()]
+    kinds = {key: kind for config in configs for key, kind in get_type_hints(config).items()}
+    real = {key: value for config in configs for key, value in config.ANN_FIELDS.items()}
+    overruled = [
+        key
+        for key, value in real.items()
+        if key in fields and none_word(kinds[key], fields[key]) != value
+    ]
+    spiking = "neuron" in fields and fields["neuron"] not in ANN_NEURONS
+    return [*overruled, "neuron"] if spiking else overruled
 
 
 def with_keys(values: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
     """A recipe's plain values with some keys, full paths or unique leaves, set to YAML values."""
-    changed = dict(values)
+    own: dict[str, Any] = {}
     for key, text in keys.items():
         found = resolve_key(key)
         section, _, leaf = found.path.rpartition(".")
@@ -278,12 +315,12 @@ def with_keys(values: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, A
         if found.kind is str and not isinstance(value, str):
             value = text  # such as 0011, which YAML takes for a number
         if section:
-            inner = changed.get(section)
-            inner = require_mapping(section, {} if inner is None else inner)
-            changed[section] = {**inner, leaf: value}
+            there = values.get(section)
+            require_mapping(section, {} if there is None else there)
+            own.setdefault(section, {})[leaf] = value
         else:
-            changed[leaf] = value
-    return changed
+            own[leaf] = value
+    return _merged(dict(values), own)
 
 
 def parse_recipe(values: Mapping[str, Any]) -> Recipe:
@@ -335,10 +372,12 @@ def _parse_model(section: Any) -> ModelRecipe:
             )
     refuse_unknown("model.", values, allowed)
     hints = get_type_hints(family.config)
+    ann = parse_value("model.ann", bool, values.get("ann", False))
+    left_out = (*own, *(_not_of_an_ann(values) if ann else ()))
     return ModelRecipe(
         name=name,
-        ann=parse_value("model.ann", bool, values.get("ann", False)),
-        fields={k: none_word(hints[k], v) for k, v in values.items() if k not in own},
+        ann=ann,
+        fields={k: none_word(hints[k], v) for k, v in values.items() if k not in left_out},
     )
 
 

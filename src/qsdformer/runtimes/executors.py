@@ -60,7 +60,7 @@ def normalised(pixels: Array, pre: Preprocessing) -> Tensor:
 def to_pixels(images: Tensor, pre: Preprocessing) -> Array:
     """The inverse of `normalised`, rounded to whole pixel values; uint8 passes as it is."""
     if images.dtype == torch.uint8:
-        return images.numpy()
+        return images.cpu().numpy()
     mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (pre.mean, pre.std))
     values = (images.double().cpu() * std + mean) * 255.0
     return values.round().clamp(0, 255).to(torch.uint8).numpy()
@@ -68,7 +68,7 @@ def to_pixels(images: Tensor, pre: Preprocessing) -> Array:
 
 def _multi_bit(model: MetaSpikeFormer, graph: IntegerGraph) -> Run:
     def run(pixels: Array, collect: bool) -> Output:
-        images = normalised(pixels, graph.preprocessing)
+        images = normalised(pixels, graph.preprocessing).to(_device(model))
         if collect:
             logits, counts = multi_bit(model, images)
             return _array(logits), {name: _array(c) for name, c in counts.items()}
@@ -80,7 +80,8 @@ def _multi_bit(model: MetaSpikeFormer, graph: IntegerGraph) -> Run:
 
 def _binary(model: MetaSpikeFormer, graph: IntegerGraph) -> Run:
     def run(pixels: Array, collect: bool) -> Output:
-        result = run_binary(model, normalised(pixels, graph.preprocessing))
+        images = normalised(pixels, graph.preprocessing).to(_device(model))
+        result = run_binary(model, images)
         return _array(result.logits), {name: _array(c) for name, c in result.counts.items()}
 
     return run
@@ -92,6 +93,10 @@ def _integer(model: MetaSpikeFormer, graph: IntegerGraph) -> Run:
         return logits.astype(np.float64) * graph.logit_scale, counts if collect else None
 
     return run
+
+
+def _device(model: MetaSpikeFormer) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _array(x: Tensor) -> Array:

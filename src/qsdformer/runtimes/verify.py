@@ -141,7 +141,7 @@ def verify(
         outputs = [tally.run(pixels, True) for tally in tallies]
         labelled = labels is not None
         for tally, output in zip(tallies, outputs, strict=True):
-            tally.add(output, outputs[0], None if labels is None else labels.numpy())
+            tally.add(output, outputs[0], None if labels is None else labels.cpu().numpy())
         total += len(pixels)
         if on_images is not None:
             on_images(len(pixels))

@@ -15,6 +15,7 @@ from qsdformer.tasks.fgd import (
     logit_loss,
     match_blocks,
     schedule_factor,
+    single_token_note,
 )
 from qsdformer.training.teachers import FeatureReader, Teacher
 
@@ -31,6 +32,7 @@ class Distillation(Classification):
         assert recipe.distill is not None
         self.distill: DistillConfig = recipe.distill
         self._teacher = teacher
+        self._note: str | None = None
         if self.train_config.channels_last:
             teacher.model.to(memory_format=torch.channels_last)
         self._reader: FeatureReader | None = None
@@ -44,6 +46,8 @@ class Distillation(Classification):
         super().on_fit_start()
         self._teacher.to(self.device)
         self._open_reader()
+        if self._note is not None:
+            self.print(self._note)
 
     def on_fit_end(self) -> None:
         """Leave no hooks behind."""
@@ -102,7 +106,9 @@ class Distillation(Classification):
         self.model.train()
         name = self.distill.features[0]
         blocks = (own, self._teacher_blocks(blank))
-        return match_blocks(*([block[name].shape[-2] for block in one] for one in blocks))
+        tokens, theirs = ([block[name].shape[-2] for block in one] for one in blocks)
+        self._note = single_token_note(self.distill, tokens)
+        return match_blocks(tokens, theirs)
 
     def _teacher_blocks(self, images: Tensor) -> list[dict[str, Tensor]]:
         try:

@@ -23,19 +23,6 @@ class Evaluation:
     images_per_second: float
 
 
-def pick_device(name: str = "auto") -> torch.device:
-    """The device called `name`; auto is CUDA where available, else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"cannot use device {name!r}: {reason}; try --device cpu") from error
-    return device
-
-
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device

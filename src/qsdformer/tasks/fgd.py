@@ -166,6 +166,28 @@ def match_blocks(student: Sequence[int], teacher: Sequence[int]) -> list[int]:
     return matched
 
 
+def single_token_note(config: DistillConfig, grids: Sequence[int]) -> str | None:
+    """What to tell of blocks with one token, whose similarity is 1 whatever it learns; or None.
+
+    `grids` has the student's tokens a block. Raises `UserError` where nothing else would teach.
+    """
+    single = [number for number, tokens in enumerate(grids) if tokens == 1]
+    if not single or config.fgd_weight == 0:
+        return None
+    if len(single) < len(grids):
+        return (
+            f"fgd_loss compares tokens: it says nothing about {len(single)} of {len(grids)} "
+            "blocks, whose token grid is 1x1; larger images have more tokens"
+        )
+    reason = "fgd_loss compares tokens, and the token grid of every block is 1x1"
+    if config.logit_weight == 0:
+        raise UserError(
+            f"{reason}, so nothing would be learnt from the teacher: set distill.logit_weight, "
+            "or raise data.image_size"
+        )
+    return f"{reason}: only the teacher's logits teach; larger images have more tokens"
+
+
 def check_tokens(block: int, student: int, *teacher: int) -> None:
     """`UserError` with both token grids where the teacher has none like the student's block."""
     if student not in teacher:

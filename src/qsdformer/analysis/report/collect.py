@@ -52,14 +52,25 @@ class AttentionMap:
     maps: dict[str, np.ndarray]
 
 
-def collect(path: str, keys: Mapping[str, str], *, limit: int | None, batch_size: int) -> Run:
-    """Read and measure the run at `path`, a run folder or a checkpoint."""
+def collect(
+    path: str,
+    keys: Mapping[str, str],
+    *,
+    limit: int | None,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+) -> Run:
+    """Read and measure the run at `path`, a run folder or a checkpoint; its model ends on the CPU.
+
+    What is drawn of single images afterwards is not worth a device.
+    """
     checkpoint, folder = _locate(path)
     subject = load_run(str(checkpoint), keys, batch_size)
     name = folder.name if checkpoint.name in ("best.ckpt", "last.ckpt") else checkpoint.stem
     curves = read_curves(folder / "metrics.csv")
     if subject.model.config.is_spiking:
-        analysis = analyze(subject, limit=limit)
+        analysis = analyze(subject, limit=limit, device=device)
+        subject.model.cpu()
         return Run(
             name=name,
             subject=subject,
@@ -70,7 +81,8 @@ def collect(path: str, keys: Mapping[str, str], *, limit: int | None, batch_size
             twins=twins(name, subject.model, analysis.measured),
         )
     batches = first_images(subject.data.val_dataloader(), limit)
-    accuracy = evaluate(subject.model, batches, torch.device("cpu")).top1
+    accuracy = evaluate(subject.model, batches, torch.device(device)).top1
+    subject.model.cpu()
     size = subject.data.info.image_size
     ledger = ann_ledger(name, subject.model, (size, size), accuracy)
     return Run(name=name, subject=subject, curves=curves, accuracy=accuracy, ledger=ledger)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from qsdformer.analysis.report import sections
 from qsdformer.analysis.report.assets import SCRIPT, STYLE
 from qsdformer.analysis.report.collect import (
@@ -22,13 +24,20 @@ from qsdformer.nn.config import ModelConfig
 BATCH_SIZE = 128
 
 
-def build(paths: Sequence[str], keys: Mapping[str, str], limit: int | None = None) -> str:
+def build(
+    paths: Sequence[str],
+    keys: Mapping[str, str],
+    limit: int | None = None,
+    device: torch.device | str = "cpu",
+) -> str:
     """The report on the runs at `paths` as one HTML page; the first must be spiking.
 
-    Everything is measured on the evaluation images, or the first `limit` of them. Raises
-    `UserError` for runs that cannot be read and for a first run without neurons.
+    Everything is measured on the evaluation images, or the first `limit` of them, on `device`.
+    Raises `UserError` for runs that cannot be read and for a first run without neurons.
     """
-    runs = [collect(path, keys, limit=limit, batch_size=BATCH_SIZE) for path in paths]
+    runs = [
+        collect(path, keys, limit=limit, batch_size=BATCH_SIZE, device=device) for path in paths
+    ]
     if runs[0].analysis is None:
         raise UserError(
             f"{paths[0]} is an ANN and has no spiking neurons: give a spiking run first"
