@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 TIMM = "timm"
-MODELS = "qsdformer.models.metaspikeformer"  # importing it registers what it defines
+MODELS = "qsdformer.models.families"  # importing it registers what it defines
 
 
 def register_with_timm() -> None:

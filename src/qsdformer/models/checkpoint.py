@@ -13,20 +13,22 @@ import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.serialization import safe_globals
 
 from qsdformer.data import DataInfo
 from qsdformer.devices import pick_device
 from qsdformer.errors import UserError, one_line
 from qsdformer.files import atomic_path, exported_kind
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
-from qsdformer.nn.config import ModelConfig
+from qsdformer.models.base import SpikingTransformer
+from qsdformer.models.registry import FIRST_FAMILY, build, config_from_dict
+from qsdformer.nn.config import NetworkConfig
 
 FORMAT_VERSION = 1
 KEY = "qsdformer"
@@ -41,7 +43,7 @@ BLOCK_TENSORS = 10  # fewer than any transformer block has
 class Loaded:
     """What a checkpoint holds: a model in eval mode, its inputs' description and the rest."""
 
-    model: MetaSpikeFormer
+    model: SpikingTransformer
     info: DataInfo | None
     extra: dict[str, Any]
 
@@ -53,7 +55,7 @@ class Loaded:
 
 
 def header(
-    config: ModelConfig, info: DataInfo | None, extra: Mapping[str, Any] | None = None
+    config: NetworkConfig, info: DataInfo | None, extra: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The value of the "qsdformer" key: plain values only."""
     return {
@@ -65,7 +67,7 @@ def header(
 
 
 def save(
-    model: MetaSpikeFormer, path: str | os.PathLike[str], info: DataInfo | None = None
+    model: SpikingTransformer, path: str | os.PathLike[str], info: DataInfo | None = None
 ) -> None:
     """Write a model of ours, from whatever training loop, as a checkpoint that `load` reads.
 
@@ -73,7 +75,7 @@ def save(
     `verify` need it. Raises `UserError` for anything but a whole model of ours, where `info` does
     not fit it, and where the file cannot be written.
     """
-    if not isinstance(model, MetaSpikeFormer):
+    if not isinstance(model, SpikingTransformer):
         inner = next((n for n in ("module", "_orig_mod") if hasattr(model, n)), None)
         hint = f": save model.{inner}, which is inside" if inner else ""
         raise UserError(f"cannot save a {type(model).__name__} as a checkpoint{hint}")
@@ -91,7 +93,7 @@ def save(
 
 def save_checkpoint(
     path: str | os.PathLike[str],
-    model: MetaSpikeFormer,
+    model: SpikingTransformer,
     info: DataInfo | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
@@ -109,7 +111,7 @@ def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> Loaded
     content = read(path)
     head = content[KEY]
     try:
-        config = ModelConfig.from_dict(head["model_config"])
+        config = config_from_dict(head["model_config"])
         info = None if head["data_info"] is None else DataInfo.from_dict(head["data_info"])
         extra = dict(head["extra"])
         for name, section in (("recipe", extra), ("data", extra.get("recipe", {}))):
@@ -119,17 +121,18 @@ def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> Loaded
         raise UserError(f"{path}: damaged checkpoint header: {one_line(error)}") from error
     weights = _weights(content, path)
     # Even a model without memory takes its time to build.
-    if config.depth * BLOCK_TENSORS > len(weights):
+    depth = getattr(config, "depth", 0)
+    if depth * BLOCK_TENSORS > len(weights):
         raise UserError(
-            f"{path}: damaged checkpoint header: depth={config.depth} with {len(weights)} weights"
+            f"{path}: damaged checkpoint header: depth={depth} with {len(weights)} weights"
         )
     with torch.device("meta"):
-        model = MetaSpikeFormer(config)
+        model = build(config)
     load_weights(model, weights, path)
     return Loaded(model=model.to(device).eval(), info=info, extra=extra)
 
 
-def load(path: str | os.PathLike[str], device: str = "cpu") -> MetaSpikeFormer:
+def load(path: str | os.PathLike[str], device: str = "cpu") -> SpikingTransformer:
     """The model of a checkpoint in eval mode; its attribute `data_info` describes its inputs.
 
     `data_info` is None for imported models. Raises `UserError` as `load_checkpoint`, and for a
@@ -147,10 +150,11 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     return _checked(load_tensors(path), path)
 
 
-def load_tensors(path: str | os.PathLike[str]) -> Any:
+def load_tensors(path: str | os.PathLike[str], allowed: Sequence[type] = ()) -> Any:
     """What torch saved in any file, refusing everything but tensors and plain values.
 
-    Nothing is read that would take more memory than the file has bytes.
+    `allowed` are further classes whose instances may be in it. Nothing is read that would take
+    more memory than the file has bytes.
     """
     file = Path(path)
     if file.is_dir():
@@ -171,7 +175,7 @@ def load_tensors(path: str | os.PathLike[str]) -> Any:
             pickled = opened.read(2) in (b"PK", *PICKLE_STARTS)
         if zipfile.is_zipfile(file) and not _is_sound(file):
             raise damaged
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), safe_globals(list(allowed)):
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if pickled and ("Unsupported" in str(error) or "GLOBAL" in str(error)):
@@ -212,7 +216,7 @@ def _is_sound(archive: Path) -> bool:
 
 
 def load_weights(
-    model: MetaSpikeFormer, state: Mapping[str, Tensor], path: str | os.PathLike[str]
+    model: SpikingTransformer, state: Mapping[str, Tensor], path: str | os.PathLike[str]
 ) -> None:
     """Make the tensors of `state` those of `model`, which may be on the meta device.
 
@@ -246,9 +250,10 @@ def load_weights(
     model.load_state_dict(weights, assign=True)
 
 
-def check_same_model(saved: Mapping[str, Any], config: ModelConfig, path: Path) -> None:
+def check_same_model(saved: Mapping[str, Any], config: NetworkConfig, path: Path) -> None:
     """`UserError` naming the first field in which a checkpoint's model differs from `config`."""
     wanted = config.to_dict()
+    saved = {"family": FIRST_FAMILY, **saved}
     for name in sorted(set(wanted) | set(saved)):
         if saved.get(name) != wanted.get(name):
             raise UserError(

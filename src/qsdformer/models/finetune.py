@@ -14,16 +14,19 @@ from torch import Tensor
 
 from qsdformer.data.base import DataInfo
 from qsdformer.errors import UserError
+from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.checkpoint import Loaded, load_checkpoint
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.models.registry import families
 from qsdformer.nn.quantizers import quantized_layers
 
-FIRST_CONV, HEAD = "stages.0.downsample.conv.weight", "head."
+HEAD = "head."
 SHOWN = 3  # names of tensors in a line
 LEAST_SHARE = 0.5  # of this network's weights that must come from the other one
 
 
-def start_from(model: MetaSpikeFormer, path: str | os.PathLike[str], info: DataInfo) -> list[str]:
+def start_from(
+    model: SpikingTransformer, path: str | os.PathLike[str], info: DataInfo
+) -> list[str]:
     """Copy into `model`, for images like `info`, what fits of a checkpoint; lines that say what.
 
     The averaged weights are taken where there are any. The first convolution is adapted to other
@@ -33,7 +36,8 @@ def start_from(model: MetaSpikeFormer, path: str | os.PathLike[str], info: DataI
     """
     source = load_checkpoint(path)
     own, offered = model.state_dict(), source.model.state_dict()
-    changed = _adapt_channels(offered, info.channels)
+    first = families()[model.config.family].first_conv
+    changed = _adapt_channels(offered, f"{first}.weight", info.channels)
     other_classes = _other_classes(source, info)
     fits = {
         key: value
@@ -42,19 +46,19 @@ def start_from(model: MetaSpikeFormer, path: str | os.PathLike[str], info: DataI
         and value.shape == own[key].shape
         and not (other_classes and key.startswith(HEAD))
     }
-    restarted = _drop_step_sizes(fits, source.model, model, changed)
+    restarted = _drop_step_sizes(fits, source.model, model, first if changed else "")
     taken = sum(value.numel() for value in fits.values())
     share = taken / sum(value.numel() for value in own.values())
     if share < LEAST_SHARE:
         raise UserError(
             f"model.start_from: only {share:.0%} of this model's weights are in {path}; leave out "
-            "the model keys that set its shape (dims, depth, stem_kernel, ...) to take that "
+            "the model keys that set its shape (dims, width, depth, ...) to take that "
             "checkpoint's"
         )
     model.load_state_dict(fits, strict=False)  # step sizes that are missing start from weights
     lines = [f"weights from {path}: {len(fits)} tensors, {share:.1%} of this model's values"]
     if changed:
-        lines.append(f"  adapted to {info.channels} channels: {FIRST_CONV}")
+        lines.append(f"  adapted to {info.channels} channels: {first}.weight")
     if restarted:
         lines.append(f"  step sizes started from the weights: {_names(restarted)}")
     started = {f"{name}.log_step_size" for name in restarted}
@@ -71,18 +75,18 @@ def start_from(model: MetaSpikeFormer, path: str | os.PathLike[str], info: DataI
     return lines
 
 
-def _adapt_channels(state: dict[str, Tensor], channels: int) -> bool:
+def _adapt_channels(state: dict[str, Tensor], first: str, channels: int) -> bool:
     """Give the first convolution's weight in `state` other input channels, if it needs them.
 
     Images that show the same in every channel give the same sums as before.
     """
-    weight = state.get(FIRST_CONV)
+    weight = state.get(first)
     if weight is None or weight.shape[1] == channels:
         return False
     if weight.shape[1] == 1:
-        state[FIRST_CONV] = weight.repeat(1, channels, 1, 1) / channels
+        state[first] = weight.repeat(1, channels, 1, 1) / channels
     else:
-        state[FIRST_CONV] = adapt_input_conv(channels, weight)
+        state[first] = adapt_input_conv(channels, weight)
     return True
 
 
@@ -97,17 +101,17 @@ def _other_classes(source: Loaded, info: DataInfo) -> str:
 
 
 def _drop_step_sizes(
-    fits: dict[str, Tensor], source: MetaSpikeFormer, model: MetaSpikeFormer, adapted: bool
+    fits: dict[str, Tensor], source: SpikingTransformer, model: SpikingTransformer, adapted: str
 ) -> list[str]:
     """Take out of `fits` the step sizes that are not for the weights there or for their bits.
 
-    Returns the layers whose step sizes therefore start from a loaded weight.
+    `adapted` is the layer whose weight was changed on the way. Returns the layers whose step sizes therefore start from a loaded weight.
     """
     before = {name: layer.bits for name, layer in quantized_layers(source).items()}
     restarted = []
     for name, layer in quantized_layers(model).items():
         there = f"{name}.weight" in fits
-        changed = adapted and f"{name}.weight" == FIRST_CONV
+        changed = name == adapted
         if not there or changed or before.get(name) != layer.bits:
             fits.pop(f"{name}.log_step_size", None)
         if layer.bits is not None and there and f"{name}.log_step_size" not in fits:

@@ -7,28 +7,23 @@ QSD-Transformer (Qiu et al., ICLR 2025). Legend: T time steps, B batch.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from typing import Any, get_type_hints
+from collections.abc import Sequence
+from typing import Any
 
-import timm
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import (
-    build_model_with_cfg,
-    generate_default_cfgs,
-    get_pretrained_cfg,
-    register_model,
-)
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from qsdformer.errors import UserError
+from qsdformer.models.base import SpikingTransformer
+from qsdformer.models.registry import Family, register
+from qsdformer.models.registry import create_model as create_model
+from qsdformer.models.registry import model_config as model_config
 from qsdformer.models.sizes import SIZES
 from qsdformer.nn.attention import TransformerBlock
 from qsdformer.nn.blocks import ConvBlock, Downsample
-from qsdformer.nn.config import ModelConfig, completed
+from qsdformer.nn.config import ModelConfig, PyramidConfig
 from qsdformer.nn.neurons import make_neuron
-from qsdformer.nn.quantizers import QuantLinear, quantized_layers, quantized_together
-from qsdformer.parsing import none_word
+from qsdformer.nn.quantizers import quantized_layers, quantized_together
 
 
 class _Replay:
@@ -86,23 +81,24 @@ class Stage(nn.Module):
         return x
 
 
-class MetaSpikeFormer(nn.Module):
-    """A spike-driven vision transformer, or its counterpart ANN, built from one configuration.
+class PyramidTransformer(SpikingTransformer):
+    """Five stages of blocks behind downsampling convolutions, their transformer blocks to choose.
 
     Images are (B, C, H, W), shown at every time step, or (T, B, C, H, W) with one frame a step.
     Logits are (B, classes). Stage 1 of the publication is `stages.0` (stem) and `stages.1`.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
+    config: PyramidConfig
+
+    def __init__(self, config: PyramidConfig) -> None:
+        super().__init__(config, config.dims[-1])
         w = config.dims
         widths = (w[0] // 2, *w)
         deep = config.stage_depths
         rates = [config.drop_path_rate * i / (config.depth - 1) for i in range(config.depth)]
 
         def transformers(width: int, rates: list[float]) -> list[nn.Module]:
-            return [TransformerBlock(config, width, rate) for rate in rates]
+            return [self._transformer_block(width, rate) for rate in rates]
 
         blocks: list[list[nn.Module]] = [
             [ConvBlock(config, widths[0])],
@@ -126,33 +122,16 @@ class MetaSpikeFormer(nn.Module):
             for i in range(5)
         )
         self.neuron = make_neuron(config)
-        self.head = self._make_head(config)
-        self.num_features = self.head_hidden_size = widths[-1]
+        self.head = self._make_head()
         # One entry per stride; the last stride's map is the end of the last stage there.
         self.feature_stages = (0, 1, 2, 4)
         self.feature_info = [
             {"num_chs": widths[stage], "reduction": reduction, "module": f"stages.{stage}"}
             for stage, reduction in zip(self.feature_stages, config.reductions, strict=True)
         ]
-        # What timm knows of its own models, so that it can save ours and build them again.
-        self.pretrained_cfg = self.default_cfg = _record_for_timm(config)
-        self._model_args = config.to_dict()
 
-    @staticmethod
-    def _make_head(config: ModelConfig) -> nn.Module:
-        if config.num_classes == 0:
-            return nn.Identity()
-        return QuantLinear(config.dims[-1], config.num_classes, bits=config.head_bits)
-
-    @property
-    def num_classes(self) -> int:
-        """Classes of the head; 0 where there is none."""
-        return self.config.num_classes
-
-    @property
-    def in_chans(self) -> int:
-        """Channels of an image, as timm calls them."""
-        return self.config.in_channels
+    def _transformer_block(self, width: int, drop_path_rate: float) -> nn.Module:
+        raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes), the mean over time steps; without a head, features (B, C)."""
@@ -253,18 +232,6 @@ class MetaSpikeFormer(nn.Module):
             self.reset_classifier(0)
         return wanted
 
-    def get_classifier(self) -> nn.Module:
-        """The linear head."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head for `num_classes` classes, on the device of the old weights; 0 removes it."""
-        if global_pool not in (None, "", "avg"):
-            raise ValueError(f"global_pool={global_pool!r}: only 'avg' is available")
-        self.config = self.config.replace(num_classes=num_classes)
-        device = next(self.parameters()).device
-        self.head = self._make_head(self.config).to(device)
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort parameters into stem and blocks, for layer-wise rates."""
         if coarse:
@@ -283,115 +250,17 @@ class MetaSpikeFormer(nn.Module):
             if isinstance(stage, Stage):
                 stage.checkpointing = enable
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that weight decay must leave alone: the step sizes."""
-        return {name for name, _ in self.named_parameters() if name.endswith("log_step_size")}
+
+class MetaSpikeFormer(PyramidTransformer):
+    """A spike-driven vision transformer, or its counterpart ANN, built from one configuration."""
+
+    config: ModelConfig
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+
+    def _transformer_block(self, width: int, drop_path_rate: float) -> nn.Module:
+        return TransformerBlock(self.config, width, drop_path_rate)
 
 
-def create_model(name: str = "metaspikeformer_15m", **fields: Any) -> MetaSpikeFormer:
-    """A model of a named size; `fields` are those of `ModelConfig` and replace the size's.
-
-    `in_chans` is timm's name for `in_channels`. What a neuron decides need not be given:
-    neuron="lif" has one level, "relu" and "gelu" have softmax attention.
-    """
-    return MetaSpikeFormer(model_config(name, **fields))
-
-
-def model_config(name: str = "metaspikeformer_15m", **fields: Any) -> ModelConfig:
-    """The configuration of a named size, with `fields` as `create_model` takes them."""
-    if name not in SIZES:
-        raise UserError(f"unknown model {name!r}: choose from {', '.join(SIZES)}")
-    return ModelConfig(**completed({**SIZES[name], **_with_our_names(fields)}))
-
-
-def _with_our_names(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """`in_chans` renamed to `in_channels`; a `UserError` where both are given and differ."""
-    ours = dict(fields)
-    if "in_chans" in ours:
-        channels = ours.pop("in_chans")
-        if ours.setdefault("in_channels", channels) != channels:
-            raise UserError(
-                f"in_chans={channels} and in_channels={ours['in_channels']}: give one of the two"
-            )
-    return ours
-
-
-# timm's record of each model: there are no weights to download, only input and layer names.
-default_cfgs = generate_default_cfgs(
-    {
-        name: {
-            "num_classes": 1000,
-            "input_size": (3, 224, 224),
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
-            "crop_pct": 0.875,
-            "interpolation": "bicubic",
-            "first_conv": "stages.0.downsample.conv",
-            "classifier": "head",
-        }
-        for name in SIZES
-    }
-)
-
-
-def _build_for_timm(cfg: dict[str, Any], **kwargs: Any) -> MetaSpikeFormer:
-    """A model from timm's keyword arguments.
-
-    Values of timm's that ask for what the model does anyway are accepted, all others refused.
-    timm.create_model drops arguments that are None; "none" stands for them.
-    """
-    fields = _with_our_names({**cfg, **kwargs})
-    if fields.pop("drop_rate", 0) != 0:
-        raise ValueError("drop_rate: this model has no dropout; use drop_path_rate")
-    if fields.pop("global_pool", "avg") != "avg":
-        raise ValueError("global_pool: only 'avg' is available")
-    if "img_size" in fields:
-        raise ValueError("img_size: this model takes images of any size; leave it out")
-    kinds = get_type_hints(ModelConfig)
-    unknown = sorted(set(fields) - set(kinds))
-    if unknown:
-        raise TypeError(f"unknown model arguments: {', '.join(unknown)}")
-    fields = {name: none_word(kinds[name], value) for name, value in fields.items()}
-    return MetaSpikeFormer(ModelConfig(**completed(fields)))
-
-
-def _record_for_timm(config: ModelConfig) -> dict[str, Any]:
-    """timm's record of a model: under the name of its size, or of any where it has none."""
-    shape = (config.dims, config.depth)
-    fits = [n for n, s in SIZES.items() if (s["dims"], s.get("depth", ModelConfig.depth)) == shape]
-    record = get_pretrained_cfg(fits[0] if fits else next(iter(SIZES)))
-    assert record is not None
-    return dict(record.to_dict())
-
-
-def _register(name: str, size: dict[str, Any]) -> None:
-    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        if pretrained and not (
-            kwargs.get("pretrained_cfg") or kwargs.get("pretrained_cfg_overlay")
-        ):
-            raise UserError(
-                f"{name} has no weights to download: load a checkpoint with qsdformer.load, "
-                "or a published one with qsdformer.import_reference"
-            )
-        if "in_channels" in kwargs:  # before timm adds a default under its own name
-            kwargs["in_chans"] = _with_our_names(kwargs).pop("in_channels")
-        return build_model_with_cfg(
-            _build_for_timm,
-            name,
-            pretrained,
-            model_cfg=size,
-            feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-            **kwargs,
-        )
-
-    entrypoint.__name__ = name
-    entrypoint.__module__ = __name__
-    entrypoint.__doc__ = f"{name}: dims {size['dims']}, depth {size.get('depth', 8)}."
-    # timm lists the name in this module's __all__, so it has to exist here.
-    globals()[name] = register_model(entrypoint)
-
-
-for _name, _size in SIZES.items():
-    if timm.is_model(_name):
-        raise RuntimeError(f"a model named {_name} is registered in timm already")
-    _register(_name, _size)
+register(Family(config=ModelConfig, model=MetaSpikeFormer, sizes=SIZES, feature_maps=True))

@@ -37,6 +37,46 @@ def from_heads(x_BhNd: Tensor, height: int, width: int) -> Tensor:
     return x_BhNd.transpose(-2, -1).flatten(1, 2).unflatten(-1, (height, width))
 
 
+class SpikeAttention(nn.Module):
+    """Attention of spikes without softmax: scale * q (k^T v) per head; None scales by 1/N.
+
+    v may have more channels than q and k, and then so has the result.
+    """
+
+    def __init__(self, heads: int, scale: float | None = None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = scale
+
+    def factor(self, tokens: int) -> float:
+        """The scale for a grid of `tokens`."""
+        return self.scale if self.scale is not None else 1.0 / tokens
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k (B, C, H, W) and v (B, C_v, H, W) to (B, C_v, H, W)."""
+        height, width = q.shape[-2:]
+        q, k, v = (to_heads(x, self.heads) for x in (q, k, v))
+        return from_heads(spike_attention(q, k, v, self.factor(height * width)), height, width)
+
+    def extra_repr(self) -> str:
+        """Settings shown by print(model)."""
+        return f"heads={self.heads}, scale={self.scale}"
+
+
+class SoftmaxAttention(nn.Module):
+    """softmax(q k^T / sqrt(d)) v per head, for the counterpart ANN."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, C, H, W) each, to the same shape."""
+        height, width = q.shape[-2:]
+        heads = (to_heads(x, self.heads) for x in (q, k, v))
+        return from_heads(softmax_attention(*heads), height, width)
+
+
 class Projection(nn.Module):
     """RepConv and one more batch norm; makes q, k, v and the output of attention."""
 

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from collections.abc import Mapping
 from typing import Any
 
+from qsdformer.models.registry import DEFAULT, Family, families, sizes
+from qsdformer.nn.config import NetworkConfig
 from qsdformer.recipes import packaged_recipes
 
-# What a checkpoint that is fine-tuned says of its network: which tensors there are, and what they
-# mean. Bits, levels and neurons are the recipe's.
-START_SHAPE = (
-    "dims",
-    "depth",
-    "heads",
-    "stem_kernel",
-    "stem_stride",
-    "layer_scale",
-    "attention_norm",
-    "attention_scale",
-    "attention_gain",
-)
+# Fields of a family's own that say nothing of its tensors or what they mean.
+NOT_SHAPE = ("drop_path_rate", "fully_spiking", "attention")
 # Keys that, given on the command line, hold for a teacher trained by a recipe of its own as well:
 # those of its images, its budget and the machine. How it learns is its own recipe's affair.
 TEACHERS_TOO = (
@@ -69,18 +61,30 @@ def with_teacher_keys(values: Mapping[str, Any], given: Mapping[str, Any]) -> di
 def with_start_shape(values: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's plain values with the shape of the checkpoint in `model.start_from`, if any.
 
-    What the section model itself gives, apart from a size's name, stays.
+    What the section model itself gives stays, apart from a size's name where that is of another
+    family. Bits, levels and neurons are the recipe's.
     """
     model = values.get("model")
     if not isinstance(model, Mapping):
         return dict(values)
     path = model.get("start_from")
-    if path in (None, "none") or not set(START_SHAPE) - set(model):
+    if path in (None, "none"):
         return dict(values)
     from qsdformer.models.checkpoint import load_checkpoint
 
     config = load_checkpoint(str(path)).model.config
-    shape = {name: config.to_dict()[name] for name in START_SHAPE}
+    family = families()[config.family]
+    name = str(model.get("name", DEFAULT))
+    known = sizes()
+    if name not in known or known[name] is not family:
+        name = next(iter(family.sizes))
+    shape = {key: value for key, value in config.to_dict().items() if key in _shape_of(family)}
     if not config.is_spiking:  # there these mean nothing
-        shape = {name: v for name, v in shape.items() if not name.startswith("attention")}
-    return {**values, "model": {**shape, **model}}
+        shape = {key: v for key, v in shape.items() if not key.startswith("attention")}
+    return {**values, "model": {**shape, **model, "name": name}}
+
+
+def _shape_of(family: Family) -> set[str]:
+    """The fields that decide which tensors a network has and what they mean."""
+    shared = {item.name for item in dataclasses.fields(NetworkConfig)} - {"heads"}
+    return set(family.fields) - shared - set(NOT_SHAPE)

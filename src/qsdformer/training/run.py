@@ -21,8 +21,8 @@ from qsdformer.data import DataModule
 from qsdformer.errors import UserError, one_line
 from qsdformer.files import write_json, write_text
 from qsdformer.models import checkpoint
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
-from qsdformer.nn.config import ModelConfig
+from qsdformer.models.base import SpikingTransformer
+from qsdformer.nn.config import NetworkConfig
 from qsdformer.recipes.recipe import Recipe
 from qsdformer.tasks.classification import Classification
 from qsdformer.tasks.distillation import Distillation
@@ -148,7 +148,7 @@ def make_trainer(
     return trainer
 
 
-def check_resume(start: Point, recipe: Recipe, config: ModelConfig, console: Console) -> None:
+def check_resume(start: Point, recipe: Recipe, config: NetworkConfig, console: Console) -> None:
     """Refuse a checkpoint of another model; say in which other keys the recipe has changed."""
     path = start.path
     checkpoint.check_same_model(start.header.get("model_config", {}), config, path)
@@ -199,7 +199,7 @@ def _precision(recipe: Recipe) -> Any:
     return wanted
 
 
-def _heading(recipe: Recipe, model: MetaSpikeFormer, data: DataModule) -> str:
+def _heading(recipe: Recipe, model: SpikingTransformer, data: DataModule) -> str:
     config = model.config
     size = sum(p.numel() for p in model.parameters()) / 1e6
     bits = "fp32" if config.weight_bits is None else f"{config.weight_bits}-bit"

@@ -8,28 +8,18 @@ from pathlib import Path
 
 from qsdformer.data import DataInfo
 from qsdformer.errors import UserError
+from qsdformer.models.registry import family_of
 from qsdformer.recipes.derived import names_recipe
 from qsdformer.recipes.recipe import ModelRecipe, Recipe, load_recipe, parse_recipe, with_keys
 from qsdformer.tasks.config import DistillConfig
 from qsdformer.tasks.teachers import TIMM_PREFIX, Teacher, checkpoint_teacher, timm_teacher
 
-# The model fields that the counterpart ANN shares with the student; the rest is about spikes.
-SHARED_FIELDS = (
-    "dims",
-    "depth",
-    "heads",
-    "stem_kernel",
-    "stem_stride",
-    "drop_path_rate",
-    "residual_gain",
-    "layer_scale",
-)
-
 
 def counterpart(recipe: Recipe) -> Recipe:
     """The recipe of a student's counterpart ANN: same shape, data, budget and seed."""
     assert recipe.distill is not None
-    fields = {k: v for k, v in recipe.model.fields.items() if k in SHARED_FIELDS}
+    shared = family_of(recipe.model.name).config.SHAPE
+    fields = {k: v for k, v in recipe.model.fields.items() if k in shared}
     fields["neuron"] = recipe.distill.teacher_neuron
     model = ModelRecipe(name=recipe.model.name, ann=True, fields=fields)
     return dataclasses.replace(recipe, model=model, distill=None, activity=None)
