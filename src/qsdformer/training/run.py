@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import shutil
@@ -137,7 +138,7 @@ def make_trainer(recipe: Recipe, callbacks: list[Callback]) -> Trainer:
             gradient_clip_val=config.clip_grad,
             callbacks=callbacks,
             plugins=[SafeCheckpointIO()],
-            logger=TensorBoardLogger(folder, name="tensorboard", version=""),
+            logger=_tensorboard(folder),
             use_distributed_sampler=False,  # the data module's samplers split by process
             num_sanity_val_steps=0,
             enable_progress_bar=False,
@@ -150,6 +151,12 @@ def make_trainer(recipe: Recipe, callbacks: list[Callback]) -> Trainer:
         raise UserError(f"cannot train with these devices: {reason}") from error
     except OSError as error:
         raise _cannot_use(folder, error) from error
+
+
+def _tensorboard(folder: Path) -> TensorBoardLogger | bool:
+    """TensorBoard's log, where it is installed; metrics.csv has the same values."""
+    installed = importlib.util.find_spec("tensorboard") is not None
+    return TensorBoardLogger(folder, name="tensorboard", version="") if installed else False
 
 
 def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
