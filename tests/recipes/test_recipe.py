@@ -45,7 +45,7 @@ def test_saved_recipe_reads_back_the_same(tmp_path: Path) -> None:
 
 
 def yaml_blocks(document: str) -> list[str]:
-    text = (Path(__file__).parents[1] / document).read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / document).read_text(encoding="utf-8")
     return re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
