@@ -284,16 +284,13 @@ def test_two_processes_train_as_well_as_one(tmp_path: Path) -> None:
 def test_output_that_is_not_utf_8_gets_what_it_can_show(
     trained: Path, tmp_path: Path, settings: dict[str, str], digit_png: Path
 ) -> None:
-    image = tmp_path / "sept-décès.png"
+    image, artifact = tmp_path / "sept-décès.png", tmp_path / "model.qsd"
     digit_png.rename(image)
+    assert run(["export", str(trained / "best.ckpt"), str(artifact)]) == 0
     environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", **settings}
-    for words, status in (
-        (["predict", str(trained / "best.ckpt"), str(image)], 0),
-        (["predict", str(trained / "best.ckpt"), f"{image}.absent"], 2),
-        (["verify", str(trained / "best.ckpt"), "--limit", "4", "--executor", "integer"], 0),
-    ):
+    for name, status in ((str(image), 0), (f"{image}.absent", 2)):
         done = subprocess.run(
-            [sys.executable, "-m", "qsdformer", *words],
+            [sys.executable, "-m", "qsdformer", "predict", str(artifact), name],
             capture_output=True,
             env=environment,
             timeout=240,

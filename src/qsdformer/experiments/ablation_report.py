@@ -12,6 +12,7 @@ from typing import Any
 
 from scipy.stats import t as student_t  # type: ignore[import-untyped]
 
+from qsdformer.experiments.figures import new_figure
 from qsdformer.experiments.grid import Grid
 from qsdformer.files import atomic_path, write_text
 
@@ -132,11 +133,11 @@ def paired_difference(a: dict[int, float], b: dict[int, float]) -> tuple[float, 
 
 def draw(grid: Grid, rows: list[Row], path: Path) -> None:
     """Accuracy of each variant: a dot a seed, the mean, and its standard deviation as a bar."""
-    from matplotlib.figure import Figure
-
     values = {name: list(accuracies(rows, name).values()) for name in grid.names}
     values = {name: v for name, v in values.items() if v}
-    figure = Figure(figsize=(8, 0.42 * len(values) + 1.2), layout="constrained")
+    figure = new_figure(path, (8, 0.42 * len(values) + 1.2))
+    if figure is None:
+        return
     axes = figure.subplots()
     for y, own in enumerate(values.values()):
         deviation = statistics.stdev(own) if len(own) > 1 else 0.0

@@ -21,6 +21,7 @@ from qsdformer.analysis.information import (
     spike_histograms,
 )
 from qsdformer.data import DataModule
+from qsdformer.experiments.figures import new_figure
 from qsdformer.files import atomic_path, write_json
 from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.recipes.recipe import Recipe, load_recipe
@@ -58,7 +59,7 @@ def run(
     draw(output / "quickstart.png", output, histograms)
     console.print(table(rows))
     console.print(
-        f"{results['seconds']:.0f} s in all. Look at {output / 'quickstart.png'}; "
+        f"{results['seconds']:.0f} s in all. Look at {output}; "
         f"try: qsd eval {output / 'student' / 'last.ckpt'}",
         highlight=False,
     )
@@ -107,9 +108,9 @@ def table(rows: dict[str, dict[str, Any]]) -> Table:
 
 def draw(path: Path, output: Path, histograms: dict[str, Tensor]) -> None:
     """Accuracy curves of both models, and the student's q, k, v spike-count distributions."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = new_figure(path, (9, 3.6))
+    if figure is None:
+        return
     curves, counts = figure.subplots(1, 2)
     for name, title in TITLES.items():
         epochs, accuracies = read_curve(output / name / "metrics.csv")

@@ -105,7 +105,8 @@ def _drop_step_sizes(
 ) -> list[str]:
     """Take out of `fits` the step sizes that are not for the weights there or for their bits.
 
-    `adapted` is the layer whose weight was changed on the way. Returns the layers whose step sizes therefore start from a loaded weight.
+    `adapted` is the layer whose weight was changed on the way, or empty. Returns the layers whose
+    step sizes therefore start from a loaded weight.
     """
     before = {name: layer.bits for name, layer in quantized_layers(source).items()}
     restarted = []

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +27,20 @@ def ann_model(config: ModelConfig, image_size: int, seed: int = 0) -> bytes:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MetaSpikeFormer(config.ann())
-    images = torch.zeros(1, config.in_channels, image_size, image_size)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        file = Path(folder) / "ann.onnx"
-        warnings.simplefilter("ignore")  # traced sizes are meant to be constants
-        torch.onnx.export(
-            model.eval(),
-            (images,),
-            str(file),
-            input_names=["pixels"],
-            output_names=["logits"],
-            dynamic_axes={"pixels": {0: "batch"}, "logits": {0: "batch"}},
-            opset_version=OPSET,
-            dynamo=False,
-        )
-        return file.read_bytes()
+    require("onnxscript")
+    images = torch.zeros(2, config.in_channels, image_size, image_size)
+    program = torch.onnx.export(
+        model.eval(),
+        (images,),
+        input_names=["pixels"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None  # it is where no file is named
+    return program.model_proto.SerializeToString()
 
 
 def quantised_ann(model: bytes, shape: tuple[int, int, int]) -> bytes:

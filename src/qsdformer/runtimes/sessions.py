@@ -27,7 +27,7 @@ Infer = Callable[[Array, list[str] | None], dict[str, Array]]
 # float32 weights and counts, to compare speed with.
 Arrangement = Literal["onnxruntime", "openvino", "float"]
 
-EXTRAS = {"onnxruntime": "runtime", "openvino": "export"}
+EXTRAS = {"onnxruntime": "runtime", "onnxscript": "export", "openvino": "export"}
 # Kernels of ONNX Runtime that multiply.
 INTEGER_KERNELS = {
     "ConvInteger",

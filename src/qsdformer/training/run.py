@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import time
 import warnings
@@ -130,7 +131,7 @@ def make_trainer(
             gradient_clip_val=config.clip_grad,
             callbacks=callbacks,
             plugins=[SafeCheckpointIO(), environment()],
-            logger=TensorBoardLogger(folder, name="tensorboard", version=""),
+            logger=_tensorboard(folder),
             use_distributed_sampler=False,  # the data module's samplers split by process
             num_sanity_val_steps=0,
             enable_progress_bar=False,
@@ -146,6 +147,12 @@ def make_trainer(
     # Its handler of SIGTERM sends to other processes in mid-step; `StopOnSigterm` has its own.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
+
+
+def _tensorboard(folder: Path) -> TensorBoardLogger | bool:
+    """TensorBoard's log, where it is installed; metrics.csv has the same values."""
+    installed = importlib.util.find_spec("tensorboard") is not None
+    return TensorBoardLogger(folder, name="tensorboard", version="") if installed else False
 
 
 def check_resume(start: Point, recipe: Recipe, config: NetworkConfig, console: Console) -> None:
