@@ -8,6 +8,7 @@ import math
 import pytest
 import timm
 import torch
+from timm.models import save_for_hf
 from torch import fx, nn
 from torch.nn import functional as F
 
@@ -347,6 +348,17 @@ def test_timm_makes_the_new_families(name):
     groups = timm.models.group_parameters(model, model.group_matcher())
     grouped = sorted(parameter for group in groups.values() for parameter in group)
     assert grouped == sorted(name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("name", [f"{family}_tiny" for family in NEW])
+def test_timm_saves_a_model_and_builds_it_again(name, tmp_path):
+    model = create_model(name, num_classes=4, in_channels=1, weight_bits=None, levels=2).eval()
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert again.config == model.config
+    images = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again(images), model(images))
 
 
 def test_all_sizes_are_in_timm():
