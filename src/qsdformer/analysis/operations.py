@@ -20,7 +20,6 @@ from qsdformer.errors import UserError
 from qsdformer.graph.walk import walk
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.nn.attention import Attention, LayerScale
-from qsdformer.nn.blocks import BorderNorm
 from qsdformer.nn.neurons import LIF, SpikingNeuron
 from qsdformer.nn.quantizers import QuantConv2d, QuantLinear
 
@@ -141,7 +140,7 @@ class _Tracer:
         return Signal(shape=(layer.out_channels, out_h, out_w), due=name)
 
     def bordered(
-        self, name: str, norm: BorderNorm, name2: str, conv: QuantConv2d, x: Signal
+        self, name: str, norm: nn.Module, name2: str, conv: QuantConv2d, x: Signal
     ) -> Signal:
         return self.conv(name2, conv, replace(x, due=name))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from torch import nn
@@ -48,7 +48,6 @@ from qsdformer.graph.walk import walk
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.nn.attention import Attention as AttentionModule
 from qsdformer.nn.attention import LayerScale
-from qsdformer.nn.blocks import BorderNorm
 from qsdformer.nn.neurons import IELIF as IELIFModule
 from qsdformer.nn.neurons import LIF as LIFModule
 from qsdformer.nn.neurons import SpikingNeuron
@@ -182,11 +181,11 @@ class _Lowering:
         return self.emit(op, x.scale * step if depthwise else x.scale[0] * step, bias)
 
     def bordered(
-        self, name: str, norm: BorderNorm, name2: str, conv: QuantConv2d, x: Value
+        self, name: str, norm: nn.Module, name2: str, conv: QuantConv2d, x: Value
     ) -> Symbol:
         # The border value is constant: it adds a constant to the depthwise sums, so that these
         # can be taken over the raw integers, with zeros for padding.
-        scale, border = _folded(norm)
+        scale, border = _folded(cast(nn.BatchNorm2d, norm))
         y = self.conv(name2, conv, _without_bias(_scaled(_known(x), scale)))
         share = border * real(conv.effective_weight()).sum(axis=(1, 2, 3))
         return Symbol(op=y.op, shape=y.shape, scale=y.scale, bias=y.bias + share)

@@ -12,7 +12,7 @@ from torch import nn
 
 from qsdformer.models.metaspikeformer import MetaSpikeFormer, Stage
 from qsdformer.nn.attention import Attention, LayerScale, Projection, TransformerBlock
-from qsdformer.nn.blocks import MLP, BorderNorm, ConvBlock, RepConv, SepConv
+from qsdformer.nn.blocks import MLP, ConvBlock, RepConv, SepConv
 from qsdformer.nn.neurons import SpikingNeuron
 from qsdformer.nn.quantizers import QuantConv2d, QuantLinear
 
@@ -26,7 +26,7 @@ class Backend(Protocol[V]):
         """A convolution."""
         ...
 
-    def bordered(self, name: str, norm: BorderNorm, name2: str, conv: QuantConv2d, x: V) -> V:
+    def bordered(self, name: str, norm: nn.Module, name2: str, conv: QuantConv2d, x: V) -> V:
         """A norm, its output padded with the value it gives to 0, and a depthwise convolution."""
         ...
 
@@ -112,7 +112,7 @@ def _between(name: str, module: nn.Module, do: Backend[V], x: V) -> V:
 
 def _repconv(name: str, block: RepConv, do: Backend[V], x: V) -> V:
     x = do.conv(f"{name}.pointwise1", block.pointwise1, x)
-    if isinstance(block.norm1, BorderNorm):
+    if not block.fully_spiking:
         x = do.bordered(f"{name}.norm1", block.norm1, f"{name}.depthwise", block.depthwise, x)
     else:
         x = _between(f"{name}.norm1", block.norm1, do, x)

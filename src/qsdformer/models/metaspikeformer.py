@@ -15,6 +15,7 @@ import timm
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from qsdformer.errors import UserError
@@ -39,12 +40,12 @@ SIZES: dict[str, dict[str, Any]] = {
 class _Replay:
     """Context of a recomputation: batch norms start from, and keep, the statistics of before.
 
-    Without it each recomputation would update the running statistics once more, and `BorderNorm`,
-    which reads them in training, would recompute another output than the first pass gave.
+    Without it each recomputation would update the running statistics once more, and
+    `border_conv`, which reads them in training, would compute another output than the first pass.
     """
 
     def __init__(self, block: nn.Module) -> None:
-        self.norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
+        self.norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
         self.before = [_copies(m) for m in self.norms]
 
     def __enter__(self) -> None:

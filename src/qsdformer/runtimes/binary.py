@@ -26,7 +26,7 @@ from qsdformer.errors import UserError
 from qsdformer.graph.walk import walk
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.nn.attention import Attention, LayerScale, from_heads, to_heads
-from qsdformer.nn.blocks import BorderNorm, border_share
+from qsdformer.nn.blocks import border_conv
 from qsdformer.nn.neurons import SpikingNeuron, counts_to_spikes, spikes_to_counts
 from qsdformer.nn.quantizers import QuantConv2d, QuantLinear
 from qsdformer.nn.taps import spiking_neurons, tap
@@ -127,10 +127,10 @@ class _Binary:
         return y if layer.bias is None else y + layer.bias.view(1, -1, 1, 1)
 
     def bordered(
-        self, name: str, norm: BorderNorm, name2: str, conv: QuantConv2d, x: Value
+        self, name: str, norm: nn.Module, name2: str, conv: QuantConv2d, x: Value
     ) -> Tensor:
-        shifted, border = norm(_real(x))
-        return self.conv(name2, conv, shifted) + border_share(border, conv)
+        self.macs[name2] = _reached_weights(torch.ones_like(_real(x)), conv)
+        return border_conv(_real(x), norm, conv)
 
     def norm(self, name: str, layer: nn.BatchNorm2d, x: Value) -> Tensor:
         return layer(_real(x))
