@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qsdformer.analysis.information import histogram_entropy, qkv_histograms
 from qsdformer.analysis.ledger import Ledger, make_ledger
@@ -16,7 +16,6 @@ from qsdformer.analysis.operations import require_neurons
 from qsdformer.data import DataModule
 from qsdformer.errors import UserError
 from qsdformer.models.checkpoint import load_checkpoint
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.recipes.recipe import parse_data, with_keys
 from qsdformer.tasks.evaluation import check_fits
 
@@ -26,7 +25,7 @@ class Subject:
     """A loaded spiking model, its data, and the recipe values it was trained with."""
 
     name: str
-    model: MetaSpikeFormer
+    model: nn.Module
     data: DataModule
     recipe: Mapping[str, Any]
 
@@ -36,7 +35,7 @@ class Analysis:
     """What was measured of one model."""
 
     name: str
-    model: MetaSpikeFormer
+    model: nn.Module
     data_name: str
     measured: Measured
     rates: dict[str, float]
@@ -83,7 +82,7 @@ def analyze(
         model=subject.model,
         data_name=subject.data.config.name,
         measured=measured,
-        rates=firing_rates(measured, subject.model),
+        rates=firing_rates(measured),
         ledger=make_ledger(subject.name, subject.model, measured),
     )
 

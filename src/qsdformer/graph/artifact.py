@@ -26,7 +26,7 @@ from qsdformer.graph.ops import OP_INPUTS, Array, Conv, Op, Preprocessing
 from qsdformer.graph.packing import needed_width, pack, packed_size, unpack
 
 if TYPE_CHECKING:
-    from qsdformer.models.metaspikeformer import MetaSpikeFormer
+    from torch import nn
 
 FORMAT_VERSION = 1
 # Every artifact's header begins so; the 64 hexadecimal digits that follow are the checksum.
@@ -48,7 +48,7 @@ DAMAGED = "the artifact is damaged or was changed; copy or export it again"
 
 
 def export(
-    model: MetaSpikeFormer | IntegerGraph, path: str | os.PathLike[str], **options: Any
+    model: nn.Module | IntegerGraph, path: str | os.PathLike[str], **options: Any
 ) -> IntegerGraph:
     """Write `model` to `path` as a packed artifact, whole or not at all; returns its graph.
 

@@ -37,6 +37,46 @@ def from_heads(x_BhNd: Tensor, height: int, width: int) -> Tensor:
     return x_BhNd.transpose(-2, -1).flatten(1, 2).unflatten(-1, (height, width))
 
 
+class SpikeAttention(nn.Module):
+    """Attention of spikes without softmax: scale * q (k^T v) per head; None scales by 1/N.
+
+    v may have more channels than q and k, and then so has the result.
+    """
+
+    def __init__(self, heads: int, scale: float | None = None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = scale
+
+    def factor(self, tokens: int) -> float:
+        """The scale for a grid of `tokens`."""
+        return self.scale if self.scale is not None else 1.0 / tokens
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k (B, C, H, W) and v (B, C_v, H, W) to (B, C_v, H, W)."""
+        height, width = q.shape[-2:]
+        heads = (to_heads(x, self.heads) for x in (q, k, v))
+        return from_heads(spike_attention(*heads, self.factor(height * width)), height, width)
+
+    def extra_repr(self) -> str:
+        """Settings shown by print(model)."""
+        return f"heads={self.heads}, scale={self.scale}"
+
+
+class SoftmaxAttention(nn.Module):
+    """softmax(q k^T / sqrt(d)) v per head, for the counterpart ANN."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, C, H, W) each, to the same shape."""
+        height, width = q.shape[-2:]
+        heads = (to_heads(x, self.heads) for x in (q, k, v))
+        return from_heads(softmax_attention(*heads), height, width)
+
+
 class Projection(nn.Module):
     """RepConv and one more batch norm; makes q, k, v and the output of attention."""
 
@@ -69,12 +109,15 @@ class Attention(nn.Module):
         super().__init__()
         spiking = config.is_spiking
         self.heads = config.heads
-        self.scale = config.attention_scale
-        self.spiking = spiking
         self.neuron = make_neuron(config)
         for name in ("q", "k", "v"):
             self.add_module(name, Projection(config, width))
             self.add_module(f"{name}_neuron", make_neuron(config) if spiking else nn.Identity())
+        self.product = (
+            SpikeAttention(config.heads, config.attention_scale)
+            if spiking
+            else SoftmaxAttention(config.heads)
+        )
         normed = spiking and config.attention_norm
         self.attention_norm = make_norm(config, width, "qkv") if normed else nn.Identity()
         self.attention_neuron = (
@@ -84,22 +127,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        height, width = x.shape[-2:]
         x = self.neuron(x)
-        q, k, v = (
-            to_heads(neuron(project(x)), self.heads)
-            for project, neuron in (
-                (self.q, self.q_neuron),
-                (self.k, self.k_neuron),
-                (self.v, self.v_neuron),
-            )
-        )
-        if self.spiking:
-            scale = self.scale if self.scale is not None else 1.0 / (height * width)
-            attended = spike_attention(q, k, v, scale)
-        else:
-            attended = softmax_attention(q, k, v)
-        attended = self.attention_norm(from_heads(attended, height, width))
+        q = self.q_neuron(self.q(x))
+        k = self.k_neuron(self.k(x))
+        v = self.v_neuron(self.v(x))
+        attended = self.attention_norm(self.product(q, k, v))
         return self.projection(self.attention_neuron(attended))
 
 

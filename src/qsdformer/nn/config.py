@@ -180,6 +180,11 @@ class ModelConfig:
             fully_spiking=False,
         )
 
+    def summary(self) -> str:
+        """What a report says of the network beside its neurons and weights."""
+        whole = ", fully spike-driven" if self.fully_spiking else ""
+        return f"{whole}; dims {', '.join(map(str, self.dims))}, depth {self.depth}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as stored in checkpoints."""
         return {**dataclasses.asdict(self), "dims": list(self.dims)}

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import qsdformer.runtimes.onnx_executors  # noqa: F401  registers ONNX Runtime and OpenVINO
 from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.lowering import lower
 from qsdformer.graph.ops import Array
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.nn.taps import spiking_neurons
 from qsdformer.runtimes.executors import EXECUTORS, REFERENCE, Executor, Output, Run, to_pixels
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class _Tally:
 
 
 def verify(
-    model: MetaSpikeFormer,
+    model: nn.Module,
     images: Tensor | Iterable[tuple[Tensor, Tensor]],
     info: DataInfo | None = None,
     *,
@@ -147,7 +147,8 @@ def verify(
             on_images(len(pixels))
     if first is None:
         raise UserError("there are no images to verify on")
-    exact = all(_is_power_of_two(n) for n in (model.config.levels, model.config.time_steps))
+    neurons = spiking_neurons(model).values()
+    exact = all(_is_power_of_two(n.levels) and _is_power_of_two(n.time_steps) for n in neurons)
     rows = [_row(tally, total, labelled, first, exact) for tally in tallies]
     return Report(rows=tuple(rows), images=total, missing=tuple(missing))
 
@@ -163,7 +164,7 @@ def count_differences(counts: dict[str, Array], reference: dict[str, Array]) -> 
 
 
 def _prepare(
-    model: MetaSpikeFormer, graph: IntegerGraph, names: Sequence[str] | None
+    model: nn.Module, graph: IntegerGraph, names: Sequence[str] | None
 ) -> tuple[list[_Tally], list[str]]:
     chosen = list(EXECUTORS if names is None else dict.fromkeys([REFERENCE, *names]))
     unknown = [name for name in chosen if name not in EXECUTORS]
