@@ -144,5 +144,4 @@ class _Meter:
 
 def _as_map(step: Step, value: Tensor) -> Tensor:
     """A sum over images as (C, H, W)."""
-    channels_last = step.axes.endswith("pc")
-    return (value.T if channels_last else value).reshape(step.size)
+    return step.channels_first(value).reshape(step.size)

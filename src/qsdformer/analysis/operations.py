@@ -152,7 +152,8 @@ class _Tracer:
                 return replace(x[0], step=step, spikes=self.spiking[step])
             return replace(x[0], step=step, spikes=None, due=step.name)
         if step.kind == "view":
-            return replace(x[0], step=step, spikes=self.spiking.get(step))
+            grid = (1, 1) if step.options.get("flattened") else x[0].grid
+            return replace(x[0], step=step, grid=grid, spikes=self.spiking.get(step))
         if step.kind == "repeat":
             # Scaled once, then repeated.
             y = self.settled(x[0])

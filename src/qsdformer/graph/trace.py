@@ -90,6 +90,10 @@ class Step:
         function, args, kwargs = self.call
         return function(*tree_map(look_up, args), **tree_map(look_up, kwargs))
 
+    def channels_first(self, value: Tensor) -> Tensor:
+        """`value` with channels before the grid, also where tokens come before channels."""
+        return value.transpose(-2, -1) if self.axes.endswith("pc") else value
+
     @property
     def channels(self) -> int:
         """C."""

@@ -36,7 +36,8 @@ from qsdformer.nn.quantizers import QuantConv2d, QuantLinear
 class BinaryRun:
     """Logits (B, classes), spike counts by neuron, and operations by layer over the batch.
 
-    `counts` hold int64 tensors shaped like the neuron's output; `additions` and `macs` are totals.
+    `counts` hold int64 tensors shaped like the neuron's output, channels first; `additions` and
+    `macs` are totals.
     """
 
     logits: Tensor
@@ -72,7 +73,7 @@ def multi_bit_of(traced: Traced, images: Tensor) -> tuple[Tensor, dict[str, Tens
     def do(step: Step, *values: Tensor) -> Tensor:
         result = step.run(*values)
         if isinstance(step.module, SpikingNeuron):
-            counts[step.name] = step.module.counts(result)
+            counts[step.name] = step.channels_first(step.module.counts(result))
         return result
 
     with torch.no_grad():
@@ -205,7 +206,7 @@ class _Binary:
         layer = cast(SpikingNeuron, step.module)
         values = step.run(_real(x))
         spikes = counts_to_spikes(layer.counts(values), layer.levels).to(values.dtype)
-        self.counts[step.name] = spikes_to_counts(spikes).long()
+        self.counts[step.name] = step.channels_first(spikes_to_counts(spikes).long())
         return SpikeTrain(spikes=spikes, unit=layer.step, value=values)
 
     def _attention(self, step: Step, q: Value, k: Value, v: Value) -> Tensor:
