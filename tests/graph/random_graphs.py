@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -147,11 +147,12 @@ class Builder:
     def neuron(self, x: Made) -> Made:
         steps = x.shape.steps
         carried = {"steps": steps, "limit": INT32_MAX}
-        if self.rng.random() < 0.3 and (steps == 1 or x.unit >= 2**steps):
+        whole = x.shape.fraction == 0  # then rounding is done everywhere
+        if self.rng.random() < 0.3 and (steps == 1 or whole or x.unit >= 2**steps):
             top = max(1, min(1 << x.shape.fraction, int(x.shape.bound.max())))
             leak = 2**15 if steps > 1 else int(self.rng.choice((2**15, 2**16, 21845)))
             return self.emit(LIF, x, threshold=self.integer(1, top), leak=leak, **carried)
-        if steps > 1 and x.unit < 4**steps // 2:
+        if steps > 1 and not whole and x.unit < 4**steps // 2:
             raise ValueError("decay would round")
         levels = int(self.rng.choice((1, 2, 4, 8) if steps > 1 else (1, 2, 3, 4, 6, 8)))
         decay = int(self.rng.choice((0, 2**14))) if steps > 1 else 2**14
@@ -344,7 +345,8 @@ def random_graph(seed: int, choices: int = 10) -> IntegerGraph:
     )
     steps = int(rng.choice((1, 1, 2, 4)))
     builder = Builder(rng=rng, pre=pre, steps=steps)
-    _start(builder)
+    while not _tried(builder, _start):
+        pass
     weights = np.array([weight for _, weight in CHOICES], float)
     made = 0
     while made < choices:
@@ -414,8 +416,3 @@ def _outputs(builder: Builder, least: int) -> tuple[Output, ...]:
         scale = 2.0 ** builder.rng.integers(-8, 3, count)
         outputs.append(Output(name=f"map{number}", op=x.name, scale=tuple(map(float, scale))))
     return tuple(outputs)
-
-
-def without_outputs(graph: IntegerGraph) -> IntegerGraph:
-    """The graph of a classifier with its logits alone."""
-    return replace(graph, outputs=())

@@ -16,7 +16,11 @@ STARTS = {"onnxruntime": onnxruntime_infer, "openvino": openvino_infer}
 
 
 def check(seed: int, arrangement: str, runtime: str) -> None:
-    """Compares every count and output; all are exact in float32 by the graphs' construction."""
+    """Compares every count and output; all are exact in float32 by the graphs' construction.
+
+    OpenVINO has counts / D between neurons and what reads them, which rounds where D is not a power
+    of two: its real outputs, not its counts, may be off by float32's precision.
+    """
     pytest.importorskip(runtime)
     graph = random_graph(seed)
     images = random_frames(graph, seed=seed)
@@ -29,7 +33,8 @@ def check(seed: int, arrangement: str, runtime: str) -> None:
     for name, real in graph.real_outputs(images).items():
         assert found[name].dtype == np.float32
         expected = real[:, :, 0, 0] if name == "logits" else real
-        assert np.array_equal(found[name], expected), name
+        slack = 1e-6 * np.abs(expected).max() if runtime == "openvino" else 0.0
+        assert np.abs(found[name] - expected).max() <= slack, name
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -43,7 +48,7 @@ def test_the_float_arrangement_gives_them_too(seed):
     check(seed, "float", "onnxruntime")
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("arrangement", ["onnxruntime", "openvino"])
 def test_openvino_gives_them_too(seed, arrangement):
     check(seed, arrangement, "openvino")

@@ -21,8 +21,6 @@ from qsdformer.runtimes.onnx_thresholds import (
     threshold_conv,
 )
 
-SAFE_LEVELS = 127  # counts up to this go with any 8-bit codes; see BYTE_PAIR
-
 
 @dataclass(frozen=True, kw_only=True)
 class ConvNodes:
@@ -60,19 +58,17 @@ class ConvNodes:
         return Value(name=name, layout=layout, shape=shape)
 
     def fused(self, conv: Conv, rescale: Rescale, neuron: Neuron, x: Value) -> str | None:
-        """The real numbers, NCHW, whose rounding gives the counts; None if there are none.
+        """The real numbers, NCHW, whose rounding gives the very counts; None if there are none.
 
-        Float32 arrangements: the floor of 0.5 more, clipped, is the count.
+        Not quantised, the floor of 0.5 more, clipped, is the count.
         """
-        standard = rounds(neuron, 2.0**-rescale.fraction, even=self.quantised)
         if not self.quantised:
+            standard = rounds(neuron, 2.0**-rescale.fraction, even=False)
             return self._fused_float(conv, rescale, neuron, x) if standard else None
         if x.levels is None:
             return None
         made = threshold_conv(conv, rescale, neuron, x.levels)
-        if not made.exact.all() and not (standard and x.levels <= SAFE_LEVELS):
-            return None
-        return self._threshold(conv, made, x)
+        return self._threshold(conv, made, x) if made.exact.all() else None
 
     def _threshold(self, conv: Conv, made: ThresholdConv, x: Value) -> str:
         scale = made.scale.astype(np.float32)

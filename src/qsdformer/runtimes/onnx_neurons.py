@@ -35,9 +35,7 @@ class NeuronNodes:
             y = self.nodes.add("Mul", potential, self.nodes.reals(op.levels))
             y = self.nodes.add("Add", y, self.nodes.reals(0.5))
             return self.of_levels(y, op.levels)
-        threshold = membrane_thresholds(op)[0] * unit
-        fires = self.nodes.add("GreaterOrEqual", potential, self.nodes.reals(threshold))
-        return self.nodes.add("Cast", fires, to=UINT8 if self.quantised else FLOAT)
+        return self._fires(potential, membrane_thresholds(op)[0] * unit)
 
     def of_levels(self, name: str, levels: int) -> str:
         """The counts of what a fused convolution gives."""
@@ -75,7 +73,8 @@ class NeuronNodes:
         counts = []
         for number, u in enumerate(self.nodes.split(potential, op.steps)):
             if isinstance(op, LIF):
-                h, spikes = self._lif_step(op, u, carried, unit)
+                h = self._leaked(op, u, carried, unit)
+                spikes = self._fires(h, op.threshold * unit)
                 last = number == op.steps - 1
                 carried = None if last else self._reset_to_zero(h, spikes)
             else:
@@ -97,18 +96,25 @@ class NeuronNodes:
             table = self.nodes.reals(np.array(op.resets, np.float64) * unit)
             value = self.nodes.add("Gather", table, index)
         v = self.nodes.add("Sub", h, value)
-        return self.nodes.add("Mul", v, self.nodes.reals(op.decay / 2**FACTOR_BITS))
+        v = self.nodes.add("Mul", v, self.nodes.reals(op.decay / 2**FACTOR_BITS))
+        return self._whole(v) if unit == 1.0 else v
 
-    def _lif_step(self, op: LIF, u: str, v: str | None, unit: float) -> tuple[str, str]:
-        """h = v + (u - v) * leak, and its spikes."""
+    def _leaked(self, op: LIF, u: str, v: str | None, unit: float) -> str:
+        """h = v + (u - v) * leak."""
         leak = op.leak / 2**FACTOR_BITS
         h = self.nodes.add("Mul", u, self.nodes.reals(leak))
         if v is not None:
             kept = self.nodes.add("Mul", v, self.nodes.reals(1.0 - leak))
             h = self.nodes.add("Add", h, kept)
-        threshold = op.threshold * unit
+        return self._whole(h) if unit == 1.0 else h
+
+    def _fires(self, h: str, threshold: float) -> str:
         fires = self.nodes.add("GreaterOrEqual", h, self.nodes.reals(threshold))
-        return h, self.nodes.add("Cast", fires, to=UINT8 if self.quantised else FLOAT)
+        return self.nodes.add("Cast", fires, to=UINT8 if self.quantised else FLOAT)
+
+    def _whole(self, x: str) -> str:
+        """Whole numbers stay whole: rounding that real potentials do not notice decides here."""
+        return self.nodes.add("Floor", self.nodes.add("Add", x, self.nodes.reals(0.5)))
 
     def _reset_to_zero(self, h: str, spikes: str) -> str:
         silent = self.nodes.add("Cast", spikes, to=FLOAT) if self.quantised else spikes
