@@ -237,6 +237,11 @@ def _check_time(graph: IntegerGraph) -> None:
     axes = {(type(op), op.steps) for op in graph.ops if isinstance(op, (Repeat, Frames))}
     if len(axes) > 1:
         raise ValueError("operations disagree about the time axis of the input")
+    if graph.takes_frames:
+        tables = {op.name for op in graph.ops if isinstance(op, Normalise)}
+        for op in graph.ops:
+            if isinstance(op, Frames) != any(name in tables for name in op.inputs):
+                raise ValueError(f"{op.name!r}: 'frames' alone reads the table of pixels")
 
 
 def _check_results(graph: IntegerGraph, shapes: dict[str, Shape]) -> None:

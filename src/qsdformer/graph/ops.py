@@ -250,7 +250,7 @@ class Repeat(Op):
 class Frames(Op):
     """The input has a time axis: one frame of pixels for each of `steps` time steps, (T, B, ...).
 
-    The values pass as they are. It stands where `Repeat` would, before anything that has time.
+    The values pass as they are. It stands between `Normalise` and everything else.
     """
 
     steps: int
