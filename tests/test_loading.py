@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 
 import qsdformer as qsd
+from qsdformer.cli import run
 from qsdformer.data import DataInfo
 from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
@@ -41,3 +43,25 @@ def test_any_other_file_is_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match=r"note\.txt") as caught:
         qsd.load(tmp_path / "note.txt")
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_saved_by_hand_can_be_evaluated_predicted_exported_and_verified(
+    lively, tmp_path, capsys
+):
+    path, png = tmp_path / "own.ckpt", tmp_path / "image.png"
+    model = lively(in_channels=1, num_classes=10).train()
+    info = qsd.DataInfo(
+        image_size=32, channels=1, class_names=tuple("0123456789"), mean=(0.3,), std=(0.4,)
+    )
+    qsd.save(model, path, info)
+    assert model.training
+    Image.new("L", (20, 20), 128).save(png)
+    data = ["--data.name", "digits"]
+    few = ["--limit", "8", "--executor", "integer"]
+    for arguments in (
+        ["predict", str(path), str(png)],
+        ["export", str(path), str(tmp_path / "own.qsd")],
+        ["verify", str(path), *data, *few],
+        ["eval", str(path), *data],
+    ):
+        assert run(arguments) == 0, capsys.readouterr().err

@@ -10,10 +10,10 @@ from qsdformer.models.checkpoint import load as load_model
 
 if TYPE_CHECKING:
     from qsdformer.graph.integer import IntegerGraph
-    from qsdformer.models.metaspikeformer import MetaSpikeFormer
+    from qsdformer.models.base import SpikingTransformer
 
 
-def load(path: str | os.PathLike[str], device: str = "cpu") -> MetaSpikeFormer | IntegerGraph:
+def load(path: str | os.PathLike[str], device: str = "cpu") -> SpikingTransformer | IntegerGraph:
     """The model of a checkpoint, in evaluation mode, or the integer graph of an artifact.
 
     `device` is for checkpoints; the integer graph runs on the CPU. Raises `UserError` for a file

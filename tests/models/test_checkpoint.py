@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import pickle
 from pathlib import Path
@@ -5,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from variants import info_for
 
 from qsdformer.data import DataInfo
 from qsdformer.errors import UserError
-from qsdformer.models.checkpoint import KEY, load, load_checkpoint, save_checkpoint, write
+from qsdformer.models.checkpoint import KEY, load, load_checkpoint, save, save_checkpoint, write
 from qsdformer.models.metaspikeformer import MetaSpikeFormer, create_model
 
 INFO = DataInfo(
@@ -151,3 +153,34 @@ def test_writing_where_one_may_not_is_one_line_and_leaves_nothing(
     with pytest.raises(UserError, match="cannot write"):
         save_checkpoint(blocker / "model.ckpt", model)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_model_of_ones_own_loop_is_saved_and_loaded(tmp_path, make_model):
+    model = make_model()
+    info = info_for(model)
+    save(model, tmp_path / "model.ckpt", info)
+    loaded = load(tmp_path / "model.ckpt")
+    assert loaded.data_info == info
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded(images), model.eval()(images))
+    save(model, tmp_path / "bare.ckpt")
+    assert load(tmp_path / "bare.ckpt").data_info is None
+
+
+def test_saving_refuses_what_would_not_load_or_not_fit(tmp_path, make_model):
+    model = make_model()
+    path = tmp_path / "model.ckpt"
+    wrapper = torch.optim.swa_utils.AveragedModel(model)
+    with pytest.raises(UserError, match=r"save a AveragedModel .*: save model.module"):
+        save(wrapper, path)
+    with pytest.raises(UserError, match=r"OptimizedModule .*: save model._orig_mod"):
+        save(torch.compile(model), path)
+    with pytest.raises(UserError, match=r"cannot save a Linear as a checkpoint$"):
+        save(torch.nn.Linear(2, 2), path)
+    grey = dataclasses.replace(info_for(model), channels=1, mean=(0.5,), std=(0.5,))
+    with pytest.raises(UserError, match="info says 1 channels, but the model takes 3"):
+        save(model, path, grey)
+    few = dataclasses.replace(info_for(model), class_names=("a", "b"))
+    with pytest.raises(UserError, match="info names 2 classes, but the model has 5"):
+        save(model, path, few)
+    assert not path.exists()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import timm
 import torch
-from timm.models import group_parameters
+from timm.models import group_parameters, save_for_hf
 from timm.optim import create_optimizer_v2
 from timm.utils.model import freeze_batch_norm_2d
 from torch import nn
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from qsdformer.errors import UserError
 from qsdformer.models import metaspikeformer as backbone
+from qsdformer.models.checkpoint import load, save
 from qsdformer.nn.quantizers import QuantLinear
 
 TINY = "metaspikeformer_tiny"
@@ -52,6 +54,55 @@ def test_what_timms_scripts_always_pass_is_accepted():
         checkpoint_path=None,
     )  # fmt: skip
     assert model.num_classes == 5
+
+
+def test_what_a_neuron_decides_need_not_be_given():
+    assert timm.create_model(TINY, neuron="lif").config.levels == 1
+    assert timm.create_model(TINY, neuron="relu").config.attention == "softmax"
+
+
+def test_timm_drops_none_so_the_word_stands_for_full_precision():
+    config = timm.create_model(TINY, weight_bits="none", head_bits="none", rectify="none").config
+    assert (config.weight_bits, config.stem_bits, config.head_bits) == (None, 8, None)
+    assert config.rectify == "none"
+
+
+@pytest.mark.parametrize("make", [timm.create_model, backbone.create_model])
+def test_channels_go_by_timms_name_and_by_ours_and_must_agree(make):
+    assert make(TINY, in_chans=1).config.in_channels == 1
+    assert make(TINY, in_channels=1).config.in_channels == 1
+    model = make(TINY, in_chans=1, in_channels=1)
+    assert (model.config.in_channels, model.in_chans) == (1, 1)
+    with pytest.raises(UserError, match=r"in_chans=1 and in_channels=3: give one"):
+        make(TINY, in_chans=1, in_channels=3)
+
+
+def _own_model() -> backbone.MetaSpikeFormer:
+    model = backbone.create_model(TINY, in_chans=1, num_classes=10, weight_bits=None, levels=8)
+    model.reset_classifier(7)
+    return model
+
+
+def _loaded_model(tmp_path: Path) -> backbone.MetaSpikeFormer:
+    odd = backbone.create_model(TINY, dims=(4, 6, 8, 8), depth=2, neuron="relu", num_classes=3)
+    save(odd, tmp_path / "model.ckpt")
+    return load(tmp_path / "model.ckpt")
+
+
+@pytest.mark.parametrize("safe", [False, True])
+@pytest.mark.parametrize("origin", ["timm", "ours", "checkpoint"])
+def test_timm_saves_a_model_of_ours_and_builds_it_again(tmp_path, origin, safe):
+    torch.manual_seed(0)
+    model = {
+        "timm": lambda: timm.create_model(TINY, num_classes=4, weight_bits="none", time_steps=2),
+        "ours": _own_model,
+        "checkpoint": lambda: _loaded_model(tmp_path),
+    }[origin]()
+    save_for_hf(model, tmp_path / "hub", safe_serialization=safe)
+    again = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True)
+    assert again.config == model.config
+    images = torch.randn(2, model.in_chans, 32, 32)
+    assert torch.equal(again.eval()(images), model.eval()(images))
 
 
 @pytest.mark.parametrize(

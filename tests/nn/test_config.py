@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from qsdformer.nn.config import ModelConfig
+from qsdformer.nn.config import ModelConfig, completed
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,7 @@ from qsdformer.nn.config import ModelConfig
         ("head_bits", 16),
         ("neuron", "izhikevich"),
         ("levels", 0),
+        ("levels", 128),
         ("levels", 2.5),
         ("levels", "4"),
         ("time_steps", 0),
@@ -119,3 +120,15 @@ def test_three_quarters_of_the_blocks_are_in_stage_3(depth, expected):
 def test_reductions_follow_the_stem_stride():
     assert ModelConfig().reductions == (2, 4, 8, 16)
     assert ModelConfig(stem_stride=1).reductions == (1, 2, 4, 8)
+
+
+def test_what_a_neuron_decides_is_added_unless_it_is_given():
+    assert completed({"neuron": "lif"}) == {"neuron": "lif", "levels": 1}
+    assert completed({"neuron": "lif", "levels": 4})["levels"] == 4
+    assert completed({"neuron": "gelu", "depth": 2})["attention"] == "softmax"
+    assert completed({"neuron": "relu", "attention": "spike"})["attention"] == "spike"
+    for fields in ({}, {"neuron": "ielif"}, {"levels": 8}):
+        assert completed(fields) == fields
+    for fields in ({"neuron": "lif", "levels": 4}, {"neuron": "relu", "attention": "spike"}):
+        with pytest.raises(ValueError, match=r"set levels to 1|softmax"):
+            ModelConfig(**completed(fields))

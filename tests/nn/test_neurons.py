@@ -213,3 +213,23 @@ def test_the_firing_window_uses_all_counts():
     shares = torch.bincount(spike_count(potentials, 4).long(), minlength=5) / 100_000
     assert shares.min() > 0.1
     assert shares.max() < 0.35
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("levels", [1, 3, 4, 31, 100, 127])
+def test_counts_in_other_precisions_are_those_of_the_same_potentials_in_float32(dtype, levels):
+    u = torch.cat([torch.linspace(-0.5, 1.5, 10_001), torch.tensor([-1e4, 1e4])]).to(dtype)
+    counts = spike_count(u, levels)
+    assert counts.dtype == dtype
+    assert (counts.min().item(), counts.max().item()) == (0, levels)
+    wide = u.double() if dtype == torch.float64 else u.float()
+    assert torch.equal(counts.long(), spike_count(wide, levels).long())
+    # The value c / D still tells the count.
+    neuron = IELIF(levels)
+    assert torch.equal(neuron.counts(neuron(u)), counts.long())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_no_count_exceeds_the_levels_even_where_half_precision_is_too_coarse_for_them(dtype):
+    for levels in (128, 200, 255, 256):
+        assert spike_count(torch.tensor([0.999, 1.0, 3.0], dtype=dtype), levels).max() <= levels

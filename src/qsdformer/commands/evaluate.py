@@ -9,8 +9,8 @@ import json
 from qsdformer.commands.arguments import add_execution_arguments
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.data import DataModule
+from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.checkpoint import load_checkpoint
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.recipes.recipe import parse_data, with_keys
 from qsdformer.tasks.activity import measure_activity, overall_activity
 from qsdformer.tasks.evaluation import check_fits, evaluate, pick_device
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _activity(model: MetaSpikeFormer, data: DataModule) -> dict[str, dict[str, float]]:
+def _activity(model: SpikingTransformer, data: DataModule) -> dict[str, dict[str, float]]:
     """Activity by layer over the evaluation set, and over the whole network as `all layers`."""
     layers = measure_activity(model, (images for images, _ in data.val_dataloader()))
     return {**layers, "all layers": overall_activity(layers)}

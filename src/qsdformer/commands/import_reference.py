@@ -11,25 +11,56 @@ from qsdformer.models.published import import_reference
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `qsd import-reference`."""
-    parser.add_argument("source", metavar="PTH", help="a checkpoint published with the paper")
-    parser.add_argument("out", metavar="OUT", help="the checkpoint to write")
     parser.add_argument(
+        "source",
+        metavar="PTH",
+        help="a checkpoint published for QSD, SDT v1, Spikformer or E-SpikeFormer (base)",
+    )
+    parser.add_argument("out", metavar="OUT", help="the checkpoint to write")
+    group = parser.add_argument_group("what tensors do not tell, asked for where it matters")
+    group.add_argument(
         "--heads",
         type=positive,
-        default=8,
         metavar="N",
-        help="attention heads, which the tensors do not tell (default: 8)",
+        help="attention heads (default: 8 for Meta-SpikeFormer, else as the file says)",
+    )
+    group.add_argument(
+        "--time-steps",
+        type=positive,
+        metavar="T",
+        help="of LIF networks (default: as the file says)",
+    )
+    group.add_argument(
+        "--pooling",
+        metavar="FLAGS",
+        help="SDT v1's and Spikformer's max pools, such as 1111 (default: as the file says)",
+    )
+    group.add_argument(
+        "--dvs-mode",
+        action=argparse.BooleanOptionalAction,
+        help="SDT v1 of CIFAR10-DVS (default: as the file says; no for colour images)",
     )
 
 
 def run(options: argparse.Namespace) -> int:
     """Convert; sizes, depth and classes come from the tensors."""
-    model = import_reference(options.source, heads=options.heads)
+    model = import_reference(
+        options.source,
+        heads=options.heads,
+        time_steps=options.time_steps,
+        pooling=options.pooling,
+        dvs_mode=options.dvs_mode,
+    )
     save_checkpoint(options.out, model, extra={"imported_from": str(options.source)})
     config = model.config
     size = sum(p.numel() for p in model.parameters()) / 1e6
+    shape = ", ".join(f"{name} {_text(getattr(config, name))}" for name in config.SHOWN)
     print(
-        f"{options.out}: dims {', '.join(map(str, config.dims))}, depth {config.depth}, "
-        f"{config.num_classes} classes, {size:.1f} M parameters"
+        f"{options.out}: {config.family}, {shape}, {config.num_classes} classes, "
+        f"{size:.1f} M parameters"
     )
     return 0
+
+
+def _text(value: object) -> str:
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from qsdformer.analysis.information import packed_bytes, qkv_entropy
 from qsdformer.data import DataModule
+from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.checkpoint import load_checkpoint
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.recipes.recipe import Recipe
 from qsdformer.tasks.activity import measure_activity, overall_activity
 from qsdformer.tasks.fgd import FEATURES
@@ -34,7 +34,7 @@ def measure(recipe: Recipe, checkpoint: Path, images: int) -> dict[str, Any]:
     return row
 
 
-def spike_columns(model: MetaSpikeFormer, batches: list[Tensor]) -> dict[str, float]:
+def spike_columns(model: SpikingTransformer, batches: list[Tensor]) -> dict[str, float]:
     """Entropy of q, k, v in bits; firing rates of q, k, v and of all; share of active groups."""
     activity = measure_activity(model, batches)
     columns = {f"entropy_{name}": bits + 0.0 for name, bits in qkv_entropy(model, batches).items()}

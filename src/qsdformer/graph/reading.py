@@ -22,6 +22,7 @@ from qsdformer.graph.tracer import NORMS, ROOT, SUPPORTED, called, model_path, s
 from qsdformer.nn.attention import LayerScale, SpikeAttention
 from qsdformer.nn.blocks import border_conv
 from qsdformer.nn.neurons import SpikingNeuron
+from qsdformer.nn.pointwise import PlanePool
 from qsdformer.nn.timing import TimeInput, TimeMean, TimeRepeat
 
 NOTHING = ("contiguous", "clone", "detach", "float", "dropout", "dropout2d", "alpha_dropout")
@@ -201,6 +202,8 @@ class _Operation:
             return reshaped(self)
         if isinstance(m, (nn.MaxPool2d, nn.AvgPool2d)):
             return self._pool("max_pool2d" if isinstance(m, nn.MaxPool2d) else "avg_pool2d", vars(m))  # fmt: skip
+        if isinstance(m, PlanePool):
+            return self.make("plane_pool", heads=m.heads)
         if isinstance(m, nn.AdaptiveAvgPool2d):
             return self._adaptive_pool()
         if isinstance(m, nn.Upsample):

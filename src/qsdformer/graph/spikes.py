@@ -70,7 +70,7 @@ def _spikes(step: Step, inputs: Sequence[Spikes | None]) -> Spikes | None:
         return x
     if any(spikes.is_summed for spikes in known):
         return None
-    if step.kind in ("view", "repeat", "max_pool") or _is_nearest(step):
+    if step.kind in ("view", "repeat", "max_pool", "plane_pool") or _is_nearest(step):
         return replace(x, source=step)
     if step.kind == "multiply":
         a, b = known

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -219,17 +220,15 @@ class Lowering:
                 leak=_nearest(2**FACTOR_BITS / layer.tau),
             )
         elif isinstance(layer, IELIFModule):
-            d = layer.levels
             # Without time steps of its own it forgets: nothing carries over.
             decay = layer.decay if layer.time_steps == step.time else 0.0
-            # floor(D*u + 1/2) >= k where u >= (k - 1/2) / D; on integers the ceiling is exact.
             op = IELIF(
                 name=step.name,
                 inputs=(u.op,),
                 steps=step.time,
                 limit=self.limit,
-                thresholds=tuple(-((1 - 2 * k) * one // (2 * d)) for k in range(1, d + 1)),
-                resets=tuple((2 * k * one + d) // (2 * d) for k in range(d + 1)),
+                thresholds=thresholds(layer, one),
+                resets=resets(layer, one),
                 decay=_nearest(2**FACTOR_BITS * decay),
             )
         else:
@@ -320,6 +319,18 @@ class Lowering:
         y = y if step.inputs[0] in self.spiking else self._membrane(y)
         op = MaxPool(name=step.name, inputs=(y.op,), **step.options)
         return self._emit(op, y.scale)
+
+    def _plane_pool(self, step: Step, x: Value) -> Symbol:
+        """A pool over channels and tokens: the planes are seen as maps, and the result as before."""
+        y, heads = self._known(x), step.options["heads"]
+        y = y if step.inputs[0] in self.spiking else self._membrane(y)
+        (channels, height, width), name = step.size, step.name
+        planes = {"channels": heads, "height": channels // heads, "width": height * width}
+        before = self._emit(Reshape(name=f"{name}.planes", inputs=(y.op,), **planes), y.scale[0])
+        pool = MaxPool(name=f"{name}.pool", inputs=(before.op,), kernel=3, stride=1, padding=1)
+        pooled = self._emit(pool, y.scale[0])
+        after = {"channels": channels, "height": height, "width": width}
+        return self._emit(Reshape(name=name, inputs=(pooled.op,), **after), y.scale)
 
     def _avg_pool(self, step: Step, x: Value) -> Symbol:
         """A depthwise convolution with weights of 1."""
@@ -426,6 +437,26 @@ class Lowering:
 
 
 CONV_DEFAULTS = {"kernel": 1, "stride": 1, "padding": 0}
+
+
+def thresholds(neuron: IELIFModule, one: int) -> tuple[int, ...]:
+    """The least potentials, in units of 1/`one`, at which a neuron emits 1, 2, ... D counts.
+
+    Potentials are whole numbers of units, so that a bound between two of them is exact.
+    """
+    window, d = Fraction(neuron.window), neuron.levels
+    found = []
+    for k in range(1, d + 1):
+        half = (2 * k - 1) * window * one / (2 * d)  # where the count is k - 1/2 before rounding
+        even = neuron.rounding == "even" and k % 2 == 1  # the half rounds down, to k - 1
+        found.append(math.floor(half) + 1 if even else math.ceil(half))
+    return tuple(found)
+
+
+def resets(neuron: IELIFModule, one: int) -> tuple[int, ...]:
+    """What 0, 1, ... D counts take from the potential, to the nearest unit of 1/`one`."""
+    window, d = Fraction(neuron.window), neuron.levels
+    return tuple(math.floor(k * window * one / d + Fraction(1, 2)) for k in range(d + 1))
 
 
 def folded(norm: Any) -> tuple[Array, Array]:

@@ -40,6 +40,7 @@ Kind = Literal[
     "spatial_sum",
     "max_pool",
     "avg_pool",
+    "plane_pool",
     "upsample",
     "concat",
     "view",

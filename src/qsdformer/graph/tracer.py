@@ -21,13 +21,15 @@ from qsdformer.errors import UserError, one_line
 from qsdformer.nn.attention import LayerScale, SpikeAttention
 from qsdformer.nn.blocks import border_conv
 from qsdformer.nn.neurons import SpikingNeuron
+from qsdformer.nn.pointwise import PlanePool
 from qsdformer.nn.timing import TimeInput, TimeMean, TimeRepeat
 
 NORMS = (_BatchNorm, FrozenBatchNorm2d)
-OURS = (SpikingNeuron, SpikeAttention, LayerScale, TimeInput, TimeMean, TimeRepeat)
+OURS = (SpikingNeuron, SpikeAttention, LayerScale, PlanePool, TimeInput, TimeMean, TimeRepeat)
 # Modules without parameters, whose own forward tells the shape of their result.
 SHAPED = (
     SpikeAttention,
+    PlanePool,
     TimeInput,
     TimeMean,
     TimeRepeat,

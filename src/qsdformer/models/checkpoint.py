@@ -13,19 +13,21 @@ import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.serialization import safe_globals
 
 from qsdformer.data import DataInfo
 from qsdformer.errors import UserError, one_line
 from qsdformer.files import atomic_path
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
-from qsdformer.nn.config import ModelConfig
+from qsdformer.models.base import SpikingTransformer
+from qsdformer.models.registry import FIRST_FAMILY, build, config_from_dict
+from qsdformer.nn.config import NetworkConfig
 
 FORMAT_VERSION = 1
 KEY = "qsdformer"
@@ -41,13 +43,13 @@ DAMAGED = (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeEr
 class Loaded:
     """What a checkpoint holds: a model in eval mode, its inputs' description and the rest."""
 
-    model: MetaSpikeFormer
+    model: SpikingTransformer
     info: DataInfo | None
     extra: dict[str, Any]
 
 
 def header(
-    config: ModelConfig, info: DataInfo | None, extra: Mapping[str, Any] | None = None
+    config: NetworkConfig, info: DataInfo | None, extra: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The value of the "qsdformer" key: plain values only."""
     return {
@@ -58,9 +60,34 @@ def header(
     }
 
 
+def save(
+    model: SpikingTransformer, path: str | os.PathLike[str], info: DataInfo | None = None
+) -> None:
+    """Write a model of ours, from whatever training loop, as a checkpoint that `load` reads.
+
+    `info` describes the images that it takes and names its classes; `qsd predict`, `export` and
+    `verify` need it. Raises `UserError` for anything but a whole model of ours, where `info` does
+    not fit it, and where the file cannot be written.
+    """
+    if not isinstance(model, SpikingTransformer):
+        inner = next((n for n in ("module", "_orig_mod") if hasattr(model, n)), None)
+        hint = f": save model.{inner}, which is inside" if inner else ""
+        raise UserError(f"cannot save a {type(model).__name__} as a checkpoint{hint}")
+    config = model.config
+    if info is not None and info.channels != config.in_channels:
+        raise UserError(
+            f"info says {info.channels} channels, but the model takes {config.in_channels}"
+        )
+    if info is not None and len(info.class_names) != config.num_classes:
+        raise UserError(
+            f"info names {len(info.class_names)} classes, but the model has {config.num_classes}"
+        )
+    save_checkpoint(path, model, info)
+
+
 def save_checkpoint(
     path: str | os.PathLike[str],
-    model: MetaSpikeFormer,
+    model: SpikingTransformer,
     info: DataInfo | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
@@ -78,17 +105,17 @@ def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> Loaded
     content = read(path, device)
     head = content[KEY]
     try:
-        config = ModelConfig.from_dict(head["model_config"])
+        config = config_from_dict(head["model_config"])
         info = None if head["data_info"] is None else DataInfo.from_dict(head["data_info"])
         extra = dict(head["extra"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: damaged checkpoint header: {one_line(error)}") from error
-    model = MetaSpikeFormer(config).to(device)
+    model = build(config).to(device)
     load_weights(model, _weights(content, path), path)
     return Loaded(model=model.eval(), info=info, extra=extra)
 
 
-def load(path: str | os.PathLike[str], device: str = "cpu") -> MetaSpikeFormer:
+def load(path: str | os.PathLike[str], device: str = "cpu") -> SpikingTransformer:
     """The model of a checkpoint in eval mode; its attribute `data_info` describes its inputs.
 
     `data_info` is None for imported models. Raises `UserError` as `load_checkpoint`.
@@ -104,8 +131,13 @@ def read(path: str | os.PathLike[str], device: str = "cpu") -> dict[str, Any]:
     return _checked(load_tensors(path, device), path)
 
 
-def load_tensors(path: str | os.PathLike[str], device: str = "cpu") -> Any:
-    """What torch saved in any file, refusing everything but tensors and plain values."""
+def load_tensors(
+    path: str | os.PathLike[str], device: str = "cpu", allowed: Sequence[type] = ()
+) -> Any:
+    """What torch saved in any file, refusing everything but tensors and plain values.
+
+    `allowed` are further classes whose instances may be in it.
+    """
     file = Path(path)
     if file.is_dir():
         hint = next((f"; did you mean {c}?" for c in _inside(file)), "; give the file in it")
@@ -121,7 +153,7 @@ def load_tensors(path: str | os.PathLike[str], device: str = "cpu") -> Any:
         # torch itself would not notice damage inside a tensor.
         if zipfile.is_zipfile(file) and zipfile.ZipFile(file).testzip() is not None:
             raise damaged
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), safe_globals(list(allowed)):
             return torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         if pickled and ("Unsupported" in str(error) or "GLOBAL" in str(error)):
@@ -150,7 +182,7 @@ def write(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
 
 
 def load_weights(
-    model: MetaSpikeFormer, state: Mapping[str, Tensor], path: str | os.PathLike[str]
+    model: SpikingTransformer, state: Mapping[str, Tensor], path: str | os.PathLike[str]
 ) -> None:
     """Copy `state` into `model`; every key and shape must match, or a `UserError` names one."""
     own = model.state_dict()
@@ -167,9 +199,10 @@ def load_weights(
     model.load_state_dict(dict(state))
 
 
-def check_same_model(saved: Mapping[str, Any], config: ModelConfig, path: Path) -> None:
+def check_same_model(saved: Mapping[str, Any], config: NetworkConfig, path: Path) -> None:
     """`UserError` naming the first field in which a checkpoint's model differs from `config`."""
     wanted = config.to_dict()
+    saved = {"family": FIRST_FAMILY, **saved}
     for name in sorted(set(wanted) | set(saved)):
         if saved.get(name) != wanted.get(name):
             raise UserError(

@@ -7,23 +7,23 @@ QSD-Transformer (Qiu et al., ICLR 2025). Legend: T time steps, B batch.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import timm
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from qsdformer.errors import UserError
+from qsdformer.models.base import SpikingTransformer
+from qsdformer.models.registry import Family, register
+from qsdformer.models.registry import create_model as create_model
+from qsdformer.models.registry import model_config as model_config
 from qsdformer.nn.attention import TransformerBlock
 from qsdformer.nn.blocks import ConvBlock, Downsample
-from qsdformer.nn.config import ModelConfig
+from qsdformer.nn.config import ModelConfig, PyramidConfig
 from qsdformer.nn.neurons import make_neuron
-from qsdformer.nn.quantizers import QuantLinear, quantized_layers, quantized_together
+from qsdformer.nn.quantizers import quantized_layers, quantized_together
 from qsdformer.nn.timing import TimeInput, TimeMean, TimeRepeat
 
 # Named sizes; beside each the publication's name.
@@ -93,16 +93,17 @@ class Stage(nn.Module):
         return x
 
 
-class MetaSpikeFormer(nn.Module):
-    """A spike-driven vision transformer, or its counterpart ANN, built from one configuration.
+class PyramidTransformer(SpikingTransformer):
+    """Five stages of blocks behind downsampling convolutions, their transformer blocks to choose.
 
     Images are (B, C, H, W), shown at every time step, or (T, B, C, H, W) with one frame a step.
     Logits are (B, classes). Stage 1 of the publication is `stages.0` (stem) and `stages.1`.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
+    config: PyramidConfig
+
+    def __init__(self, config: PyramidConfig) -> None:
+        super().__init__(config, config.dims[-1])
         self.input = TimeInput(
             config.time_steps, config.in_channels, config.reductions[-1] // 2 + 1, repeat=False
         )
@@ -114,7 +115,7 @@ class MetaSpikeFormer(nn.Module):
         rates = [config.drop_path_rate * i / (config.depth - 1) for i in range(config.depth)]
 
         def transformers(width: int, rates: list[float]) -> list[nn.Module]:
-            return [TransformerBlock(config, width, rate) for rate in rates]
+            return [self._transformer_block(width, rate) for rate in rates]
 
         blocks: list[list[nn.Module]] = [
             [ConvBlock(config, widths[0])],
@@ -138,8 +139,7 @@ class MetaSpikeFormer(nn.Module):
             for i in range(5)
         )
         self.neuron = make_neuron(config)
-        self.head = self._make_head(config)
-        self.num_features = self.head_hidden_size = widths[-1]
+        self.head = self._make_head()
         # One entry per stride; the last stride's map is the end of the last stage there.
         self.feature_stages = (0, 1, 2, 4)
         self.feature_info = [
@@ -147,16 +147,8 @@ class MetaSpikeFormer(nn.Module):
             for stage, reduction in zip(self.feature_stages, config.reductions, strict=True)
         ]
 
-    @staticmethod
-    def _make_head(config: ModelConfig) -> nn.Module:
-        if config.num_classes == 0:
-            return nn.Identity()
-        return QuantLinear(config.dims[-1], config.num_classes, bits=config.head_bits)
-
-    @property
-    def num_classes(self) -> int:
-        """Classes of the head; 0 where there is none."""
-        return self.config.num_classes
+    def _transformer_block(self, width: int, drop_path_rate: float) -> nn.Module:
+        raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes), the mean over time steps; without a head, features (B, C)."""
@@ -237,18 +229,6 @@ class MetaSpikeFormer(nn.Module):
             self.reset_classifier(0)
         return wanted
 
-    def get_classifier(self) -> nn.Module:
-        """The linear head."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head for `num_classes` classes, on the device of the old weights; 0 removes it."""
-        if global_pool not in (None, "", "avg"):
-            raise ValueError(f"global_pool={global_pool!r}: only 'avg' is available")
-        self.config = self.config.replace(num_classes=num_classes)
-        device = next(self.parameters()).device
-        self.head = self._make_head(self.config).to(device)
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort parameters into stem and blocks, for layer-wise rates."""
         if coarse:
@@ -267,85 +247,17 @@ class MetaSpikeFormer(nn.Module):
             if isinstance(stage, Stage):
                 stage.checkpointing = enable
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that weight decay must leave alone: the step sizes."""
-        return {name for name, _ in self.named_parameters() if name.endswith("log_step_size")}
+
+class MetaSpikeFormer(PyramidTransformer):
+    """A spike-driven vision transformer, or its counterpart ANN, built from one configuration."""
+
+    config: ModelConfig
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+
+    def _transformer_block(self, width: int, drop_path_rate: float) -> nn.Module:
+        return TransformerBlock(self.config, width, drop_path_rate)
 
 
-def create_model(name: str = "metaspikeformer_15m", **fields: Any) -> MetaSpikeFormer:
-    """A model of a named size; `fields` are those of `ModelConfig` and replace the size's."""
-    return MetaSpikeFormer(model_config(name, **fields))
-
-
-def model_config(name: str = "metaspikeformer_15m", **fields: Any) -> ModelConfig:
-    """The configuration of a named size, with `fields` of `ModelConfig` replaced."""
-    if name not in SIZES:
-        raise UserError(f"unknown model {name!r}: choose from {', '.join(SIZES)}")
-    return ModelConfig(**{**SIZES[name], **fields})
-
-
-# timm's record of each model: there are no weights to download, only input and layer names.
-default_cfgs = generate_default_cfgs(
-    {
-        name: {
-            "num_classes": 1000,
-            "input_size": (3, 224, 224),
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
-            "crop_pct": 0.875,
-            "interpolation": "bicubic",
-            "first_conv": "stages.0.downsample.conv",
-            "classifier": "head",
-        }
-        for name in SIZES
-    }
-)
-
-
-def _build_for_timm(cfg: dict[str, Any], **kwargs: Any) -> MetaSpikeFormer:
-    """timm's keyword arguments to a model: `in_chans` is its name for our `in_channels`.
-
-    Values of timm's that ask for what the model does anyway are accepted, all others refused.
-    """
-    fields = {**cfg, **kwargs}
-    if "in_chans" in fields:
-        fields["in_channels"] = fields.pop("in_chans")
-    if fields.pop("drop_rate", 0) != 0:
-        raise ValueError("drop_rate: this model has no dropout; use drop_path_rate")
-    if fields.pop("global_pool", "avg") != "avg":
-        raise ValueError("global_pool: only 'avg' is available")
-    if "img_size" in fields:
-        raise ValueError("img_size: this model takes images of any size; leave it out")
-    unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(ModelConfig)})
-    if unknown:
-        raise TypeError(f"unknown model arguments: {', '.join(unknown)}")
-    return MetaSpikeFormer(ModelConfig(**fields))
-
-
-def _register(name: str, size: dict[str, Any]) -> None:
-    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        if pretrained:
-            raise UserError(
-                f"{name} has no weights to download: load a checkpoint with qsdformer.load, "
-                "or a published one with qsdformer.import_reference"
-            )
-        return build_model_with_cfg(
-            _build_for_timm,
-            name,
-            pretrained,
-            model_cfg=size,
-            feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-            **kwargs,
-        )
-
-    entrypoint.__name__ = name
-    entrypoint.__module__ = __name__
-    entrypoint.__doc__ = f"{name}: dims {size['dims']}, depth {size.get('depth', 8)}."
-    # timm lists the name in this module's __all__, so it has to exist here.
-    globals()[name] = register_model(entrypoint)
-
-
-for _name, _size in SIZES.items():
-    if timm.is_model(_name):
-        raise RuntimeError(f"a model named {_name} is registered in timm already")
-    _register(_name, _size)
+register(Family(config=ModelConfig, model=MetaSpikeFormer, sizes=SIZES, feature_maps=True))

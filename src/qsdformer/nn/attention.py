@@ -55,8 +55,9 @@ class SpikeAttention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k (B, C, H, W) and v (B, C_v, H, W) to (B, C_v, H, W)."""
         height, width = q.shape[-2:]
-        heads = (to_heads(x, self.heads) for x in (q, k, v))
-        return from_heads(spike_attention(*heads, self.factor(height * width)), height, width)
+        q, k, v = (to_heads(x, self.heads) for x in (q, k, v))
+        product = spike_attention(q, k, v, self.factor(height * width))
+        return from_heads(product, height, width)
 
     def extra_repr(self) -> str:
         """Settings shown by print(model)."""
@@ -71,10 +72,14 @@ class SoftmaxAttention(nn.Module):
         self.heads = heads
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B, C, H, W) each, to the same shape."""
+        """q, k (B, C, H, W) and v (B, C_v, H, W) to (B, C_v, H, W)."""
         height, width = q.shape[-2:]
-        heads = (to_heads(x, self.heads) for x in (q, k, v))
-        return from_heads(softmax_attention(*heads), height, width)
+        q, k, v = (to_heads(x, self.heads) for x in (q, k, v))
+        return from_heads(softmax_attention(q, k, v), height, width)
+
+    def extra_repr(self) -> str:
+        """Settings shown by print(model)."""
+        return f"heads={self.heads}"
 
 
 class Projection(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qsdformer.nn.config import ModelConfig
+from qsdformer.nn.config import ModelConfig, NetworkConfig, PyramidConfig
 from qsdformer.nn.neurons import firing_window, make_neuron
 from qsdformer.nn.quantizers import QuantConv2d
 
@@ -27,7 +27,7 @@ CONV_EXPANSION = 4
 MLP_EXPANSION = 4
 
 
-def make_norm(config: ModelConfig, channels: int, role: NormRole = "plain") -> nn.BatchNorm2d:
+def make_norm(config: NetworkConfig, channels: int, role: NormRole = "plain") -> nn.BatchNorm2d:
     """A batch norm, started according to what it does.
 
     "branch_end" closes a residual branch and starts at `residual_gain`; "neuron" feeds a neuron
@@ -60,7 +60,13 @@ class Downsample(nn.Module):
     """Neuron (not in the stem), strided convolution with bias, batch norm."""
 
     def __init__(
-        self, config: ModelConfig, width_in: int, width_out: int, *, stride: int, stem: bool = False
+        self,
+        config: PyramidConfig,
+        width_in: int,
+        width_out: int,
+        *,
+        stride: int,
+        stem: bool = False,
     ) -> None:
         super().__init__()
         kernel = config.stem_kernel if stem else 3
@@ -81,9 +87,9 @@ class Downsample(nn.Module):
 
 
 class SepConv(nn.Module):
-    """Neuron, 1x1, norm, neuron, depthwise 7x7, 1x1, norm: a residual branch."""
+    """Neuron, 1x1, norm, neuron, depthwise (7x7 unless told), 1x1, norm: a residual branch."""
 
-    def __init__(self, config: ModelConfig, width: int) -> None:
+    def __init__(self, config: PyramidConfig, width: int, kernel: int = 7) -> None:
         super().__init__()
         inner, bits = width * SEPCONV_EXPANSION, config.weight_bits
         self.neuron1 = make_neuron(config)
@@ -91,7 +97,7 @@ class SepConv(nn.Module):
         self.norm1 = make_norm(config, inner, "neuron")
         self.neuron2 = make_neuron(config)
         self.depthwise = QuantConv2d(
-            inner, inner, 7, padding=3, groups=inner, bias=False, bits=bits
+            inner, inner, kernel, padding=kernel // 2, groups=inner, bias=False, bits=bits
         )
         self.between = _between_convolutions(config, inner)
         self.pointwise2 = QuantConv2d(inner, width, 1, bias=False, bits=bits)
@@ -104,7 +110,7 @@ class SepConv(nn.Module):
         return self.norm2(self.pointwise2(x))
 
 
-def _between_convolutions(config: ModelConfig, width: int) -> nn.Module:
+def _between_convolutions(config: PyramidConfig, width: int) -> nn.Module:
     """Norm and neuron in the fully spike-driven variant, nothing as published."""
     if not config.fully_spiking:
         return nn.Identity()
@@ -204,7 +210,7 @@ class RepConv(nn.Module):
 class ConvBlock(nn.Module):
     """SepConv, then two 3x3 convolutions, each a residual branch."""
 
-    def __init__(self, config: ModelConfig, width: int) -> None:
+    def __init__(self, config: PyramidConfig, width: int) -> None:
         super().__init__()
         inner, bits = width * CONV_EXPANSION, config.weight_bits
         self.sepconv = SepConv(config, width)
@@ -225,9 +231,9 @@ class ConvBlock(nn.Module):
 class MLP(nn.Module):
     """Neuron, 1x1 to 4x the width, norm, neuron, 1x1 back, norm: a residual branch."""
 
-    def __init__(self, config: ModelConfig, width: int) -> None:
+    def __init__(self, config: NetworkConfig, width: int, ratio: int = MLP_EXPANSION) -> None:
         super().__init__()
-        inner, bits = width * MLP_EXPANSION, config.weight_bits
+        inner, bits = width * ratio, config.weight_bits
         self.neuron1 = make_neuron(config)
         self.fc1 = QuantConv2d(width, inner, 1, bits=bits)
         self.norm1 = make_norm(config, inner, "neuron")

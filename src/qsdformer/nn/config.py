@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from qsdformer.errors import require
 
@@ -13,49 +14,41 @@ Neuron = Literal["ielif", "lif", "relu", "gelu"]
 Attention = Literal["spike", "softmax"]
 Rectify = Literal["none", "qkv", "all"]
 Surrogate = Literal["exp", "rect"]
+Rounding = Literal["up", "even"]
 
 ANN_NEURONS = ("relu", "gelu")
 MIN_BITS, MAX_BITS = 2, 8
+MAX_LEVELS = 127  # of an artifact's neuron; up to here counts are exact in half precision as well
 
-# Fields by the kind of number they hold.
-WHOLE = (
-    "in_channels",
-    "num_classes",
-    "depth",
-    "heads",
-    "stem_kernel",
-    "stem_stride",
-    "levels",
-    "time_steps",
-)
 BITS = ("weight_bits", "stem_bits", "head_bits")
-REAL = (
-    "drop_path_rate",
-    "decay",
-    "tau",
-    "threshold",
-    "attention_gain",
-    "residual_gain",
-)
+
+
+REPORTED = ("heads", "time_steps")  # what a report leaves out of, or says apart from, a summary
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Configuration of a Meta-SpikeFormer and of its counterpart ANN.
+class NetworkConfig:
+    """What the configurations of all families share: classes, weight bits and neurons.
 
     Bits are per weight, 2 to 8, or None for full precision. `levels` is D, the largest spike
-    count; `time_steps` is T. A spiking network needs T·D binary time steps at inference.
+    count, up to 127; `time_steps` is T. A spiking network needs T·D binary time steps at inference.
+    A family's configuration adds the shape of its network.
     """
 
-    # Shape of the network.
+    # The family's name, under which the registry finds its network.
+    family: ClassVar[str]
+    # Fields that a network shares with its counterpart ANN; the others are about spikes.
+    SHAPE: ClassVar[tuple[str, ...]] = ("heads", "residual_gain")
+    # Fields that say at a glance which network it is.
+    SHOWN: ClassVar[tuple[str, ...]] = ()
+    # What other fields become in the counterpart ANN.
+    ANN_FIELDS: ClassVar[dict[str, Any]] = {}
+    # Whole numbers that are at least 1.
+    COUNTS: ClassVar[tuple[str, ...]] = ("in_channels", "heads", "time_steps")
+
     in_channels: int = 3
     num_classes: int = 1000
-    dims: tuple[int, int, int, int] = (64, 128, 256, 360)
-    depth: int = 8
     heads: int = 8
-    stem_kernel: int = 7
-    stem_stride: int = 2
-    drop_path_rate: float = 0.0
 
     # Weight quantisation.
     weight_bits: int | None = 4
@@ -70,87 +63,132 @@ class ModelConfig:
     tau: float = 2.0  # LIF membrane time constant, in time steps
     threshold: float = 1.0  # LIF firing threshold
     surrogate: Surrogate = "exp"
-    fully_spiking: bool = False  # a neuron before every convolution but the stem
-
-    # Attention.
-    attention: Attention = "spike"
-    attention_scale: float | None = None  # None: 1/N for N tokens
-    attention_norm: bool = True  # batch norm between attention and its neuron
-    attention_gain: float = 1.0  # the neuron after attention emits gain * count / D
 
     # Initial values that decide whether training starts at all.
     rectify: Rectify = "qkv"  # which norms before neurons start centred in the firing window
     residual_gain: float = 0.2  # scale of the last norm of each residual branch
-    layer_scale: float | None = None  # initial layer scale of transformer blocks; None: no scale
 
     def __post_init__(self) -> None:
         self._check_types()
-        object.__setattr__(self, "dims", tuple(self.dims))
-        self._check_choices()
         require(self, "num_classes", self.num_classes >= 0, "0 (no head) or more")
-        for name in ("in_channels", "heads", "stem_kernel", "levels", "time_steps"):
+        for name in self.COUNTS:
             require(self, name, getattr(self, name) >= 1, "a whole number, at least 1")
+        allowed = f"1 to {MAX_LEVELS} (a model with more could not be exported)"
+        require(self, "levels", 1 <= self.levels <= MAX_LEVELS, allowed)
+        for name in BITS:
+            bits = getattr(self, name)
+            allowed = f"{MIN_BITS} to {MAX_BITS} bits, or none for full precision"
+            require(self, name, bits is None or MIN_BITS <= bits <= MAX_BITS, allowed)
+        for name in ("tau", "threshold", "residual_gain"):
+            require(self, name, getattr(self, name) > 0, "above 0")
+        require(self, "tau", self.tau >= 1, "at least 1 time step")
+        require(self, "decay", 0 <= self.decay <= 1, "in [0, 1]")
+        self._check_family()
+        if self.neuron == "lif" and self.levels != 1:
+            raise ValueError(f"levels={self.levels}: LIF neurons are binary, set levels to 1")
+
+    def _check_types(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            check = _CHECKS.get(kind)
+            if get_origin(kind) is Literal:
+                allowed = get_args(kind)
+                require(self, name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
+            elif check is not None:
+                require(self, name, check[0](getattr(self, name)), check[1])
+
+    def _check_family(self) -> None:
+        """ValueError for values of the family's own fields that cannot be."""
+
+    @property
+    def is_spiking(self) -> bool:
+        """Whether activations are spike counts (IE-LIF, LIF) rather than real values (ANN)."""
+        return self.neuron not in ANN_NEURONS
+
+    @property
+    def window(self) -> float:
+        """Membrane potential at which an IE-LIF neuron emits its largest count."""
+        return 1.0
+
+    @property
+    def rounding(self) -> Rounding:
+        """Whether IE-LIF neurons round half counts up or to the even neighbour."""
+        return "up"
+
+    def summary(self) -> str:
+        """What a report says of the network beside its weights and neurons."""
+        shown = {name: getattr(self, name) for name in self.SHOWN if name not in REPORTED}
+        text = ", ".join(
+            f"{name} {', '.join(map(str, value)) if isinstance(value, tuple) else value}"
+            for name, value in shown.items()
+        )
+        whole = ", fully spike-driven" if getattr(self, "fully_spiking", False) else ""
+        return f"{whole}; {text}" if text else whole
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def ann(self, neuron: Neuron = "relu") -> Self:
+        """The counterpart ANN: same topology, real-valued neurons, fp32 weights, softmax."""
+        full = dict.fromkeys(BITS)
+        return self.replace(neuron=neuron, time_steps=1, **full, **self.ANN_FIELDS)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, as stored in checkpoints; "family" says whose they are."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+        return {"family": self.family, **values}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`; unknown fields are an error that names them."""
+        fields = {k: v for k, v in values.items() if k != "family"}
+        unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown model configuration fields: {', '.join(unknown)}")
+        return cls(**fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PyramidConfig(NetworkConfig):
+    """The shape that Meta-SpikeFormer and E-SpikeFormer share: four widths, two deep stages."""
+
+    SHAPE: ClassVar[tuple[str, ...]] = (
+        *NetworkConfig.SHAPE,
+        "dims",
+        "depth",
+        "stem_kernel",
+        "stem_stride",
+        "drop_path_rate",
+    )
+    SHOWN: ClassVar[tuple[str, ...]] = ("dims", "depth", "heads")
+    COUNTS: ClassVar[tuple[str, ...]] = (*NetworkConfig.COUNTS, "stem_kernel")
+
+    dims: tuple[int, int, int, int] = (64, 128, 256, 360)
+    depth: int = 8
+    stem_kernel: int = 7
+    stem_stride: int = 2
+    drop_path_rate: float = 0.0
+
+    def _check_types(self) -> None:
+        super()._check_types()
+        four = isinstance(self.dims, (tuple, list)) and len(self.dims) == 4
+        require(self, "dims", four and all(map(_is_whole, self.dims)), "four widths >= 2")
+        object.__setattr__(self, "dims", tuple(self.dims))
+
+    def _check_family(self) -> None:
         require(self, "dims", min(self.dims) >= 2, "four widths >= 2")
         require(self, "dims", self.dims[0] % 2 == 0, "an even first width (the stem has half)")
         require(self, "depth", self.depth >= 2, "at least 2 (stages 3 and 4 share the blocks)")
         require(self, "stem_kernel", self.stem_kernel % 2 == 1, "an odd number")
         require(self, "stem_stride", self.stem_stride in (1, 2), "1 or 2")
         require(self, "drop_path_rate", 0 <= self.drop_path_rate < 1, "in [0, 1)")
-        for name in BITS:
-            bits = getattr(self, name)
-            allowed = f"{MIN_BITS} to {MAX_BITS} bits, or none for full precision"
-            require(self, name, bits is None or MIN_BITS <= bits <= MAX_BITS, allowed)
-        for name in ("tau", "threshold", "attention_gain", "residual_gain"):
-            require(self, name, getattr(self, name) > 0, "above 0")
-        scale = self.attention_scale
-        require(self, "attention_scale", scale is None or scale > 0, "above 0, or none for 1/N")
-        require(self, "tau", self.tau >= 1, "at least 1 time step")
-        require(self, "decay", 0 <= self.decay <= 1, "in [0, 1]")
-        self._check_heads()
-
-    def _check_types(self) -> None:
-        for name in (*WHOLE, *BITS):
-            value = getattr(self, name)
-            missing = value is None and name in BITS
-            require(self, name, missing or _is_whole(value), "a whole number")
-        for name in (*REAL, "attention_scale", "layer_scale"):
-            value = getattr(self, name)
-            missing = value is None and name not in REAL
-            require(self, name, missing or _is_finite(value), "a finite number")
-        for name in ("fully_spiking", "attention_norm"):
-            require(self, name, isinstance(getattr(self, name), bool), "true or false")
-        four = isinstance(self.dims, (tuple, list)) and len(self.dims) == 4
-        require(self, "dims", four and all(map(_is_whole, self.dims)), "four widths >= 2")
-
-    def _check_choices(self) -> None:
-        choices = {
-            "neuron": Neuron,
-            "attention": Attention,
-            "rectify": Rectify,
-            "surrogate": Surrogate,
-        }
-        for name, literal in choices.items():
-            allowed = get_args(literal)
-            require(self, name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
-        if self.is_spiking != (self.attention == "spike"):
-            raise ValueError(
-                f"neuron={self.neuron!r} with attention={self.attention!r}: "
-                "spiking neurons go with spike attention, relu and gelu with softmax"
-            )
-        if not self.is_spiking and self.fully_spiking:
-            raise ValueError("fully_spiking=True needs a spiking neuron, 'ielif' or 'lif'")
-        if self.neuron == "lif" and self.levels != 1:
-            raise ValueError(f"levels={self.levels}: LIF neurons are binary, set levels to 1")
-
-    def _check_heads(self) -> None:
         for width in self.dims[2:]:
-            if width % self.heads:
-                raise ValueError(f"heads={self.heads} does not divide the block width {width}")
+            check_heads(self.heads, width)
 
     @property
-    def is_spiking(self) -> bool:
-        """Whether activations are spike counts (IE-LIF, LIF) rather than real values (ANN)."""
-        return self.neuron not in ANN_NEURONS
+    def fully_spiking(self) -> bool:
+        """Whether a neuron stands before every convolution but the stem."""
+        return True
 
     @property
     def stage_depths(self) -> tuple[int, int]:
@@ -164,38 +202,58 @@ class ModelConfig:
         s = self.stem_stride
         return s, 2 * s, 4 * s, 8 * s
 
-    def replace(self, **changes: Any) -> ModelConfig:
-        """A copy with some fields changed, checked again."""
-        return dataclasses.replace(self, **changes)
 
-    def ann(self, neuron: Neuron = "relu") -> ModelConfig:
-        """The counterpart ANN: same topology, real-valued neurons, fp32 weights, softmax."""
-        return self.replace(
-            neuron=neuron,
-            attention="softmax",
-            weight_bits=None,
-            stem_bits=None,
-            head_bits=None,
-            time_steps=1,
-            fully_spiking=False,
-        )
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(PyramidConfig):
+    """Configuration of a Meta-SpikeFormer and of its counterpart ANN."""
 
-    def summary(self) -> str:
-        """What a report says of the network beside its neurons and weights."""
-        whole = ", fully spike-driven" if self.fully_spiking else ""
-        return f"{whole}; dims {', '.join(map(str, self.dims))}, depth {self.depth}"
+    family: ClassVar[str] = "metaspikeformer"
+    SHAPE: ClassVar[tuple[str, ...]] = (*PyramidConfig.SHAPE, "layer_scale")
+    ANN_FIELDS: ClassVar[dict[str, Any]] = {"attention": "softmax", "fully_spiking": False}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values only, as stored in checkpoints."""
-        return {**dataclasses.asdict(self), "dims": list(self.dims)}
+    fully_spiking: bool = False  # a neuron before every convolution but the stem
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """The inverse of `to_dict`; unknown fields are an error that names them."""
-        unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown model configuration fields: {', '.join(unknown)}")
-        return cls(**values)
+    # Attention.
+    attention: Attention = "spike"
+    attention_scale: float | None = None  # None: 1/N for N tokens
+    attention_norm: bool = True  # batch norm between attention and its neuron
+    attention_gain: float = 1.0  # the neuron after attention emits gain * count / D
+
+    layer_scale: float | None = None  # initial layer scale of transformer blocks; None: no scale
+
+    def _check_family(self) -> None:
+        require(self, "attention_gain", self.attention_gain > 0, "above 0")
+        scale = self.attention_scale
+        require(self, "attention_scale", scale is None or scale > 0, "above 0, or none for 1/N")
+        super()._check_family()
+        if self.is_spiking != (self.attention == "spike"):
+            raise ValueError(
+                f"neuron={self.neuron!r} with attention={self.attention!r}: "
+                "spiking neurons go with spike attention, relu and gelu with softmax"
+            )
+        if not self.is_spiking and self.fully_spiking:
+            raise ValueError("fully_spiking=True needs a spiking neuron, 'ielif' or 'lif'")
+
+
+def check_heads(heads: int, width: int) -> None:
+    """ValueError unless `heads` divides the width of a block."""
+    if width % heads:
+        raise ValueError(f"heads={heads} does not divide the block width {width}")
+
+
+def completed(
+    fields: Mapping[str, Any], config: type[NetworkConfig] = ModelConfig
+) -> dict[str, Any]:
+    """Fields of a configuration with those added that the given neuron decides.
+
+    LIF neurons have one level, relu and gelu go with what the counterpart ANN has instead of
+    spikes, such as softmax attention. What is given stays as it is, so that a contradiction is
+    still an error of the configuration.
+    """
+    neuron = fields.get("neuron")
+    if neuron == "lif":
+        return {"levels": 1, **fields}
+    return {**config.ANN_FIELDS, **fields} if neuron in ANN_NEURONS else dict(fields)
 
 
 def _is_whole(value: Any) -> bool:
@@ -204,3 +262,13 @@ def _is_whole(value: Any) -> bool:
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# How a value of an annotated type is checked, and what is allowed.
+_CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    int: (_is_whole, "a whole number"),
+    int | None: (lambda value: value is None or _is_whole(value), "a whole number"),
+    float: (_is_finite, "a finite number"),
+    float | None: (lambda value: value is None or _is_finite(value), "a finite number"),
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from qsdformer.nn.config import ModelConfig
+from qsdformer.nn.config import NetworkConfig, Rounding
 
 # Decay of the IE-LIF gradient per unit of membrane potential outside the firing window (0, 1).
 OUTSIDE_DECAY = 4.0
@@ -25,9 +25,18 @@ OUTSIDE_DECAY = 4.0
 SIGMOID_STEEPNESS = 4.0
 
 
-def spike_count(u: Tensor, levels: int) -> Tensor:
-    """Spike counts floor(clip(D*u, 0, D) + 1/2), as floats holding integers in 0..D."""
-    return torch.mul(u, levels).clamp_(0, levels).add_(0.5).floor_()
+def spike_count(u: Tensor, levels: int, window: float = 1.0, rounding: Rounding = "up") -> Tensor:
+    """Spike counts, as floats holding integers in 0..D: D*u/window clipped to 0..D and rounded.
+
+    Halves are rounded "up", floor(x + 1/2), or to the "even" neighbour. `window` is the membrane
+    potential of the largest count: 1, or D where potentials are in units of counts.
+    Computed in float32 or wider, so that the counts of half-precision potentials are those of
+    their values; up to `MAX_LEVELS` every count is a number of bfloat16 too.
+    """
+    wide = u.to(torch.promote_types(u.dtype, torch.float32))
+    scaled = torch.mul(wide, levels / window).clamp_(0, levels)
+    counts = scaled.round_() if rounding == "even" else scaled.add_(0.5).floor_()
+    return counts.to(u.dtype)
 
 
 def counts_to_spikes(counts: Tensor, levels: int) -> Tensor:
@@ -45,41 +54,61 @@ class _CountActivation(torch.autograd.Function):
     """c / D forward; straight-through backward, 1 inside the firing window."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, levels: int, decaying: bool) -> Tensor:
+    def forward(
+        ctx: Any, u: Tensor, levels: int, decaying: bool, window: float, rounding: Rounding
+    ) -> Tensor:
         ctx.save_for_backward(u)
-        ctx.decaying = decaying
-        return spike_count(u, levels).mul_(1.0 / levels)
+        ctx.decaying, ctx.window = decaying, window
+        return spike_count(u, levels, window, rounding).mul_(1.0 / levels)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (u,) = ctx.saved_tensors
+        window = ctx.window
+        grad = grad if window == 1.0 else grad / window
         if ctx.decaying:
-            distance = torch.sub(u, u.clamp(0.0, 1.0)).abs_()
-            return grad * distance.mul_(-OUTSIDE_DECAY).exp_(), None, None
+            distance = torch.sub(u, u.clamp(0.0, window)).abs_()
+            slope = distance.mul_(-OUTSIDE_DECAY / window).exp_()
+            return grad * slope, None, None, None, None
         # The window 0 < u < 1 is that of a hard tanh; one fused kernel.
-        return torch.ops.aten.hardtanh_backward(grad, u, 0.0, 1.0), None, None
+        slope = torch.ops.aten.hardtanh_backward(grad, u, 0.0, window)
+        return slope, None, None, None, None
 
 
-def count_activation(u: Tensor, levels: int, surrogate: str = "exp") -> Tensor:
+def count_activation(
+    u: Tensor,
+    levels: int,
+    surrogate: str = "exp",
+    window: float = 1.0,
+    rounding: Rounding = "up",
+) -> Tensor:
     """The stateless IE-LIF: `spike_count(u) / D` with a straight-through gradient.
 
-    The gradient is 1 for 0 < u < 1. Outside it is exp(-4 * distance to the window) for the
-    surrogate "exp", and 0 for "rect" (the publication's window).
+    The gradient is 1/window for 0 < u < window. Outside it is that times
+    exp(-4 * distance / window) for the surrogate "exp", and 0 for "rect" (the publication's).
     """
-    return cast(Tensor, _CountActivation.apply(u, levels, surrogate == "exp"))
+    decaying = surrogate == "exp"
+    return cast(Tensor, _CountActivation.apply(u, levels, decaying, window, rounding))
 
 
 def ielif_step(
-    x: Tensor, v: Tensor | None, levels: int, decay: float, surrogate: str = "exp"
+    x: Tensor,
+    v: Tensor | None,
+    levels: int,
+    decay: float,
+    surrogate: str = "exp",
+    window: float = 1.0,
+    rounding: Rounding = "up",
 ) -> tuple[Tensor, Tensor]:
     """One IE-LIF time step with soft reset: h = decay*v + x, value = count(h)/D, v' = h - value.
 
-    Returns the value c/D and the next membrane potential, both shaped like `x`.
+    Returns the value c/D and the next membrane potential, both shaped like `x`. In general
+    v' = h - window * value.
     """
     h = x if v is None else decay * v + x
-    value = count_activation(h, levels, surrogate)
-    return value, h - value
+    value = count_activation(h, levels, surrogate, window, rounding)
+    return value, h - (value if window == 1.0 else value * window)
 
 
 class _Heaviside(torch.autograd.Function):
@@ -163,19 +192,27 @@ class IELIF(SpikingNeuron):
         decay: float = 0.25,
         surrogate: str = "exp",
         gain: float = 1.0,
+        window: float = 1.0,
+        rounding: Rounding = "up",
     ) -> None:
         super().__init__(levels, time_steps, gain)
         self.decay = decay
         self.surrogate = surrogate
+        self.window = window
+        self.rounding: Rounding = rounding
 
     def _step(self, x: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        how = (self.surrogate, self.window, self.rounding)
         if self.time_steps == 1:
-            return count_activation(x, self.levels, self.surrogate), x
-        return ielif_step(x, v, self.levels, self.decay, self.surrogate)
+            return count_activation(x, self.levels, *how), x
+        return ielif_step(x, v, self.levels, self.decay, *how)
 
     def extra_repr(self) -> str:
         """Settings shown by print(model)."""
-        return f"levels={self.levels}, time_steps={self.time_steps}, decay={self.decay}"
+        text = f"levels={self.levels}, time_steps={self.time_steps}, decay={self.decay}"
+        if (self.window, self.rounding) != (1.0, "up"):
+            text += f", window={self.window}, rounding={self.rounding}"
+        return text
 
 
 class LIF(SpikingNeuron):
@@ -196,22 +233,35 @@ class LIF(SpikingNeuron):
         return f"time_steps={self.time_steps}, tau={self.tau}, threshold={self.threshold}"
 
 
-def make_neuron(config: ModelConfig, gain: float = 1.0) -> nn.Module:
-    """The neuron that `config` asks for; ReLU or GELU for the counterpart ANN."""
+def make_neuron(
+    config: NetworkConfig, gain: float = 1.0, threshold: float | None = None
+) -> nn.Module:
+    """The neuron that `config` asks for; ReLU or GELU for the counterpart ANN.
+
+    `threshold` is for a LIF neuron whose threshold is not the configuration's.
+    """
     if config.neuron == "ielif":
-        return IELIF(config.levels, config.time_steps, config.decay, config.surrogate, gain)
+        return IELIF(
+            config.levels,
+            config.time_steps,
+            config.decay,
+            config.surrogate,
+            gain,
+            config.window,
+            config.rounding,
+        )
     if config.neuron == "lif":
-        return LIF(config.time_steps, config.tau, config.threshold, gain)
+        return LIF(config.time_steps, config.tau, threshold or config.threshold, gain)
     return nn.ReLU() if config.neuron == "relu" else nn.GELU()
 
 
-def firing_window(config: ModelConfig) -> tuple[float, float]:
+def firing_window(config: NetworkConfig) -> tuple[float, float]:
     """Mean and standard deviation of a membrane potential centred in the firing window.
 
-    IE-LIF fires between 0 and 1. A normal distribution of mean 1/2 and deviation 0.3 spreads
-    nearly evenly over the counts 0..4. For LIF the middle is the threshold that a constant
-    input must reach: `threshold` is the level at which it fires within a few steps.
+    IE-LIF fires between 0 and its `window`. A normal distribution of mean 1/2 and deviation 0.3
+    of it spreads nearly evenly over the counts 0..4. For LIF the middle is the threshold that a
+    constant input must reach: `threshold` is the level at which it fires within a few steps.
     """
     if config.neuron == "lif":
         return config.threshold, config.threshold / math.sqrt(2)
-    return 0.5, 0.3
+    return 0.5 * config.window, 0.3 * config.window

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -89,18 +90,31 @@ def lsq_quantize(weight: Tensor, step_size: Tensor, bits: int) -> Tensor:
     return cast(tuple[Tensor, ...], _LSQ.apply([bits], weight, step_size))[0]
 
 
+def straight_through_codes(weight: Tensor, step_size: Tensor, bits: int) -> Tensor:
+    """`weight_codes`, to be multiplied by `step_size.detach()`; gradients as `lsq_quantize`'s."""
+    # The difference is 0 exactly: it adds nothing to the codes, and its gradient is LSQ's.
+    carrier = lsq_quantize(weight, step_size, bits) / _per_channel(step_size.detach(), weight)
+    return weight_codes(weight.detach(), step_size.detach(), bits) + (carrier - carrier.detach())
+
+
 class _QuantWeight(nn.Module):
     """Shared by the quantised layers: a float weight and, below 32 bits, log step sizes.
 
     The step size is kept as its logarithm, so that it stays positive and an optimiser step
     changes it by a proportion. A state dict without step sizes (a full-precision model's) loads:
     the step sizes then start from the loaded weight.
+
+    Evaluation without gradients keeps the codes for the next pass, one float a weight. They are
+    made anew when weight or step size has changed, has been moved or replaced, after any pass
+    with gradients, and after `train()` or `eval()`. Only a write that torch does not see (in
+    place through `.data` or a NumPy view) needs an `eval()` after it.
     """
 
     weight: Tensor
     log_step_size: nn.Parameter | None
     bits: int | None
     _prepared: Tensor | None = None  # set inside `quantized_together`
+    _kept: _Kept | None = None  # codes of the latest evaluation
 
     def _init_quantizer(self, bits: int | None) -> None:
         self.bits = bits
@@ -129,7 +143,51 @@ class _QuantWeight(nn.Module):
             return self.weight
         if self._prepared is not None:
             return self._prepared
+        if not self.training and not self._needs_gradients():
+            codes, step = self._codes_and_step(self.bits)
+            return codes * _per_channel(step, codes)
         return lsq_quantize(self.weight, self.step_size, self.bits)
+
+    def _codes_and_step(self, bits: int) -> tuple[Tensor, Tensor]:
+        """What evaluation computes with: float codes, and the step size that scales their sums."""
+        log = self.log_step_size
+        assert log is not None
+        compiling = torch.compiler.is_compiling()
+        if self._needs_gradients():
+            if not compiling:
+                self._kept = None
+            step = self.step_size
+            return straight_through_codes(self.weight, step, bits), step.detach()
+        if compiling or not _can_be_kept(self.weight, log):
+            step = self.step_size.detach()
+            return weight_codes(self.weight.detach(), step, bits), step
+        kept = self._kept
+        if kept is None or not kept.made_from(self.weight, log):
+            # Normal tensors also inside inference mode, so that later passes may save them.
+            with torch.inference_mode(False), torch.no_grad():
+                step = self.step_size
+                codes = weight_codes(self.weight, step, bits)
+            kept = _Kept.of((self.weight, log), codes, step)
+            # Under a tracer results may be its stand-ins.
+            self._kept = kept if type(codes) is Tensor else None
+        return kept.codes, kept.step
+
+    def _needs_gradients(self) -> bool:
+        log = self.log_step_size
+        trains = self.weight.requires_grad or (log is not None and log.requires_grad)
+        return trains and torch.is_grad_enabled()
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module; evaluation makes its codes anew."""
+        self._kept = None
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._kept = None  # the copy on the old device or of the old type would only take memory
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_kept"}
 
     def reset_step_size(self) -> None:
         """Start the step sizes again from the present weight."""
@@ -142,6 +200,56 @@ class _QuantWeight(nn.Module):
         if self.bits is not None and key not in state_dict and weight is not None:
             state_dict[key] = initial_step_size(weight, self.bits).log()
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class _Kept(NamedTuple):
+    """Codes and step size of a layer, and what tells whether they still are its own.
+
+    The aliases keep the memory, so that no other tensor can come to lie at the same address.
+    """
+
+    tensors: tuple[Tensor, ...]
+    aliases: tuple[Tensor, ...]
+    states: tuple[Any, ...]
+    stream: Any
+    codes: Tensor
+    step: Tensor
+
+    @classmethod
+    def of(cls, tensors: tuple[Tensor, ...], codes: Tensor, step: Tensor) -> _Kept:
+        aliases = tuple(t.detach() for t in tensors)
+        states = tuple(map(_state, tensors))
+        return cls(tensors, aliases, states, _stream(tensors[0]), codes, step)
+
+    def made_from(self, *tensors: Tensor) -> bool:
+        return (
+            all(map(operator.is_, self.tensors, tensors))
+            and self.states == tuple(map(_state, tensors))
+            and self.stream == _stream(tensors[0])
+        )
+
+
+def _state(x: Tensor) -> tuple[Any, ...]:
+    return x._version, x.data_ptr(), x.dtype, x.device, x.shape, x.stride()
+
+
+def _stream(x: Tensor) -> Any:
+    """The CUDA stream in use: what is made on one is not ready on another."""
+    return torch.cuda.current_stream(x.device) if x.is_cuda else None
+
+
+def _can_be_kept(*tensors: Tensor) -> bool:
+    """Whether changes to `tensors` show, and what is computed from them now lasts.
+
+    Not so for tensors that stand in for the layer's own (functional calls, parametrisations,
+    distributed or traced ones), for those made in inference mode, which count no versions, and
+    while a trace or a CUDA graph is recorded.
+    """
+    return (
+        all(type(t) is nn.Parameter and not t.is_inference() and not t.is_meta for t in tensors)
+        and not torch.jit.is_tracing()
+        and not (tensors[0].is_cuda and torch.cuda.is_current_stream_capturing())
+    )
 
 
 class QuantConv2d(_QuantWeight, nn.Conv2d):
@@ -157,8 +265,8 @@ class QuantConv2d(_QuantWeight, nn.Conv2d):
         # of two, every sum is exact in float32, so any order of additions gives the same result.
         if self.bits is None or self.training:
             return self._conv_forward(x, self.effective_weight(), self.bias)
-        codes = weight_codes(self.weight, self.step_size, self.bits)
-        y = self._conv_forward(x, codes, None) * self.step_size.view(1, -1, 1, 1)
+        codes, step = self._codes_and_step(self.bits)
+        y = self._conv_forward(x, codes, None) * step.view(1, -1, 1, 1)
         return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
 
 
@@ -173,8 +281,8 @@ class QuantLinear(_QuantWeight, nn.Linear):
         """(..., in) to (..., out)."""
         if self.bits is None or self.training:
             return F.linear(x, self.effective_weight(), self.bias)
-        codes = weight_codes(self.weight, self.step_size, self.bits)
-        y = F.linear(x, codes) * self.step_size
+        codes, step = self._codes_and_step(self.bits)
+        y = F.linear(x, codes) * step
         return y if self.bias is None else y + self.bias
 
 

@@ -19,7 +19,8 @@ import yaml
 
 from qsdformer.data import DataConfig, DataInfo
 from qsdformer.errors import UserError, require
-from qsdformer.nn.config import ModelConfig
+from qsdformer.models.registry import DEFAULT, Family, families, owners, sizes
+from qsdformer.nn.config import NetworkConfig, completed
 from qsdformer.parsing import (
     Section,
     load_yaml,
@@ -110,24 +111,20 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRecipe:
-    """A named size, some `ModelConfig` fields replaced, or the counterpart ANN of both."""
+    """A named size, some fields of its family's configuration replaced, or the ANN of both."""
 
-    name: str = option("metaspikeformer_15m", "a named size")
+    name: str = option(DEFAULT, "a named size")
     ann: bool = option(False, "the counterpart ANN: real-valued neurons, fp32 weights, softmax")
     fields: dict[str, Any] = field(default_factory=dict)
 
-    def config(self, *, in_channels: int, num_classes: int) -> ModelConfig:
+    def config(self, *, in_channels: int, num_classes: int) -> NetworkConfig:
         """The configuration for data of these shapes; a `UserError` for impossible values."""
-        from qsdformer.models.metaspikeformer import SIZES
-
-        if self.name not in SIZES:
-            raise UserError(f"model.name={self.name!r}: must be {one_of(SIZES, self.name)}")
-        values = {**SIZES[self.name], **self.fields}
+        family = _family(self.name)
+        values = {**family.sizes[self.name], **self.fields}
         values |= {"in_channels": in_channels, "num_classes": num_classes}
         if self.ann:
-            values |= {"neuron": values.get("neuron", "relu"), "attention": "softmax"}
-            values["fully_spiking"] = False
-        config = parse_section(ModelConfig, "model", values)
+            values |= {"neuron": values.get("neuron", "relu"), **family.config.ANN_FIELDS}
+        config = parse_section(family.config, "model", completed(values, family.config))
         return config.ann(config.neuron) if self.ann else config
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,7 +144,7 @@ class Recipe:
     seed: int = 0
     output: str = "runs/unnamed"
 
-    def model_config(self, info: DataInfo) -> ModelConfig:
+    def model_config(self, info: DataInfo) -> NetworkConfig:
         """The model's configuration, channels and classes taken from the data."""
         return self.model.config(in_channels=info.channels, num_classes=len(info.class_names))
 
@@ -186,10 +183,10 @@ class Option:
 
 
 def options() -> list[Option]:
-    """Every key of a recipe, in order."""
+    """Every key of a recipe, in order; of the model's, those of all families."""
     sections: tuple[tuple[str, Any], ...] = (
         ("model", ModelRecipe),
-        ("model", ModelConfig),
+        *(("model", family.config) for family in families().values()),
         ("data", DataConfig),
         ("train", TrainConfig),
         ("distill", DistillConfig),
@@ -199,14 +196,17 @@ def options() -> list[Option]:
         Option(path="seed", kind=int, default=0, help="of weights, batches and augmentation"),
         Option(path="output", kind=str, default="runs/RECIPE", help="run folder"),
     ]
+    taken: set[str] = set()
     for section, cls in sections:
         hints = get_type_hints(cls)
         for item in dataclasses.fields(cls):
-            if item.name in FROM_DATA or item.name == "fields":
+            path = f"{section}.{item.name}"
+            if item.name in FROM_DATA or item.name == "fields" or path in taken:
                 continue
+            taken.add(path)
             found.append(
                 Option(
-                    path=f"{section}.{item.name}",
+                    path=path,
                     kind=hints[item.name],
                     default=None if item.default is dataclasses.MISSING else item.default,
                     help=item.metadata.get("help", ""),
@@ -272,8 +272,11 @@ def with_keys(values: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, A
     """A recipe's plain values with some keys, full paths or unique leaves, set to YAML values."""
     changed = dict(values)
     for key, text in keys.items():
-        section, _, leaf = resolve_key(key).path.rpartition(".")
+        found = resolve_key(key)
+        section, _, leaf = found.path.rpartition(".")
         value = load_yaml(text, f"the value of --{key}, {text!r},")
+        if found.kind is str and not isinstance(value, str):
+            value = text  # such as 0011, which YAML takes for a number
         if section:
             inner = changed.get(section)
             inner = require_mapping(section, {} if inner is None else inner)
@@ -322,14 +325,28 @@ def _parse_model(section: Any) -> ModelRecipe:
         if name in values:
             raise UserError(f"model.{name} is taken from the data: remove it from the recipe")
     own = ("name", "ann")
-    allowed = [*own, *(f.name for f in dataclasses.fields(ModelConfig) if f.name not in FROM_DATA)]
+    name = parse_value("model.name", str, values.get("name", ModelRecipe.name))
+    family = _family(name)
+    allowed = [*own, *(field for field in family.fields if field not in FROM_DATA)]
+    for key in values:
+        if key not in allowed and owners(key):
+            raise UserError(
+                f"model.{key} is for {' and '.join(owners(key))}, not for {name}: leave it out"
+            )
     refuse_unknown("model.", values, allowed)
-    hints = get_type_hints(ModelConfig)
+    hints = get_type_hints(family.config)
     return ModelRecipe(
-        name=parse_value("model.name", str, values.get("name", ModelRecipe.name)),
+        name=name,
         ann=parse_value("model.ann", bool, values.get("ann", False)),
         fields={k: none_word(hints[k], v) for k, v in values.items() if k not in own},
     )
+
+
+def _family(name: str) -> Family:
+    known = sizes()
+    if name not in known:
+        raise UserError(f"model.name={name!r}: must be {one_of(known, name)}")
+    return known[name]
 
 
 def _read(name: str) -> tuple[str, str]:

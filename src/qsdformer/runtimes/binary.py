@@ -16,6 +16,7 @@ still image passes the stem once, whatever T is. Totals are over the whole batch
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -46,16 +47,21 @@ class BinaryRun:
     macs: dict[str, int]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class SpikeTrain:
-    """Binary spikes (V, ...) as 0.0 and 1.0 at V virtual time steps; each is worth `unit`.
+    """Binary spikes, each worth `unit`, made by `make` for whom reads them.
 
     `value` is the real number that they stand for, as multi-bit evaluation computes it.
     """
 
-    spikes: Tensor
+    make: Callable[[], Tensor]
     unit: float
     value: Tensor
+
+    @functools.cached_property
+    def spikes(self) -> Tensor:
+        """The spikes (V, ...) as 0.0 and 1.0 at V virtual time steps."""
+        return self.make()
 
 
 Value = Tensor | SpikeTrain
@@ -127,8 +133,9 @@ class _Binary:
         value = step.run(*(_real(x) for x in values))
         if step not in self.spiking:
             return value
-        spikes = self._spikes(step, *cast(tuple[SpikeTrain, ...], values))
-        return SpikeTrain(spikes=spikes, unit=self.spiking[step].unit, value=value)
+        trains = cast(tuple[SpikeTrain, ...], values)
+        make = functools.partial(self._spikes, step, *trains)
+        return SpikeTrain(make=make, unit=self.spiking[step].unit, value=value)
 
     def _spikes(self, step: Step, *x: SpikeTrain) -> Tensor:
         """The spikes of a step that makes no new ones, (V, ...)."""
@@ -207,7 +214,7 @@ class _Binary:
         values = step.run(_real(x))
         spikes = counts_to_spikes(layer.counts(values), layer.levels).to(values.dtype)
         self.counts[step.name] = step.channels_first(spikes_to_counts(spikes).long())
-        return SpikeTrain(spikes=spikes, unit=layer.step, value=values)
+        return SpikeTrain(make=lambda: spikes, unit=layer.step, value=values)
 
     def _attention(self, step: Step, q: Value, k: Value, v: Value) -> Tensor:
         layer = cast(SpikeAttention, step.module)

@@ -17,8 +17,9 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from qsdformer.data import DataInfo
+from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.checkpoint import KEY, header
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.models.registry import build
 from qsdformer.recipes.recipe import Recipe, TrainConfig
 from qsdformer.tasks.activity import ActivityPenalty
 
@@ -62,7 +63,7 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 
 class Classification(LightningModule):
-    """Trains a MetaSpikeFormer, in attribute `model`, on (images, labels) batches.
+    """Trains one of our networks, in attribute `model`, on (images, labels) batches.
 
     Random numbers within a step depend on (seed, step, process) alone, so that a resumed run
     repeats what an uninterrupted one does.
@@ -74,7 +75,7 @@ class Classification(LightningModule):
         self.info = info
         self.train_config = recipe.train
         torch.manual_seed(recipe.seed)
-        self.model = MetaSpikeFormer(recipe.model_config(info))
+        self.model = build(recipe.model_config(info))
         if self.train_config.channels_last:
             self.model.to(memory_format=torch.channels_last)
         decay = self.train_config.ema
@@ -98,9 +99,9 @@ class Classification(LightningModule):
         return self.train_config.epochs * int(self.trainer.num_training_batches)
 
     @property
-    def evaluated(self) -> MetaSpikeFormer:
+    def evaluated(self) -> SpikingTransformer:
         """The model that counts: the averaged one where there is one."""
-        return self.model if self.ema is None else cast(MetaSpikeFormer, self.ema.module)
+        return self.model if self.ema is None else cast(SpikingTransformer, self.ema.module)
 
     def configure_optimizers(self) -> Optimizer:
         """The optimiser; its learning rate is set before each step."""

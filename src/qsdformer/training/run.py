@@ -22,7 +22,7 @@ from qsdformer.data import DataInfo, DataModule
 from qsdformer.errors import UserError, one_line
 from qsdformer.files import write_json, write_text
 from qsdformer.models import checkpoint
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
+from qsdformer.models.base import SpikingTransformer
 from qsdformer.recipes.recipe import Recipe
 from qsdformer.tasks.classification import Classification
 from qsdformer.training.checkpointing import (
@@ -240,7 +240,7 @@ def _precision(recipe: Recipe) -> Any:
     return wanted
 
 
-def _heading(recipe: Recipe, model: MetaSpikeFormer, data: DataModule) -> str:
+def _heading(recipe: Recipe, model: SpikingTransformer, data: DataModule) -> str:
     config = model.config
     size = sum(p.numel() for p in model.parameters()) / 1e6
     bits = "fp32" if config.weight_bits is None else f"{config.weight_bits}-bit"

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from qsdformer.data import DataInfo
 from qsdformer.errors import UserError, one_line
+from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.checkpoint import load_checkpoint, load_tensors
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.nn.taps import tap
 from qsdformer.tasks.fgd import FEATURES, Features, token_features
 
@@ -73,12 +73,12 @@ class Teacher:
 
     def compile(self) -> None:
         """Compile the forward pass of one of our own models; a timm model stays as it is."""
-        if isinstance(self.model, MetaSpikeFormer):
+        if isinstance(self.model, SpikingTransformer):
             self.model.compile()
 
 
 class FeatureReader:
-    """Reads q, k, v of a MetaSpikeFormer at every forward pass, until it is closed.
+    """Reads q, k, v of one of our own models at every forward pass, until it is closed.
 
     The hooks stay in place over many steps, and `clear` before or after each step leaves the
     same state every time, as compiled code needs. `source` "membrane" reads what enters the
@@ -86,7 +86,7 @@ class FeatureReader:
     """
 
     def __init__(
-        self, model: MetaSpikeFormer, features: Sequence[str], source: str = "counts"
+        self, model: SpikingTransformer, features: Sequence[str], source: str = "counts"
     ) -> None:
         self.config = model.config
         self.features = tuple(features)
@@ -141,7 +141,7 @@ class TimmReader:
 
 
 def _reader(model: nn.Module, features: Sequence[str], name: str) -> FeatureReader | TimmReader:
-    if isinstance(model, MetaSpikeFormer):
+    if isinstance(model, SpikingTransformer):
         return FeatureReader(model, features)
     return TimmReader(model, features, name)
 

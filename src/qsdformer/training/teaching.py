@@ -9,28 +9,18 @@ from rich.console import Console
 
 from qsdformer.data import DataInfo
 from qsdformer.errors import UserError
+from qsdformer.models.registry import family_of
 from qsdformer.recipes import packaged_recipes
 from qsdformer.recipes.recipe import ModelRecipe, Recipe, load_recipe
 from qsdformer.training.once import train_once
 from qsdformer.training.teachers import TIMM_PREFIX, Teacher, checkpoint_teacher, timm_teacher
 
-# The model fields that the counterpart ANN shares with the student; the rest is about spikes.
-SHARED_FIELDS = (
-    "dims",
-    "depth",
-    "heads",
-    "stem_kernel",
-    "stem_stride",
-    "drop_path_rate",
-    "residual_gain",
-    "layer_scale",
-)
-
 
 def counterpart(recipe: Recipe) -> Recipe:
     """The recipe of a student's counterpart ANN: same shape, data, budget and seed."""
     assert recipe.distill is not None
-    fields = {k: v for k, v in recipe.model.fields.items() if k in SHARED_FIELDS}
+    shared = family_of(recipe.model.name).config.SHAPE
+    fields = {k: v for k, v in recipe.model.fields.items() if k in shared}
     fields["neuron"] = recipe.distill.teacher_neuron
     epochs = recipe.distill.teacher_epochs or recipe.train.epochs
     return dataclasses.replace(

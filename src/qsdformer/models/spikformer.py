@@ -1,0 +1,133 @@
+"""Spikformer: attention without softmax on a residual stream of spike counts.
+
+Paper: Spikformer (Zhou et al., ICLR 2023); the published program is ZK-Zhou/spikformer. Every
+residual branch ends in a neuron, so the stream holds whole numbers, 0 to D*(2 + 2*depth) counts,
+and convolutions in the blocks read them directly: it is not spike-driven. The published network
+has LIF neurons of threshold 1, 1/2 after attention, and weights in full precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from qsdformer.errors import require
+from qsdformer.models.isotropic import IsotropicConfig, IsotropicTransformer
+from qsdformer.models.registry import Family, register
+from qsdformer.nn.attention import SpikeAttention
+from qsdformer.nn.blocks import make_norm
+from qsdformer.nn.neurons import make_neuron
+from qsdformer.nn.pointwise import Pointwise, PointwiseAttention
+from qsdformer.nn.sps import SpikeStem
+
+# Named sizes, by depth and width as in the publication.
+SIZES: dict[str, dict[str, Any]] = {
+    "spikformer_tiny": {"width": 96, "depth": 3, "heads": 4, "pooling": "0111"},
+    "spikformer_8_384": {"width": 384, "depth": 8},
+    "spikformer_6_512": {"width": 512, "depth": 6},
+    "spikformer_8_512": {"width": 512, "depth": 8},
+    "spikformer_10_512": {"width": 512, "depth": 10},
+    "spikformer_8_768": {"width": 768, "depth": 8},
+    "spikformer_cifar_4_384": {
+        "width": 384,
+        "depth": 4,
+        "heads": 12,
+        "pooling": "0011",
+        "qkv_bias": True,
+    },
+    "spikformer_cifar10dvs_2_256": {
+        "width": 256,
+        "depth": 2,
+        "heads": 16,
+        "in_channels": 2,
+        "time_steps": 16,
+        "attention_scale": 0.25,
+    },
+}
+INPUTS = {
+    "spikformer_tiny": (3, 32, 32),
+    "spikformer_cifar_4_384": (3, 32, 32),
+    "spikformer_cifar10dvs_2_256": (2, 128, 128),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpikformerConfig(IsotropicConfig):
+    """Configuration of a Spikformer and of its counterpart ANN."""
+
+    family: ClassVar[str] = "spikformer"
+    SHAPE: ClassVar[tuple[str, ...]] = (*IsotropicConfig.SHAPE, "qkv_bias")
+
+    attention_scale: float | None = 0.125  # None: 1/N for N tokens
+    qkv_bias: bool = False  # in the convolutions of q, k and v, as in the CIFAR network
+
+    def _check_family(self) -> None:
+        super()._check_family()
+        scale = self.attention_scale
+        require(self, "attention_scale", scale is None or scale > 0, "above 0, or none for 1/N")
+
+
+class SpikeMLP(nn.Module):
+    """1x1 to several times the width, norm, neuron, 1x1 back, norm, neuron."""
+
+    def __init__(self, config: SpikformerConfig) -> None:
+        super().__init__()
+        width, inner = config.width, config.width * config.mlp_ratio
+        self.fc1 = Pointwise(config, width, inner, role="neuron", bias=True)
+        self.neuron1 = make_neuron(config)
+        self.fc2 = Pointwise(config, inner, width, role="neuron", bias=True)
+        self.neuron2 = make_neuron(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Counts (T*B, C, H, W) to one neuron's counts of the same shape."""
+        return self.neuron2(self.fc2(self.neuron1(self.fc1(x))))
+
+
+class Block(nn.Module):
+    """x += attention(x); x += mlp(x), on spike counts."""
+
+    def __init__(self, config: SpikformerConfig) -> None:
+        super().__init__()
+        width, norm = config.width, config.attention_norm
+        self.attention = PointwiseAttention(
+            config,
+            width,
+            config.heads,
+            SpikeAttention(config.heads, config.attention_scale),
+            norm=make_norm(config, width, "qkv") if norm else None,
+            neuron=make_neuron(config, threshold=config.attention_threshold),
+            qkv_bias=config.qkv_bias,
+            output_bias=True,
+            spikes=True,
+        )
+        self.mlp = SpikeMLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Counts (T*B, C, H, W) to counts of the same shape, up to 2D larger."""
+        x = x + self.attention(x)
+        return x + self.mlp(x)
+
+
+class Spikformer(IsotropicTransformer):
+    """Spikformer: spike counts between stem, blocks and head, whose input is their mean."""
+
+    def __init__(self, config: SpikformerConfig) -> None:
+        super().__init__(
+            config,
+            SpikeStem(config, config.width, config.pooling),
+            [Block(config) for _ in range(config.depth)],
+            nn.Identity(),
+        )
+
+
+register(
+    Family(
+        config=SpikformerConfig,
+        model=Spikformer,
+        sizes=SIZES,
+        inputs=INPUTS,
+        first_conv="stem.convs.0.conv",
+    )
+)

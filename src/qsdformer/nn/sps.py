@@ -1,0 +1,95 @@
+"""Stems of max-pooled 3x3 convolutions ("spiking patch splitting") of Spikformer and SDT v1.
+
+Sources: Spikformer (Zhou et al., ICLR 2023); Spike-driven Transformer (Yao et al., NeurIPS 2023).
+Five convolutions without bias: four widen the map to 1/8, 1/4, 1/2 and all of the width, a max
+pool may follow each; the fifth adds a position-dependent term. Tensors are (T*B, C, H, W).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from qsdformer.nn.blocks import NormRole, make_norm
+from qsdformer.nn.config import NetworkConfig
+from qsdformer.nn.neurons import make_neuron
+from qsdformer.nn.quantizers import QuantConv2d
+
+
+class ConvNorm(nn.Module):
+    """A 3x3 convolution without bias, and a batch norm."""
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        width_in: int,
+        width_out: int,
+        *,
+        bits: int | None,
+        role: NormRole = "neuron",
+    ) -> None:
+        super().__init__()
+        self.conv = QuantConv2d(width_in, width_out, 3, padding=1, bias=False, bits=bits)
+        self.norm = make_norm(config, width_out, role)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T*B, C_in, H, W) to (T*B, C_out, H, W)."""
+        return self.norm(self.conv(x))
+
+
+def halving_pool(on: bool) -> nn.Module:
+    """The 3x3 max pool that halves a map's sides (rounded up), or nothing."""
+    return nn.MaxPool2d(3, stride=2, padding=1) if on else nn.Identity()
+
+
+class _PooledStem(nn.Module):
+    """Four steps, each a convolution, a norm and perhaps a pool; a fifth for the position."""
+
+    def __init__(self, config: NetworkConfig, width: int, pooling: str, role: NormRole) -> None:
+        super().__init__()
+        widths = (config.in_channels, width // 8, width // 4, width // 2, width)
+        self.convs = nn.ModuleList(
+            ConvNorm(
+                config,
+                widths[i],
+                widths[i + 1],
+                bits=config.stem_bits if i == 0 else config.weight_bits,
+            )
+            for i in range(4)
+        )
+        self.neurons = nn.ModuleList(make_neuron(config) for _ in range(4))
+        self.pools = nn.ModuleList(halving_pool(flag == "1") for flag in pooling)
+        self.position = ConvNorm(config, width, width, bits=config.weight_bits, role=role)
+
+
+class MembraneStem(_PooledStem):
+    """SDT v1's stem: the last pool and the sum act on membrane potentials.
+
+    Its output is a membrane potential too.
+    """
+
+    def __init__(self, config: NetworkConfig, width: int, pooling: str) -> None:
+        super().__init__(config, width, pooling, "branch_end")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T*B, C_in, H, W) to (T*B, width, H / 2^pools, W / 2^pools), sizes rounded up."""
+        for i in range(3):
+            x = self.pools[i](self.neurons[i](self.convs[i](x)))
+        x = self.pools[3](self.convs[3](x))
+        return x + self.position(self.neurons[3](x))
+
+
+class SpikeStem(_PooledStem):
+    """Spikformer's stem: pools and the sum act on spike counts.
+
+    Its output is the sum of two neurons' values, counts in 0..2D.
+    """
+
+    def __init__(self, config: NetworkConfig, width: int, pooling: str) -> None:
+        super().__init__(config, width, pooling, "neuron")
+        self.position_neuron = make_neuron(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T*B, C_in, H, W) to (T*B, width, H / 2^pools, W / 2^pools), sizes rounded up."""
+        for i in range(4):
+            x = self.pools[i](self.neurons[i](self.convs[i](x)))
+        return x + self.position_neuron(self.position(x))
