@@ -1,8 +1,9 @@
 """Spikes of a model over a data set, at hardly more than the cost of evaluating it.
 
-The model runs step by step as traced (`graph/trace.py`). Per neuron only the sum over images is kept, one number for each channel and place: what a layer
-does with the spikes follows from that and from the fan-out of each place. q, k and v also get
-histograms of their counts, and k and v the number of their pairs.
+The model runs step by step as traced (`graph/trace.py`). Per neuron only the sum over images is
+kept, one number for each channel and place: what a layer does with the spikes follows from that
+and from the fan-out of each place. q, k and v also get histograms of their counts, and k and v
+the number of their pairs.
 """
 
 from __future__ import annotations

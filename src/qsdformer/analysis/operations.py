@@ -1,7 +1,8 @@
 """Every operation of a network and its sizes, found from its traced graph without computing.
 
-Binary execution and lowering read the same graph. Where these make one fixed-point scaling out of a convolution's step sizes, norms and layer scales, there is
-one operation here too, named after the last of them.
+Binary execution and lowering read the same graph. Where these make one fixed-point scaling out of
+a convolution's step sizes, norms and layer scales, there is one operation here too, named after
+the last of them.
 
 Legend: T time steps, D levels, C channels, H x W grid, N = H*W tokens, h heads, d = C/h.
 """

@@ -82,7 +82,7 @@ def ann_ledger(
     """
     config: Any = model.config
     with torch.device("meta"):
-        spiking = type(model)(config.replace(neuron="ielif", attention="spike", levels=1))
+        spiking = type(model)(config.spiking())
         found = operations(spiking, image_size)
     size = float_bytes(model)
     return Ledger(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor
 from qsdformer.errors import UserError
 from qsdformer.graph.ops import Array
 from qsdformer.graph.trace import Constant, Step, Traced
+from qsdformer.nn.neurons import IELIF
 
 MOST_FRACTION = {32: 24, 16: 14}  # fractional bits of membrane potentials
 ROOM = 10  # deviations of a membrane potential that count as its reach
@@ -83,8 +85,9 @@ def _reach(step: Step, reach: Callable[[Step], Array]) -> Array | float:
         return float(ROOM)
     inputs = [reach(x) for x in step.inputs]
     if step.kind in ("conv", "linear", "border_conv", "conv_transpose"):
-        weight = np.abs(real(module.effective_weight() if hasattr(module, "bits") else module.weight))  # fmt: skip
-        sums = weight.sum(axis=(0, 2, 3)) if step.kind == "conv_transpose" else weight.reshape(len(weight), -1).sum(1)  # fmt: skip
+        weight = real(module.effective_weight() if hasattr(module, "bits") else module.weight)
+        axes = (0, 2, 3) if step.kind == "conv_transpose" else tuple(range(1, weight.ndim))
+        sums = np.abs(weight).sum(axis=axes)
         return sums * inputs[0].max() + (0.0 if module.bias is None else np.abs(real(module.bias)))
     if step.kind == "add":
         return inputs[0] + inputs[1]
@@ -120,3 +123,32 @@ def real(value: Tensor) -> Array:
     """A tensor as float64 in NumPy."""
     with torch.no_grad():
         return value.detach().cpu().double().numpy()
+
+
+def thresholds(neuron: IELIF, one: int) -> tuple[int, ...]:
+    """The least potentials, in units of 1/`one`, at which a neuron emits 1, 2, ... D counts.
+
+    Potentials are whole numbers of units, so that a bound between two of them is exact.
+    """
+    window, d = Fraction(neuron.window), neuron.levels
+    found = []
+    for k in range(1, d + 1):
+        half = (2 * k - 1) * window * one / (2 * d)  # where the count is k - 1/2 before rounding
+        even = neuron.rounding == "even" and k % 2 == 1  # the half rounds down, to k - 1
+        found.append(math.floor(half) + 1 if even else math.ceil(half))
+    return tuple(found)
+
+
+def resets(neuron: IELIF, one: int) -> tuple[int, ...]:
+    """What 0, 1, ... D counts take from the potential, to the nearest unit of 1/`one`."""
+    window, d = Fraction(neuron.window), neuron.levels
+    return tuple(math.floor(k * window * one / d + Fraction(1, 2)) for k in range(d + 1))
+
+
+def folded(norm: Any) -> tuple[Array, Array]:
+    """A batch norm in evaluation as scale and shift, (C,) float64."""
+    scale = 1 / np.sqrt(real(norm.running_var) + norm.eps)
+    if norm.weight is not None:
+        scale = real(norm.weight) / np.sqrt(real(norm.running_var) + norm.eps)
+    bias = 0.0 if norm.bias is None else real(norm.bias)
+    return scale, bias - real(norm.running_mean) * scale

@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING, Any
 from qsdformer.graph.trace import Step
 
 if TYPE_CHECKING:
-    from qsdformer.graph.reading import _Operation
+    from qsdformer.graph.reading import Operation
 
 GRID = {"nchw": "hw", "tbchw": "hw", "ncp": "p", "npc": "p", "tbcp": "p", "tbpc": "p"}
 
 
-def reshaped(op: _Operation) -> Step:
+def axes_text(step: Step) -> str:
+    """The shape of a value in letters and numbers."""
+    numbers = dict(zip("chwp", (*step.size, step.tokens), strict=True))
+    letters = {"n": "T*B", "t": "T", "b": "B"}
+    return f"({', '.join(letters.get(a) or str(numbers[a]) for a in step.axes)})"
+
+
+def reshaped(op: Operation) -> Step:
     """A view: the axes that fit the new shape, found in this order."""
     x, shape = op.x, op.shape()
     c, h, w = x.size
@@ -36,14 +43,12 @@ def reshaped(op: _Operation) -> Step:
     axes = next((axes for axes, sizes in flat.items() if sizes == shape), None)
     if axes is not None and not x.axes.endswith("pc"):
         return op.make("view", axes=axes, size=(c * p, 1, 1), flattened=True)
-    from qsdformer.graph.reading import axes_text
-
     raise op.fail(
         f"{axes_text(x)} cannot be seen as {shape}: time, batch, channels and grid must stay apart"
     )
 
 
-def reduced(op: _Operation, what: str, dim: Any, keepdim: Any, *, folded: bool = False) -> Step:
+def reduced(op: Operation, what: str, dim: Any, keepdim: Any, *, folded: bool = False) -> Step:
     """A mean or sum over the whole grid, or over time."""
     x, mean = op.x, what == "mean"
     if folded:
@@ -57,18 +62,16 @@ def reduced(op: _Operation, what: str, dim: Any, keepdim: Any, *, folded: bool =
     if over == GRID.get(x.axes):
         axes = x.axes if keepdim else "".join(a for a in x.axes if a not in over)
         return op.make("spatial_sum", axes=axes, size=(x.channels, 1, 1), mean=mean)
-    from qsdformer.graph.reading import axes_text
-
     raise op.fail(
         f"a {what} of {axes_text(x)} over dim={dim} is not supported: only over the whole grid, "
         "or over a time axis that stands apart, (T, B, ...)"
     )
 
 
-def repeated(op: _Operation) -> Step:
+def repeated(op: Operation) -> Step:
     """Still values at every time step, time slowest: (B, ...) to (T*B, ...) or (T, B, ...)."""
     x, shape = op.x, op.shape()
-    before = _lengths(op)
+    before = op.input_shape()
     if shape == before:
         return x
     folded = len(shape) == len(before) and shape[1:] == before[1:]
@@ -76,16 +79,10 @@ def repeated(op: _Operation) -> Step:
     if len(shape) == len(before) + 1 and shape[1:] == before and x.axes.startswith("n"):
         folded, times, axes = True, shape[0], "tb" + x.axes[1:]
     if not folded or x.time != 1:
-        from qsdformer.graph.reading import axes_text
-
         raise op.fail(f"{axes_text(x)} repeated to {shape}: only time steps can be repeated, once")
     return op.make("repeat", time=times, axes=axes, size=x.size)
 
 
-def _lengths(op: _Operation) -> tuple[int, ...]:
-    return op.input_shape()
-
-
-def _batch(op: _Operation) -> int:
-    before = dict(zip(op.x.axes, _lengths(op), strict=True))
+def _batch(op: Operation) -> int:
+    before = dict(zip(op.x.axes, op.input_shape(), strict=True))
     return before["b"] if "b" in before else before["n"] // op.x.time

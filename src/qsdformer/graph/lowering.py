@@ -70,7 +70,7 @@ def lower(
         interpolation=info.interpolation,
         crop_pct=info.crop_pct,
     )
-    lowering = Lowering(traced, pre=pre, bits=membrane_bits, fraction=fraction)
+    lowering = Lowering(traced=traced, pre=pre, bits=membrane_bits, fraction=fraction)
     try:
         outputs = lowering.run(is_classifier)
         graph = IntegerGraph(

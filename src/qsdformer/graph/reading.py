@@ -7,18 +7,20 @@ change nothing in evaluation (dropout, identity, contiguous) leave no step.
 from __future__ import annotations
 
 import operator
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 from qsdformer.errors import UserError
-from qsdformer.graph.layout import reduced, repeated, reshaped
+from qsdformer.graph.arithmetic import PRODUCTS, SUMS, concatenated, multiplied, summed
+from qsdformer.graph.layout import axes_text, reduced, repeated, reshaped
+from qsdformer.graph.naming import Names, spelled
 from qsdformer.graph.trace import Constant, Kind, Step, Traced
-from qsdformer.graph.tracer import NORMS, ROOT, SUPPORTED, called, model_path, shape_of
+from qsdformer.graph.tracer import NORMS, SUPPORTED, called, model_path, shape_of
+from qsdformer.graph.windows import conv_options, pool_options
 from qsdformer.nn.attention import LayerScale, SpikeAttention
 from qsdformer.nn.blocks import border_conv
 from qsdformer.nn.neurons import SpikingNeuron
@@ -26,9 +28,7 @@ from qsdformer.nn.pointwise import PlanePool
 from qsdformer.nn.timing import TimeInput, TimeMean, TimeRepeat
 
 NOTHING = ("contiguous", "clone", "detach", "float", "dropout", "dropout2d", "alpha_dropout")
-RESHAPES = ("flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze", "getitem", "view_as", "reshape_as")  # fmt: skip
-SUMS = {"add": 1, "iadd": 1, "add_": 1, "sub": -1, "subtract": -1, "isub": -1}
-PRODUCTS = ("mul", "imul", "mul_", "multiply", "div", "truediv", "divide")
+RESHAPES = ("flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze", "getitem")
 IN_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
 
 
@@ -48,7 +48,7 @@ class _Reader:
         self.steps: list[Step] = []
         self.outputs: dict[str, Step] = {}
         self.found: dict[fx.Node, Any] = {}  # Step, Constant or module
-        self.names = _Names(graph)
+        self.names = Names(graph)
 
     def add(self, node: fx.Node) -> None:
         if node.op == "placeholder":
@@ -100,18 +100,19 @@ class _Reader:
     def _operation(self, node: fx.Node) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.found[n])
         function = _function(node, self.root)
-        inputs = list(dict.fromkeys(x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Step)))  # fmt: skip
+        given = tree_flatten((args, kwargs))[0]
+        inputs = tuple(dict.fromkeys(x for x in given if isinstance(x, Step)))
         if not inputs:
             constants = (args, kwargs)
             return Constant(lambda: _evaluate(function, *constants))
-        read = _Operation(node, function, args, kwargs, tuple(inputs), self.names)
-        result = read.step(self.root.get_submodule(str(node.target)) if node.op == "call_module" else None)  # fmt: skip
+        module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        result = Operation(node, function, args, kwargs, inputs, self.names).step(module)
         if result not in inputs:
             self.steps.append(result)
         return result
 
 
-class _Operation:
+class Operation:
     """One node: the arguments it was called with, and the step that it becomes."""
 
     def __init__(
@@ -121,7 +122,7 @@ class _Operation:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         inputs: tuple[Step, ...],
-        names: _Names,
+        names: Names,
     ) -> None:
         self.node, self.args, self.kwargs, self.inputs = node, args, kwargs, inputs
         self.call = (function, args, kwargs)
@@ -132,7 +133,7 @@ class _Operation:
         """The step, or the one it reads where nothing is done."""
         if module is not None:
             return self._module(module)
-        name = _spelled(self.node)
+        name = spelled(self.node)
         if self.node.target is border_conv:
             norm, conv = self._module_of(1), self._module_of(2)
             options = {**conv_options(conv, self.fail), "norm": norm, "norm_name": self._path(1)}
@@ -142,21 +143,21 @@ class _Operation:
         if name in RESHAPES:
             return reshaped(self)
         if name in SUMS:
-            return self._sum(name)
+            return summed(self, name)
         if name in PRODUCTS:
-            return self._product(divide="div" in name)
+            return multiplied(self, divide="div" in name)
         if name in ("mean", "sum"):
             return reduced(self, name, *self.arguments("dim", "keepdim"))
         if name in ("repeat", "expand", "stack"):
             return repeated(self)
         if name in ("cat", "concat", "concatenate"):
-            return self._concat()
+            return concatenated(self)
         if name in ("transpose", "permute", "swapaxes"):
             return self._transposed()
         if name in ("max_pool2d", "avg_pool2d"):
             keys = ("kernel_size", "stride", "padding")
             found = dict(zip(keys, self.arguments(*keys), strict=True))
-            return self._pool(name, {**{k: v for k, v in self.kwargs.items() if k not in keys}, **found})  # fmt: skip
+            return self._pool(name, {**self.kwargs, **found})
         if name == "adaptive_avg_pool2d":
             return self._adaptive_pool()
         if name == "interpolate":
@@ -201,7 +202,8 @@ class _Operation:
         if isinstance(m, (nn.Flatten, nn.Unflatten)):
             return reshaped(self)
         if isinstance(m, (nn.MaxPool2d, nn.AvgPool2d)):
-            return self._pool("max_pool2d" if isinstance(m, nn.MaxPool2d) else "avg_pool2d", vars(m))  # fmt: skip
+            name = "max_pool2d" if isinstance(m, nn.MaxPool2d) else "avg_pool2d"
+            return self._pool(name, vars(m))
         if isinstance(m, PlanePool):
             return self.make("plane_pool", heads=m.heads)
         if isinstance(m, nn.AdaptiveAvgPool2d):
@@ -296,79 +298,11 @@ class _Operation:
         q, k, v = (*self.args, *(self.kwargs[n] for n in ("q", "k", "v") if n in self.kwargs))
         self.inputs = (q, k, v)
         self.x = v
-        known = dict.fromkeys(self.inputs)
-        self.call = (lambda *given: m(*(dict(zip(known, given, strict=True))[x] for x in (q, k, v))), tuple(known), {})  # fmt: skip
+        self.call = (m, self.inputs, {})
         for letter, x in zip("qkv", (q, k, v), strict=True):
             if x.kind not in ("neuron", "view", "max_pool", "repeat"):
                 raise self.fail(f"{letter} comes from {x.name}, which makes no spikes")
         return self.make("attention", module=m)
-
-    def _sum(self, name: str) -> Step:
-        sign = SUMS[name]
-        a, b = self.args[0], (*self.args[1:], self.kwargs.get("other"))[0]
-        if self.kwargs.get("alpha", 1) != 1 or len(self.args) > 2:
-            raise self.fail("a sum with alpha is not supported")
-        if isinstance(a, Step) and isinstance(b, Step):
-            if sign < 0:
-                raise self.fail("the difference of two values is not supported")
-            if a.size != b.size or a.axes != b.axes or a.time != b.time:
-                raise self.fail(f"the sum of {axes_text(a)} and {axes_text(b)}: of unequal shapes")
-            if a is b:
-                return self.make("scale", factor=2.0)
-            self.inputs = (a, b)
-            return self.make("add")
-        if not isinstance(a, Step) and sign < 0:
-            raise self.fail("a constant minus a value is not supported")
-        return self.make("shift", offset=self._constant(b if isinstance(a, Step) else a, sign))
-
-    def _product(self, *, divide: bool) -> Step:
-        a, b = self.args[0], (*self.args[1:], self.kwargs.get("other"))[0]
-        if isinstance(a, Step) and isinstance(b, Step):
-            one = 1 in (a.tokens, b.tokens)
-            if divide or a is b or (a.channels, a.time) != (b.channels, b.time) or not (one or a.size == b.size):  # fmt: skip
-                raise self.fail("a product must be of two values of equal channels and time, and of equal grids or one of 1x1")  # fmt: skip
-            self.inputs = (a, b)
-            self.x = max(a, b, key=lambda s: s.tokens)
-            return self.make("multiply")
-        if divide and not isinstance(a, Step):
-            raise self.fail("a constant divided by a value is not supported")
-        constant = self._constant(b if isinstance(a, Step) else a, 1)
-        if divide:
-            inverse = constant
-            constant = Constant(lambda: 1 / inverse.compute()) if isinstance(inverse, Constant) else 1 / inverse  # fmt: skip
-        return self.make("scale", factor=constant)
-
-    def _constant(self, value: Any, sign: int) -> float | Constant:
-        """A number, or one for each channel (C,)."""
-        if isinstance(value, (int, float)):
-            return float(sign * value)
-        if not isinstance(value, Constant):
-            raise self.fail("only numbers and parameters can be added or multiplied")
-        position = self.x.axes.index("c") - len(self.x.axes)
-
-        def compute() -> Tensor:
-            found = sign * value.compute()
-            if found.numel() == 1:
-                return found.reshape(1)
-            if found.dim() < -position or found.numel() != found.shape[position]:
-                raise self.fail(f"a constant of shape {tuple(found.shape)} is not one per channel")
-            return found.flatten()
-
-        return Constant(compute)
-
-    def _concat(self) -> Step:
-        values = self.args[0] if self.args else self.kwargs["tensors"]
-        dim = self.kwargs.get("dim", self.args[1] if len(self.args) > 1 else 0)
-        if all(value is values[0] for value in values) and dim == 0:
-            return repeated(self)
-        axes = self.x.axes
-        same = all(isinstance(v, Step) and (v.axes, v.time) == (axes, self.x.time) for v in values)
-        if not same or axes[dim] != "c":
-            raise self.fail("only values of one kind can be concatenated, along their channels")
-        if len(set(values)) != len(values):
-            raise self.fail("a value concatenated with itself is not supported")
-        self.inputs = tuple(values)
-        return self.make("concat")
 
     def _transposed(self) -> Step:
         """Tokens before channels or after them; nothing else."""
@@ -388,22 +322,17 @@ class _Operation:
             )
         return self.make("view", axes=swapped)
 
-    def _pool(self, name: str, given: dict[str, Any]) -> Step:
-        kernel = _single(given["kernel_size"], self.fail)
-        stride = _single(kernel if given.get("stride") in (None, [], ()) else given["stride"], self.fail)  # fmt: skip
-        padding = _single(given.get("padding") or 0, self.fail)
-        odd = [k for k in ("ceil_mode", "return_indices", "divisor_override") if given.get(k)]
-        if _single(given.get("dilation") or 1, self.fail) != 1:
-            odd.append("dilation")
-        if odd or self.x.axes != "nchw":
-            raise self.fail(f"a pool with {', '.join(odd) or axes_text(self.x)} is not supported")
+    def _pool(self, name: str, given: Mapping[str, Any]) -> Step:
+        options = pool_options(given, self.fail)
+        if self.x.axes != "nchw":
+            raise self.fail(f"a pool of {axes_text(self.x)} is not supported")
         if name == "max_pool2d":
-            return self.make("max_pool", kernel=kernel, stride=stride, padding=padding)
-        if padding == 0 and self.x.size[1:] == (kernel, kernel):
+            return self.make("max_pool", **options)
+        if options["padding"] == 0 and self.x.size[1:] == (options["kernel"],) * 2:
             return self.make("spatial_sum", mean=True)
-        if padding and given.get("count_include_pad") is False:
+        if options["padding"] and given.get("count_include_pad") is False:
             raise self.fail("an average pool must count its padding")
-        return self.make("avg_pool", kernel=kernel, stride=stride, padding=padding)
+        return self.make("avg_pool", **options)
 
     def _adaptive_pool(self) -> Step:
         height, width = self.shape()[-2:]
@@ -426,55 +355,6 @@ class _Operation:
         return self.make("upsample", mode=mode)
 
 
-class _Names:
-    """Names of operations: stable, unique, and those of the modules wherever possible."""
-
-    def __init__(self, graph: fx.Graph) -> None:
-        self.taken: Counter[str] = Counter()
-        self.seen: Counter[tuple[str, str]] = Counter()
-        self.total = Counter(
-            (self._owner(n), _verb(n)) for n in graph.nodes if n.op in ("call_function", "call_method")
-        )  # fmt: skip
-
-    def of(self, node: fx.Node, kind: Kind, name: str | None) -> str:
-        """The name of the step that `node` becomes."""
-        if name is None and node.op == "call_module":
-            name = model_path(str(node.target))
-            if kind == "attention":  # what an attention module is there for
-                holder = name.rpartition(".")[0]
-                name = name if not holder or holder in self.taken else holder
-        elif name is None:
-            owner, verb = self._owner(node), _verb(node)
-            self.seen[owner, verb] += 1
-            number = str(self.seen[owner, verb]) if self.total[owner, verb] > 1 else ""
-            name = f"{owner}.{verb}{number}".removeprefix(".")
-        name = name or "model"
-        self.taken[name] += 1
-        return name if self.taken[name] == 1 else f"{name}@{self.taken[name]}"
-
-    def where(self, node: fx.Node) -> tuple[str, str]:
-        """Path and type of the module that `node` is, or in whose forward it stands."""
-        path, kind = list(node.meta["nn_module_stack"].values())[-1]
-        return model_path(path), kind.__name__ if isinstance(kind, type) else str(kind)
-
-    def _owner(self, node: fx.Node) -> str:
-        """The module in whose forward a function stands; a second call of it ends in @2."""
-        stack = list(node.meta.get("nn_module_stack", {}))
-        path, _, calls = (stack[-1] if stack else ROOT).partition("@")
-        return model_path(path) + (f"@{int(calls) + 1}" if calls else "")
-
-
-def _verb(node: fx.Node) -> str:
-    name = _spelled(node).strip("_")
-    if name == "iadd":
-        return "add"
-    return {"adaptive_avg_pool2d": "mean", "max_pool2d": "max_pool"}.get(name, name)
-
-
-def _spelled(node: fx.Node) -> str:
-    return str(node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target))  # fmt: skip
-
-
 def _function(node: fx.Node, root: nn.Module) -> Callable[..., Any]:
     if node.op == "call_module":
         return root.get_submodule(str(node.target))
@@ -486,39 +366,7 @@ def _function(node: fx.Node, root: nn.Module) -> Callable[..., Any]:
 
 
 def _evaluate(function: Callable[..., Any], args: Any, kwargs: Any) -> Tensor:
-    from torch.utils._pytree import tree_map
-
     def compute(a: Any) -> Any:
         return a.compute() if isinstance(a, Constant) else a
 
     return function(*tree_map(compute, args), **tree_map(compute, kwargs))
-
-
-def conv_options(conv: nn.Conv2d, fail: Callable[[str], UserError]) -> dict[str, int]:
-    """Kernel, stride and padding of a convolution as one number each."""
-    kernel, stride = _single(conv.kernel_size, fail), _single(conv.stride, fail)
-    if _single(conv.dilation, fail) != 1 or conv.padding_mode != "zeros":
-        raise fail("a convolution must have dilation 1 and zeros for padding")
-    padding: Any = conv.padding
-    if isinstance(padding, str):
-        if padding == "same" and kernel % 2 == 0:
-            raise fail("a convolution with padding='same' must have an odd kernel")
-        padding = kernel // 2 if padding == "same" else 0
-    padding = _single(padding, fail)
-    if padding > kernel // 2:
-        raise fail("a convolution's padding must be at most half its kernel")
-    return {"kernel": kernel, "stride": stride, "padding": padding}
-
-
-def _single(value: Any, fail: Callable[[str], UserError]) -> int:
-    values = (value,) if isinstance(value, int) else tuple(value)
-    if len(set(values)) != 1:
-        raise fail(f"kernels, strides and paddings must be square, {values} given")
-    return int(values[0])
-
-
-def axes_text(step: Step) -> str:
-    """The shape of a value in letters and numbers."""
-    numbers = dict(zip("chwp", (*step.size, step.tokens), strict=True))
-    letters = {"n": "T*B", "t": "T", "b": "B"}
-    return f"({', '.join(letters.get(a) or str(numbers[a]) for a in step.axes)})"

@@ -174,7 +174,7 @@ class Tracings:
 
 def plain_config(model: nn.Module) -> dict[str, Any]:
     """A model's configuration as plain values; empty for a model without one."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     return config.to_dict() if hasattr(config, "to_dict") else {}
 
 

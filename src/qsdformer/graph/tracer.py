@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -66,15 +66,15 @@ class _Value(fx.Proxy):
     """A recorded value that answers questions about its shape."""
 
     @property
-    def shape(self) -> torch.Size:  # type: ignore[override]
+    def shape(self) -> torch.Size:
         return shape_of(self.node).shape
 
     @property
-    def ndim(self) -> int:  # type: ignore[override]
+    def ndim(self) -> int:
         return shape_of(self.node).ndim
 
     @property
-    def dtype(self) -> torch.dtype:  # type: ignore[override]
+    def dtype(self) -> torch.dtype:
         return shape_of(self.node).dtype
 
     def dim(self) -> int:
@@ -92,7 +92,7 @@ class _Value(fx.Proxy):
         return len(found)
 
     def __iter__(self) -> Iterator[Any]:
-        return (self[i] for i in range(len(self)))
+        return (self[i] for i in range(len(self)))  # type: ignore[index]
 
 
 def shape_of(node: fx.Node) -> Tensor:
@@ -176,7 +176,9 @@ class _Tracer(fx.Tracer):
                 "the neurons of qsdformer.nn, which keep none"
             )
 
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> Any:  # fmt: skip
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any
+    ) -> Any:
         proxy = super().create_proxy(kind, target, args, kwargs, *more, **named)
         node = proxy.node
         if kind != "placeholder" and "shape" not in node.meta:
@@ -196,7 +198,8 @@ class _Tracer(fx.Tracer):
 
     def _shape(self, node: fx.Node) -> Any:
         """What a node's result looks like, computed on the meta device."""
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["shape"])
+        given: Any = (node.args, node.kwargs)
+        args, kwargs = cast(Any, fx.node.map_arg(given, lambda n: n.meta["shape"]))
         if node.op == "get_attr":
             found = _attribute(self.root, str(node.target))
             return found.detach().to("meta") if isinstance(found, Tensor) else found
@@ -267,8 +270,8 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
             if isinstance(value, fx.Proxy)
         ]
         for name, m in modules.items():
-            vars(m).clear()
-            vars(m).update(before[name])
+            m.__dict__.clear()
+            m.__dict__.update(before[name])
     if kept:
         name, key = kept[0]
         raise UserError(

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from qsdformer.errors import UserError
 from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.registry import Family, register
 from qsdformer.models.registry import create_model as create_model

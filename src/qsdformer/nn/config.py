@@ -133,6 +133,10 @@ class NetworkConfig:
         full = dict.fromkeys(BITS)
         return self.replace(neuron=neuron, time_steps=1, **full, **self.ANN_FIELDS)
 
+    def spiking(self) -> Self:
+        """The spiking network that an ANN is the counterpart of, with binary neurons."""
+        return self.replace(neuron="ielif", levels=1)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as stored in checkpoints; "family" says whose they are."""
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
@@ -220,6 +224,10 @@ class ModelConfig(PyramidConfig):
     attention_gain: float = 1.0  # the neuron after attention emits gain * count / D
 
     layer_scale: float | None = None  # initial layer scale of transformer blocks; None: no scale
+
+    def spiking(self) -> Self:
+        """The spiking network that an ANN is the counterpart of, with binary neurons."""
+        return self.replace(neuron="ielif", attention="spike", levels=1)
 
     def _check_family(self) -> None:
         require(self, "attention_gain", self.attention_gain > 0, "above 0")

@@ -120,7 +120,7 @@ class _Binary:
     macs: dict[str, int] = field(default_factory=dict)
 
     def do(self, step: Step, *values: Value) -> Value:
-        own = {
+        own: dict[str, Callable[..., Value]] = {
             "conv": self._conv,
             "conv_transpose": self._conv_transpose,
             "linear": self._linear,
@@ -149,15 +149,19 @@ class _Binary:
             return torch.stack(pairs)
         if step.kind == "concat":
             longest = max(len(train.spikes) for train in x)
-            padded = [F.pad(s.spikes, (0, 0) * (s.spikes.dim() - 1) + (0, longest - len(s.spikes))) for s in x]  # fmt: skip
+            padded = [_lengthened(train.spikes, longest) for train in x]
             return torch.stack([step.run(*each) for each in zip(*padded, strict=True)])
         if step.kind == "time_sum":
             apart = spikes if given.axes.startswith("t") else spikes.unflatten(1, (given.time, -1))
             return apart.flatten(0, 1)
         if step.kind == "spatial_sum":
-            places = {"nchw": (3, 4), "tbchw": (4, 5), "npc": (2,), "tbpc": (3,)}.get(given.axes, (-1,))  # fmt: skip
+            places = tuple(i for i, axis in enumerate(given.axes, start=1) if axis in "hwp")
             moved = spikes.movedim(places, tuple(range(len(places)))).flatten(0, len(places))
-            return moved if step.axes != given.axes else moved[(..., *[None] * len(places))]
+            if step.axes != given.axes:
+                return moved
+            for place in places:  # kept as axes of length 1
+                moved = moved.unsqueeze(place)
+            return moved
         return torch.stack([step.run(s) for s in spikes])
 
     def _summed(self, x: SpikeTrain, add: Callable[[Tensor], Tensor]) -> Tensor:
@@ -244,6 +248,12 @@ def _finished(summed: Tensor, x: SpikeTrain, layer: Any, shape: tuple[int, ...])
 
 def _real(x: Value) -> Tensor:
     return x.value if isinstance(x, SpikeTrain) else x
+
+
+def _lengthened(spikes: Tensor, count: int) -> Tensor:
+    """Spikes (V, ...) with silent virtual time steps up to `count`."""
+    silent = spikes.new_zeros(count - len(spikes), *spikes.shape[1:])
+    return torch.cat([spikes, silent])
 
 
 def _train(step: Step, x: Value) -> SpikeTrain:

@@ -93,9 +93,10 @@ def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
 def membranes(model: nn.Module, images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Histograms of the potentials that reach q, k and v's neurons, all blocks together.
 
-    For each of q, k, v (neurons so named, behind a norm): (before, after), shares of `MEMBRANE_BINS` bins over `MEMBRANE_RANGE`.
-    "After" is what the neuron sees. "Before" is the same without the norm's learned scale and
-    shift, mean 0 and deviation 1, where an unrectified norm starts.
+    For each of q, k, v (neurons so named, behind a norm): (before, after), shares of
+    `MEMBRANE_BINS` bins over `MEMBRANE_RANGE`. "After" is what the neuron sees. "Before" is the
+    same without the norm's learned scale and shift, mean 0 and deviation 1, where an unrectified
+    norm starts.
     """
     low, high = MEMBRANE_RANGE
     traced = trace(model, images.shape)

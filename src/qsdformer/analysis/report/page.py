@@ -45,7 +45,8 @@ def page(runs: Sequence[Run]) -> str:
     data = run.subject.data
     body = [
         f"<h1>{escape(run.name)}</h1>",
-        f'<p class="soft">{escape(description(run.subject.model))} on {escape(data.config.name)}</p>',
+        f'<p class="soft">{escape(description(run.subject.model))} on '
+        f"{escape(data.config.name)}</p>",
         sections.cards(run),
         sections.curves(runs),
         sections.run_table(runs),
