@@ -71,6 +71,8 @@ def reduced(op: Operation, what: str, dim: Any, keepdim: Any, *, folded: bool = 
 def repeated(op: Operation) -> Step:
     """Still values at every time step, time slowest: (B, ...) to (T*B, ...) or (T, B, ...)."""
     x, shape = op.x, op.shape()
+    if len(op.inputs) > 1:
+        raise op.fail("only copies of one value can be put behind each other in time")
     before = op.input_shape()
     if shape == before:
         return x

@@ -21,6 +21,7 @@ from qsdformer.graph.spikes import require_spikes, trace_quantised
 from qsdformer.graph.symbols import Lowering
 from qsdformer.graph.trace import BATCH, has_logits, logits_step, plain_config
 from qsdformer.nn.taps import spiking_neurons
+from qsdformer.nn.timing import TimeInput
 
 if TYPE_CHECKING:
     from qsdformer.data.base import DataInfo
@@ -50,6 +51,9 @@ def lower(
     require_spikes(model)
     if info is None:
         raise UserError("the model does not say what images it takes: give lower() a DataInfo")
+    wanted = next((m.channels for m in model.modules() if isinstance(m, TimeInput)), None)
+    if wanted not in (None, info.channels):
+        raise UserError(f"images have {info.channels} channels, but the model takes {wanted}")
     shape = (BATCH, info.channels, info.image_size, info.image_size)
     steps = max(neuron.time_steps for neuron in spiking_neurons(model).values())
     traced = trace_quantised(model, (steps, *shape) if frames else shape)

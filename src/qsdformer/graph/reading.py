@@ -83,7 +83,8 @@ class _Reader:
         elif isinstance(given, dict):
             named = dict(given)
         else:
-            named = {f"output{i}": value for i, value in enumerate(given)}  # type: ignore[arg-type]
+            several = given if isinstance(given, (list, tuple)) else [given]
+            named = {f"output{i}": value for i, value in enumerate(several)}
         for name, value in named.items():
             step = self.found.get(value) if isinstance(value, fx.Node) else None
             if not isinstance(step, Step):
@@ -289,7 +290,7 @@ class Operation:
     def _neuron(self, m: SpikingNeuron) -> Step:
         if m.time_steps not in (1, self.x.time):
             raise self.fail(
-                f"a neuron with time_steps={m.time_steps} gets {self.x.time} time steps: repeat "
+                f"a neuron with time_steps={m.time_steps} gets {self.x.time} of them: repeat "
                 "the images with TimeInput, or build the neuron with the network's time steps"
             )
         return self.make("neuron", module=m)

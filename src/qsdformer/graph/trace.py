@@ -49,7 +49,7 @@ Kind = Literal[
 BATCH = 2  # images to trace with where no number is given: not 1, which reshapes could drop
 # What makes logits, and what may follow it.
 HEADS = ("conv", "linear")
-AFTER_HEAD = ("time_sum", "spatial_sum", "view", "norm", "scale", "shift")
+AFTER_HEAD = ("time_sum", "spatial_sum", "view", "norm", "scale", "shift", "add")
 
 
 @dataclass(frozen=True, eq=False)

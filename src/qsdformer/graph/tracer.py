@@ -42,6 +42,8 @@ SHAPED = (
     nn.Identity,
     nn.modules.dropout._DropoutNd,
 )
+# Methods that bring values of tensors into the program, which a graph does not have.
+READ_VALUES = ("item", "tolist", "numpy", "nonzero")
 SUPPORTED = (
     "supported are QuantConv2d and QuantLinear, batch norms, IELIF and LIF, SpikeAttention, sums "
     "and products, max and average pools, means over the map or over time, repetition in time, "
@@ -136,6 +138,7 @@ class _Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         self.paths.append(self.path_of_module(m))
         try:
+            self._check_state(m)
             return super().call_module(m, forward, args, kwargs)
         except UserError:
             raise
@@ -162,18 +165,16 @@ class _Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         argument = super().create_arg(a)
         if isinstance(a, (Tensor, nn.Module)) and isinstance(argument, fx.Node):
-            self._check_attribute(str(argument.target))
             argument.meta["shape"] = a if isinstance(a, nn.Module) else a.detach().to("meta")
         return argument
 
-    def _check_attribute(self, target: str) -> None:
-        owner, _, name = target.rpartition(".")
-        module = self.root.get_submodule(owner)
-        if owner and name in vars(module):
+    def _check_state(self, m: nn.Module) -> None:
+        kept = next((k for k, v in vars(m).items() if isinstance(v, Tensor)), None)
+        if kept is not None and m is not self.root:
             raise UserError(
-                f"{called(model_path(owner))}: it keeps a tensor {name!r} that is neither "
-                "parameter nor buffer, a state left from another batch: set it to None, or use "
-                "the neurons of qsdformer.nn, which keep none"
+                f"{self._where()}: it keeps a tensor {kept!r} that is neither parameter nor "
+                "buffer, a state left from another batch: set it to None, or use the neurons of "
+                "qsdformer.nn, which keep none"
             )
 
     def create_proxy(
@@ -208,6 +209,8 @@ class _Tracer(fx.Tracer):
         if node.target is _BORDER_CONV:
             return _conv_shape(args[0], args[2])
         if node.op == "call_method":
+            if node.target in READ_VALUES:
+                raise fx.proxy.TraceError(f"{node.target} reads values")
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
         return node.target(*args, **kwargs)
@@ -258,22 +261,22 @@ def record(model: nn.Module, shape: tuple[int, ...]) -> tuple[fx.Graph, nn.Modul
 @contextlib.contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Refuse modules that store what they are given; their attributes are put back."""
-    before = {name: dict(vars(m)) for name, m in model.named_modules()}
-    modules = dict(model.named_modules())
+    before = {m: (dict(vars(m)), dict(m._buffers)) for m in model.modules()}
+    kept = None
     try:
         yield
     finally:
-        kept = [
-            (name, key)
-            for name, m in modules.items()
-            for key, value in vars(m).items()
-            if isinstance(value, fx.Proxy)
-        ]
-        for name, m in modules.items():
+        for name, m in model.named_modules():
+            stored = {**vars(m), **m._buffers}
+            key = next((k for k, value in stored.items() if isinstance(value, fx.Proxy)), None)
+            kept = kept if key is None else (name, key)
+        for m, (attributes, buffers) in before.items():
             m.__dict__.clear()
-            m.__dict__.update(before[name])
-    if kept:
-        name, key = kept[0]
+            m.__dict__.update(attributes)
+            m._buffers.clear()
+            m._buffers.update(buffers)
+    if kept is not None:
+        name, key = kept
         raise UserError(
             f"{called(name)}: its forward keeps a tensor in {key!r} for the next batch, which a "
             "graph cannot: use the neurons of qsdformer.nn, which keep no state between batches"
