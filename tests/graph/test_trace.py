@@ -214,7 +214,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: through(QuantConv2d(6, 6, 3, padding=2, dilation=2, bits=4)),
         "own .QuantConv2d.: a convolution must have dilation 1",
     ),
-    "axes exchanged": (lambda: by(lambda x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2)), "axes .* are exchanged"),
+    "axes exchanged": (
+        lambda: by(lambda x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2)),
+        "axes .* are exchanged",
+    ),
     "time left over": (
         lambda: nn.Sequential(
             TimeFirst(), conv_of_three(), LIF(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),

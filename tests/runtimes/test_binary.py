@@ -155,7 +155,7 @@ def test_models_without_spikes_or_codes_are_refused(make_model):
     image = torch.zeros(1, 3, 32, 32)
     with pytest.raises(UserError, match="makes no spikes"):
         run_binary(make_model(neuron="relu").eval(), image)
-    with pytest.raises(UserError, match="stages.1.downsample.conv .QuantConv2d. has fp32 weights"):
+    with pytest.raises(UserError, match=r"sepconv.pointwise1 \(QuantConv2d\) has fp32 weights"):
         run_binary(make_model(weight_bits=None).eval(), image)
     with pytest.raises(UserError, match="no classification head"):
         run_binary(make_model(num_classes=0).eval(), image)
