@@ -28,25 +28,27 @@ def twins_of(model: MetaSpikeFormer) -> dict[str, Ledger]:
 def test_the_published_formula_is_followed_at_a_published_size() -> None:
     config = model_config("metaspikeformer_55m", levels=4)
     with torch.device("meta"):
-        found = operations(MetaSpikeFormer(config), (224, 224))
+        network = MetaSpikeFormer(config)
+    found = operations(network, (224, 224))
     stem = next(op.dense_macs for op in found if op.role == "stem")
     inner = sum(op.dense_macs for op in found if op.role == "inner")
     others = sum(op.dense_macs for op in found if op.kind in ("ac", "attention"))
     rate = 0.2
     expected = 4.6 * stem + 0.9 * others * rate * 4
-    assert papers_energy(config, (224, 224), rate, cost_model("papers")) == pytest.approx(expected)
-    with_inner = papers_energy(config, (224, 224), rate, cost_model("papers-inner"))
+    assert papers_energy(network, (224, 224), rate, cost_model("papers")) == pytest.approx(expected)
+    with_inner = papers_energy(network, (224, 224), rate, cost_model("papers-inner"))
     assert with_inner == pytest.approx(expected + 4.6 * inner)
 
 
 def test_published_rates_can_be_given_for_each_neuron() -> None:
     config = model_config("metaspikeformer_tiny")
     with torch.device("meta"):
-        found = operations(MetaSpikeFormer(config), (32, 32))
+        network = MetaSpikeFormer(config)
+    found = operations(network, (32, 32))
     rates = {op.source: 0.1 + 0.001 * i for i, op in enumerate(found) if op.source}
     expected = sum(0.9 * op.dense_macs * rates[op.source] * 4 for op in found if op.source)
     expected += sum(4.6 * op.dense_macs for op in found if op.role == "stem")
-    found_energy = papers_energy(config, (32, 32), rates, cost_model("papers"))
+    found_energy = papers_energy(network, (32, 32), rates, cost_model("papers"))
     assert found_energy == pytest.approx(expected)
 
 

@@ -24,7 +24,7 @@ def test_rates_and_histograms_equal_those_of_every_single_spike(
     labels = torch.zeros(5, dtype=torch.long)
     measured = measure(model, [(images[:3], labels[:3]), (images[3:], labels[3:])])
     every = spike_histograms(model, [images])
-    rates = firing_rates(measured, model)
+    rates = firing_rates(measured)
     assert set(rates) == set(every)
     for name, histogram in every.items():
         assert rates[name] == pytest.approx(histogram_rate(histogram), rel=1e-12)

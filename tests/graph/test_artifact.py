@@ -140,7 +140,7 @@ def _set(*path: Any, value: Any) -> Change:
 
 
 FORGERIES: dict[str, tuple[Change, str]] = {
-    "another version": (_set("description", "format_version", value=2), "artifact format 2, but"),
+    "another version": (_set("description", "format_version", value=3), "artifact format 3, but"),
     "a version that is no number": (_set("description", "format_version", value="1"), "damaged"),
     "big-endian tensors": (_set("header", "0", "dtype", value=">U8"), "not U8"),
     "wide tensors": (_set("header", "0", "dtype", value="I64"), "not U8"),

@@ -12,6 +12,7 @@ import random
 import pytest
 from mutants import change, damaged
 
+from graph.random_graphs import random_graph
 from qsdformer.errors import UserError
 from qsdformer.graph.artifact import from_bytes, sign, to_bytes
 from qsdformer.graph.integer import IntegerGraph
@@ -46,10 +47,12 @@ def error_of(data: bytes) -> str | None:
 
 @pytest.mark.parametrize("mutate", [damaged, forged])
 def test_no_mutant_crashes_the_reader(small_graph: IntegerGraph, mutate):
-    data = to_bytes(small_graph)
+    # Files of one network as it is trained, and of many small ones with every operation.
+    files = [to_bytes(random_graph(seed)) for seed in range(20)] + [to_bytes(small_graph)] * 20
     rng = random.Random(0)
     refused = 0
     for number in range(MUTANTS // 2):
+        data = files[number % len(files)]
         mutant = mutate(data, rng)
         if mutant == data:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import timm
 import torch
 from timm.models import group_parameters, save_for_hf
 from timm.optim import create_optimizer_v2
+from timm.utils.model import freeze_batch_norm_2d
+from torch import nn
 from torch.nn import functional as F
 
 from qsdformer.errors import UserError
@@ -292,3 +295,28 @@ def test_gradient_checkpointing_really_recomputes(make_model):
         calls.clear()
         model(torch.randn(2, 3, 32, 32)).sum().backward()
         assert len(calls) == expected
+
+
+@pytest.mark.parametrize("convert", [freeze_batch_norm_2d, nn.SyncBatchNorm.convert_sync_batchnorm])
+def test_a_model_with_converted_norms_computes_the_same(make_model, settle, convert):
+    model = settle(make_model(), size=32)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    keys = model.state_dict().keys()
+    norms = [n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    with torch.no_grad():
+        expected = model(images)
+        converted = convert(copy.deepcopy(model)).eval()
+        got = converted(images)
+    assert not [m for m in converted.modules() if type(m) is nn.BatchNorm2d]
+    assert len(norms) > 20
+    assert set(converted.state_dict()) <= set(keys)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_with_frozen_norms_trains_without_moving_their_statistics(make_model):
+    model = freeze_batch_norm_2d(make_model()).train()
+    before = {n: b.clone() for n, b in model.named_buffers()}
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+    assert all(p.grad is not None for p in model.parameters())

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from timm.utils.model import freeze_batch_norm_2d
 from torch.nn import functional as F
 
 from qsdformer.nn.blocks import (
     MLP,
-    BorderNorm,
     ConvBlock,
     Downsample,
     RepConv,
     SepConv,
+    _shifted,
+    border_conv,
     drop_path,
     make_norm,
 )
 from qsdformer.nn.neurons import SpikingNeuron
+from qsdformer.nn.quantizers import QuantConv2d
 
 
 def _lively(norm: torch.nn.BatchNorm2d) -> None:
@@ -28,17 +33,24 @@ def _lively(norm: torch.nn.BatchNorm2d) -> None:
         norm.running_var.uniform_(0.5, 2.0)
 
 
-def _plain_norm(norm: BorderNorm, x: torch.Tensor, training: bool) -> torch.Tensor:
+def _plain_norm(norm: torch.nn.BatchNorm2d, x: torch.Tensor, training: bool) -> torch.Tensor:
     mean, variance = norm.running_mean.clone(), norm.running_var.clone()
     return F.batch_norm(
         x, mean, variance, norm.weight, norm.bias, training, norm.momentum, norm.eps
     )
 
 
-def _border(norm: BorderNorm) -> torch.Tensor:
+def _border(norm: torch.nn.BatchNorm2d) -> torch.Tensor:
     """What the running statistics make of 0, (C,)."""
     zero = torch.zeros(1, norm.num_features, 1, 1)
     return _plain_norm(norm, zero, training=False).flatten()
+
+
+def _bordered_pair(width: int = 4) -> tuple[torch.nn.BatchNorm2d, QuantConv2d]:
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm2d(width)
+    _lively(norm)
+    return norm, QuantConv2d(width, width, 3, padding=1, groups=width, bias=False, bits=4)
 
 
 def _padded(inner: torch.Tensor, border: torch.Tensor) -> torch.Tensor:
@@ -52,7 +64,6 @@ def _padded(inner: torch.Tensor, border: torch.Tensor) -> torch.Tensor:
 def test_repconv_equals_a_convolution_of_the_explicitly_padded_map(make_config, training):
     torch.manual_seed(0)
     block = RepConv(make_config(), 6)
-    assert isinstance(block.norm1, BorderNorm)
     _lively(block.norm1)
     block.train(training)
     x = torch.randn(3, 6, 5, 4)
@@ -65,42 +76,54 @@ def test_repconv_equals_a_convolution_of_the_explicitly_padded_map(make_config, 
     torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_border_norm_splits_the_batch_norm_and_its_value_at_zero(training):
-    torch.manual_seed(0)
-    norm = BorderNorm(4)
-    _lively(norm)
-    norm.train(training)
-    x = torch.randn(3, 4, 5, 5)
-    expected, expected_border = _plain_norm(norm, x, training), _border(norm)
-    shifted, border = norm(x)
-    torch.testing.assert_close(border, expected_border)
-    torch.testing.assert_close(shifted + border.view(1, -1, 1, 1), expected)
-
-
-def test_border_norm_tracks_statistics_like_a_batch_norm():
-    torch.manual_seed(0)
-    norm, plain = BorderNorm(4), torch.nn.BatchNorm2d(4)
+def test_a_border_convolution_tracks_statistics_like_a_batch_norm():
+    norm, conv = _bordered_pair()
+    plain = copy.deepcopy(norm)
     for _ in range(3):
         x = torch.randn(3, 4, 5, 5)
-        norm(x)
+        border_conv(x, norm, conv)
         plain(x)
-    assert norm.state_dict().keys() == plain.state_dict().keys()
     for key, value in plain.state_dict().items():
         assert torch.equal(norm.state_dict()[key], value), key
 
 
-def test_border_norm_gradients_belong_to_the_statistics_of_the_forward_pass():
+def test_border_gradients_belong_to_the_statistics_of_the_forward_pass():
     # The update of the running mean must not reach the backward pass of the border value.
-    torch.manual_seed(0)
-    norm = BorderNorm(4)
-    _lively(norm)
+    norm, _ = _bordered_pair()
     mean = norm.running_mean.clone()
     deviation = (norm.running_var + norm.eps).sqrt()
-    _, border = norm(torch.randn(3, 4, 5, 5) + 5)
+    _, border = _shifted(norm, torch.randn(3, 4, 5, 5) + 5)
     border.sum().backward()
     torch.testing.assert_close(norm.weight.grad, -mean / deviation)
     torch.testing.assert_close(norm.bias.grad, torch.ones(4))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_border_convolution_takes_norms_that_only_act_like_a_plain_one(training):
+    class Other(torch.nn.BatchNorm2d):
+        """Computes the same by its own forward, as SyncBatchNorm does on one device."""
+
+    norm, conv = _bordered_pair()
+    other = Other(4)
+    other.load_state_dict(norm.state_dict())
+    norm.train(training)
+    other.train(training)
+    x = torch.randn(3, 4, 5, 5)
+    expected, got = border_conv(x, norm, conv), border_conv(x, other, conv)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(other.state_dict(), norm.state_dict())
+
+
+def test_a_frozen_norm_keeps_its_statistics_in_a_border_convolution():
+    norm, conv = _bordered_pair()
+    frozen = freeze_batch_norm_2d(torch.nn.Sequential(norm))[0]
+    assert not isinstance(frozen, torch.nn.BatchNorm2d)
+    x = torch.randn(3, 4, 5, 5)
+    before = copy.deepcopy(frozen.state_dict())
+    conv.train()
+    frozen.train()
+    assert torch.equal(border_conv(x, frozen, conv), border_conv(x, norm.eval(), conv))
+    torch.testing.assert_close(frozen.state_dict(), before)
 
 
 def test_drop_path_drops_whole_samples_at_all_time_steps():

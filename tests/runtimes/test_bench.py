@@ -73,8 +73,8 @@ def test_bench_refuses_an_ann(make_model, tmp_path, capsys):
     assert "is an ANN" in capsys.readouterr().err
 
 
-def test_the_quantised_ann_runs_on_integer_kernels(make_config):
-    data = ann_model(make_config(), 32)
+def test_the_quantised_ann_runs_on_integer_kernels(make_model):
+    data = ann_model(make_model(), (3, 32, 32))
     assert onnxruntime_session(data, 1).get_inputs()[0].type == "tensor(float)"
     image = np.zeros((1, 3, 32, 32), np.float32)
     before, after = (

@@ -16,6 +16,7 @@ from qsdformer.analysis.information import histogram_entropy
 from qsdformer.analysis.ledger import Ledger
 from qsdformer.analysis.subject import Analysis
 from qsdformer.files import atomic_path
+from qsdformer.graph.trace import plain_config
 
 ROW_FIELDS = tuple(f.name for f in dataclasses.fields(Row))
 UNITS = ((1e9, "mJ"), (1e6, "µJ"), (1e3, "nJ"))
@@ -72,7 +73,7 @@ def analysis_values(analysis: Analysis) -> dict[str, Any]:
         "data": analysis.data_name,
         "images": analysis.measured.images,
         "accuracy": analysis.measured.accuracy,
-        "model_config": analysis.model.config.to_dict(),
+        "model_config": plain_config(analysis.model),
         "firing_rates": analysis.rates,
         "entropy_bits": analysis.entropies,
     }

@@ -94,11 +94,9 @@ def mean_firing_rate(histograms: dict[str, Tensor]) -> float:
 
 
 def qkv_histograms(histograms: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The histograms of q, k and v, each summed over the transformer blocks."""
-    return {
-        kind[0]: torch.stack([h for n, h in histograms.items() if n.endswith(kind)]).sum(0)
-        for kind in QKV
-    }
+    """The histograms of q, k and v, each summed over the transformer blocks; those there are."""
+    found = {kind[0]: [h for n, h in histograms.items() if n.endswith(kind)] for kind in QKV}
+    return {letter: torch.stack(parts).sum(0) for letter, parts in found.items() if parts}
 
 
 def qkv_entropy(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:

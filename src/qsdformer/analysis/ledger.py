@@ -12,16 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qsdformer.analysis.energy import KINDS, CostModel, Row
 from qsdformer.analysis.information import FLOAT_BITS, packed_bytes
 from qsdformer.analysis.measure import Measured, firing_rates
 from qsdformer.analysis.operations import Operation, neuron_arithmetic, operations
 from qsdformer.graph.lowering import MULTIPLIER_BITS, REAL_INPUT_BITS
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
-from qsdformer.nn.config import ModelConfig
 
 MEMBRANE_BITS = 16
 FACTOR_BITS = MULTIPLIER_BITS[MEMBRANE_BITS]
@@ -67,12 +64,12 @@ class Ledger:
         return sum(row.count for row in self.rows if row.kind == "mac")
 
 
-def make_ledger(name: str, model: MetaSpikeFormer, measured: Measured) -> Ledger:
+def make_ledger(name: str, model: nn.Module, measured: Measured) -> Ledger:
     """The ledger of a spiking `model` from its spikes on some images."""
     found = operations(model, measured.size)
     return Ledger(
         name=name,
-        rows=spiking_rows(model.config, found, measured, firing_rates(measured, model)),
+        rows=spiking_rows(found, measured, firing_rates(measured)),
         parameters=sum(p.numel() for p in model.parameters()),
         packed_bytes=packed_bytes(model),
         float_bytes=float_bytes(model),
@@ -80,7 +77,7 @@ def make_ledger(name: str, model: MetaSpikeFormer, measured: Measured) -> Ledger
     )
 
 
-def float_bytes(model: MetaSpikeFormer) -> int:
+def float_bytes(model: nn.Module) -> int:
     """Bytes of the same network in fp32: weights and norm statistics, no step sizes."""
     return sum(
         value.numel() * FLOAT_BITS // 8
@@ -90,31 +87,29 @@ def float_bytes(model: MetaSpikeFormer) -> int:
 
 
 def papers_energy(
-    config: ModelConfig,
+    model: nn.Module,
     image_size: tuple[int, int],
     rates: Mapping[str, float] | float,
-    model: CostModel,
+    cost: CostModel,
 ) -> float:
-    """pJ an image of a network that need not exist, from its firing rates, by a papers' model.
+    """pJ an image of a network that need not be trained, from its firing rates, by a papers' model.
 
-    `rates` are by neuron name, or one for all. Meant for the cost models "papers" and
-    "papers-inner", which know no exact counts.
+    `rates` are by neuron name, or one for all; the model may be on the meta device. Meant for the
+    cost models "papers" and "papers-inner", which know no exact counts.
     """
-    with torch.device("meta"):
-        network = MetaSpikeFormer(config)
-    found = operations(network, image_size)
+    found = operations(model, image_size)
     by_name = {op.source: rates for op in found if op.source} if isinstance(rates, float) else rates
-    return sum(model.energies(spiking_rows(config, found, None, by_name)))
+    return sum(cost.energies(spiking_rows(found, None, by_name)))
 
 
 def spiking_rows(
-    config: ModelConfig,
     found: Sequence[Operation],
     measured: Measured | None,
     rates: Mapping[str, float],
 ) -> tuple[Row, ...]:
     """A row for each operation; without `measured`, only what papers estimate from `rates`."""
-    return tuple(_row(config, op, measured, rates) for op in found)
+    as_float = is_float(found)
+    return tuple(_row(op, measured, rates, as_float) for op in found)
 
 
 def exact_total(op: Operation, measured: Measured) -> int:
@@ -145,30 +140,26 @@ def attention_bits(op: Operation, largest: int) -> tuple[int, int]:
     return kv, min(MAX_ACCUMULATOR_BITS, math.ceil(math.log2(op.fan_in * largest)) + kv)
 
 
-def is_float(config: ModelConfig) -> bool:
-    """Whether a network computes in fp32, for want of low-bit weights."""
-    return config.weight_bits is None
-
-
-def membrane_bits(config: ModelConfig) -> int:
-    """Bits of a stored membrane potential."""
-    return FLOAT_BITS if is_float(config) else MEMBRANE_BITS
+def is_float(found: Sequence[Operation]) -> bool:
+    """Whether a network computes in fp32, for want of low-bit weights in most of its layers."""
+    layers = [op for op in found if op.weights]
+    return 2 * sum(op.weight_bits is None for op in layers) > len(layers)
 
 
 def _row(
-    config: ModelConfig, op: Operation, measured: Measured | None, rates: Mapping[str, float]
+    op: Operation, measured: Measured | None, rates: Mapping[str, float], as_float: bool
 ) -> Row:
     total = None if measured is None else exact_total(op, measured)
     images = 1 if measured is None else measured.images
     count = 0.0 if total is None else total / images
     if op.kind in ("ac", "attention"):
         assert op.source is not None
-        rate, steps = rates[op.source], op.passes * config.levels
+        rate, steps = rates[op.source], op.passes * op.levels
         estimate = op.dense_macs * rate * steps
     else:
         rate, steps = None, op.passes
         estimate = float(op.dense_macs * steps)
-    row = dict(_arithmetic(config, op, count))
+    row = dict(_arithmetic(op, count, as_float))
     return Row(
         name=op.name,
         kind=op.kind,
@@ -184,23 +175,23 @@ def _row(
         weights=op.weights,
         weight_bits=op.weight_bits,
         weights_read=op.weights * (op.weight_bits or FLOAT_BITS),
-        moved=_moved(config, op),
+        moved=_moved(op, as_float),
         **row,
     )
 
 
-def _arithmetic(config: ModelConfig, op: Operation, count: float) -> dict[str, Any]:
+def _arithmetic(op: Operation, count: float, as_float: bool) -> dict[str, Any]:
     if op.kind == "mac":
-        return _mac_arithmetic(config, op, count)
+        return _mac_arithmetic(op, count, as_float)
     if op.kind == "ac":
         bits = None
         if op.weight_bits is not None:
-            bits = accumulator_bits(op, op.weight_bits, config.levels)
+            bits = accumulator_bits(op, op.weight_bits, op.levels)
         return {"additions": count, "add_bits": bits}
     if op.kind == "attention":
-        kv, qkv = attention_bits(op, config.levels)
+        kv, qkv = attention_bits(op, op.levels)
         return {"additions": count, "add_bits": kv if op.partner else qkv}
-    return elementwise_arithmetic(config, op, count)
+    return elementwise_arithmetic(op, count, as_float)
 
 
 def real_input(op: Operation) -> tuple[int, int]:
@@ -210,41 +201,41 @@ def real_input(op: Operation) -> tuple[int, int]:
     return LAYER_INPUT_BITS, 2 ** (LAYER_INPUT_BITS - 1)
 
 
-def _mac_arithmetic(config: ModelConfig, op: Operation, count: float) -> dict[str, Any]:
+def _mac_arithmetic(op: Operation, count: float, as_float: bool) -> dict[str, Any]:
     work: dict[str, Any] = {"additions": count, "multiplications": count}
-    if op.weight_bits is None or (op.role == "inner" and is_float(config)):
+    if op.weight_bits is None or (op.role == "inner" and as_float):
         return work
     bits, largest = real_input(op)
     accumulator = accumulator_bits(op, op.weight_bits, largest)
     return {**work, "add_bits": accumulator, "mult_bits": (op.weight_bits, bits)}
 
 
-def elementwise_arithmetic(config: ModelConfig, op: Operation, count: float) -> dict[str, Any]:
+def elementwise_arithmetic(op: Operation, count: float, as_float: bool) -> dict[str, Any]:
     """Work of neurons, norms (one multiplication and addition) and shortcuts (one addition)."""
     adds, mults = {"neuron": (0, 0), "norm": (1, 1), "shortcut": (1, 0)}[op.kind]
     if op.neuron is not None:
         adds, mults = neuron_arithmetic(op.neuron)
     work = {"additions": adds * count, "multiplications": mults * count}
-    if is_float(config):
+    if as_float:
         return work
     return {**work, "add_bits": MEMBRANE_BITS, "mult_bits": (MEMBRANE_BITS, FACTOR_BITS)}
 
 
-def _moved(config: ModelConfig, op: Operation) -> float:
+def _moved(op: Operation, as_float: bool) -> float:
     """Bits of activations to and from memory, with a layer, its norm and its neuron in one go.
 
     A layer reads its input; a neuron writes its spikes, and with T > 1 reads and writes its
     membrane; a shortcut reads one operand and writes the sum; a norm before a layer writes.
     """
-    membrane = membrane_bits(config)
+    membrane = FLOAT_BITS if as_float else MEMBRANE_BITS
     if op.kind == "mac":
-        as_float = is_float(config) and op.role == "inner"
-        return op.passes * op.layer_input * (FLOAT_BITS if as_float else real_input(op)[0])
+        bits = FLOAT_BITS if as_float and op.role == "inner" else real_input(op)[0]
+        return op.passes * op.layer_input * bits
     if op.kind in ("ac", "attention"):
-        return op.passes * op.layer_input * config.levels
+        return op.passes * op.layer_input * op.levels
     if op.kind == "neuron":
-        state = 2 * membrane if config.time_steps > 1 else 0
-        return op.passes * op.elements * (config.levels + state)
+        state = 2 * membrane if op.neuron is not None and op.neuron.time_steps > 1 else 0
+        return op.passes * op.elements * (op.levels + state)
     if op.kind == "shortcut":
         return op.passes * op.elements * 2 * membrane
     return op.passes * op.elements * (membrane if op.to_layer else 0)

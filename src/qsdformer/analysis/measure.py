@@ -1,27 +1,31 @@
 """Spikes of a model over a data set, at hardly more than the cost of evaluating it.
 
-Per neuron only the sum over images is kept, one number for each channel and place: what a layer
-does with the spikes follows from that and from the fan-out of each place. q, k and v also get
-histograms of their counts, and k and v the number of their pairs.
+The model runs step by step as traced (`graph/trace.py`). Per neuron only the sum over images is
+kept, one number for each channel and place: what a layer does with the spikes follows from that
+and from the fan-out of each place. q, k and v also get histograms of their counts, and k and v
+the number of their pairs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from qsdformer.analysis.information import QKV
 from qsdformer.errors import UserError
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
-from qsdformer.nn.attention import Attention
+from qsdformer.graph.spikes import spike_values
+from qsdformer.graph.trace import Kind, Step, Traced, Tracings, logits_step
+from qsdformer.nn.attention import SpikeAttention
 from qsdformer.nn.exact import exact_float32
-from qsdformer.nn.neurons import SpikingNeuron, firing_rate
-from qsdformer.nn.taps import on_call, spiking_neurons
+from qsdformer.nn.neurons import firing_rate
+from qsdformer.nn.taps import spiking_neurons
+
+READERS: tuple[Kind, ...] = ("conv", "conv_transpose", "linear", "attention")
 
 
 @dataclass(kw_only=True)
@@ -30,7 +34,9 @@ class Measured:
 
     `spikes` and `active` hold, by neuron, int64 tensors (C, H, W): the spikes, and how often the
     count was not 0. `pairs` counts, by attention, pairs of a k and a v spike of one token and
-    head. `histograms` are those of q, k and v neurons, (D + 1,). `size` is the images' (H, W).
+    head. `histograms` are those of neurons named q_neuron, k_neuron and v_neuron, (D + 1,). `slots`
+    are the virtual time steps of a neuron, T * D. `size` is the images' (H, W). Spikes that a
+    pool or a sum makes of others count as those of a neuron, under the operation's name.
     """
 
     images: int = 0
@@ -40,6 +46,7 @@ class Measured:
     active: dict[str, Tensor] = field(default_factory=dict)
     pairs: dict[str, int] = field(default_factory=dict)
     histograms: dict[str, Tensor] = field(default_factory=dict)
+    slots: dict[str, int] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -49,7 +56,7 @@ class Measured:
 
 @torch.inference_mode()
 def measure(
-    model: MetaSpikeFormer,
+    model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device | str = "cpu",
 ) -> Measured:
@@ -57,24 +64,22 @@ def measure(
 
     Raises `UserError` for a model without spiking neurons and without images.
     """
-    neurons = spiking_neurons(model)
-    if not neurons:
+    if not spiking_neurons(model):
         raise UserError(
             "this model has no spiking neurons: it is an ANN; give a spiking checkpoint, whose "
             "ANN twin is shown with --twins"
         )
     model.eval().to(device)
-    meter = _Meter(model)
-    result = meter.result
-    with ExitStack() as stack:
-        for name, neuron in neurons.items():
-            stack.enter_context(on_call(neuron, meter.recorder(name, neuron)))
-        for images, labels in batches:
-            with exact_float32(device):
-                logits = model(images.to(device))
-            result.correct += int((logits.argmax(1).cpu() == labels).sum())
-            result.images += len(labels)
-            result.size = (images.shape[-2], images.shape[-1])
+    tracings, result = Tracings(model), Measured()
+    for images, labels in batches:
+        traced = tracings.of(images)
+        logits_step(traced)
+        meter = _Meter(traced, result)
+        with exact_float32(device):
+            (logits,) = traced.walk(images.to(device), meter.do).values()
+        result.correct += int((logits.argmax(1).cpu() == labels).sum())
+        result.images += len(labels)
+        result.size = (images.shape[-2], images.shape[-1])
     if not result.images:
         raise UserError("no images to measure spikes on: the data set is empty")
     for sums in (result.spikes, result.active):
@@ -83,57 +88,66 @@ def measure(
     return result
 
 
-def firing_rates(measured: Measured, model: MetaSpikeFormer) -> dict[str, float]:
+def firing_rates(measured: Measured) -> dict[str, float]:
     """Mean of the binary spikes of each neuron layer, in [0, 1]."""
-    rates = {}
-    for name, spikes in measured.spikes.items():
-        neuron = model.get_submodule(name)
-        assert isinstance(neuron, SpikingNeuron)
-        neurons = measured.images * neuron.time_steps * spikes.numel()
-        rates[name] = firing_rate(float(spikes.sum()), neurons, neuron.levels)
-    return rates
+    return {
+        name: firing_rate(
+            float(spikes.sum()), measured.images * spikes.numel(), measured.slots[name]
+        )
+        for name, spikes in measured.spikes.items()
+    }
 
 
 class _Meter:
-    def __init__(self, model: MetaSpikeFormer) -> None:
-        self.result = Measured()
-        self._heads = {n: m.heads for n, m in model.named_modules() if isinstance(m, Attention)}
-        self._keys: dict[str, Tensor] = {}
+    """Carries out the steps of one batch and adds what it sees to the result."""
 
-    def recorder(
-        self, name: str, neuron: SpikingNeuron
-    ) -> Callable[[nn.Module, Tensor, Tensor], None]:
+    def __init__(self, traced: Traced, result: Measured) -> None:
+        self.result = result
+        self.spiking = spike_values(traced)
+        read = (x for s in traced.of_kind(*READERS) for x in s.inputs if x in self.spiking)
+        self.read = {self.spiking[x].source for x in read} | set(traced.of_kind("neuron"))
+
+    def do(self, step: Step, *values: Tensor) -> Tensor:
+        y = step.run(*values)
+        if step in self.read:
+            self._record(step, y)
+        if step.kind == "attention":
+            self._pair(step, *values[1:])
+        return y
+
+    def _record(self, step: Step, y: Tensor) -> None:
+        spikes, result = self.spiking[step], self.result
         # Sums of multiples of a power of two are exact in float32 up to 2^24 of them.
-        exact = math.frexp(neuron.step)[0] == 0.5
+        exact = math.frexp(spikes.unit)[0] == 0.5
         dtype = torch.float32 if exact else torch.float64
-        scope, _, leaf = name.rpartition(".")
-        result = self.result
-
-        def record(_module: nn.Module, _x: Tensor, y: Tensor) -> None:
-            spikes = (y.sum(0, dtype=dtype) / neuron.step).round().double()
-            active = y.sign().sum(0).double()
-            for sums, value in ((result.spikes, spikes), (result.active, active)):
-                value = value.view(len(value), *(value.shape[1:] or (1, 1)))
-                sums[name] = sums[name] + value if name in sums else value
-            if leaf in QKV:
-                counts = (y / neuron.step).round_()
-                self._histogram(name, counts, neuron.levels)
-                self._pair(scope, leaf, counts)
-
-        return record
+        dims = 2 if step.axes.startswith("t") else 1
+        folded = y.flatten(0, dims - 1)
+        total = (folded.sum(0, dtype=dtype) / spikes.unit).round().double()
+        active = folded.sign().sum(0).double()
+        for sums, value in ((result.spikes, total), (result.active, active)):
+            value = _as_map(step, value)
+            sums[step.name] = sums[step.name] + value if step.name in sums else value
+        result.slots[step.name] = spikes.levels * step.time
+        if step.name.rpartition(".")[2] in QKV:
+            counts = (y / spikes.unit).round_()
+            self._histogram(step.name, counts, spikes.levels)
 
     def _histogram(self, name: str, counts: Tensor, levels: int) -> None:
         histogram = torch.bincount(counts.int().flatten(), minlength=levels + 1).cpu()
         known = self.result.histograms
         known[name] = known[name] + histogram if name in known else histogram
 
-    def _pair(self, scope: str, leaf: str, counts: Tensor) -> None:
-        """Spikes of k and v are paired per token and head; k comes first."""
-        if leaf == "q_neuron":
-            return
-        by_head = counts.unflatten(1, (self._heads[scope], -1)).sum(2)
-        if leaf == "k_neuron":
-            self._keys[scope] = by_head
-            return
-        pairs = int((self._keys.pop(scope) * by_head).sum(dtype=torch.float64))
-        self.result.pairs[scope] = self.result.pairs.get(scope, 0) + pairs
+    def _pair(self, step: Step, k: Tensor, v: Tensor) -> None:
+        """Spikes of k and v are paired per token and head."""
+        heads = cast(SpikeAttention, step.module).heads
+        by_head = [
+            (x / self.spiking[given].unit).round_().unflatten(1, (heads, -1)).sum(2)
+            for x, given in zip((k, v), step.inputs[1:], strict=True)
+        ]
+        pairs = int((by_head[0] * by_head[1]).sum(dtype=torch.float64))
+        self.result.pairs[step.name] = self.result.pairs.get(step.name, 0) + pairs
+
+
+def _as_map(step: Step, value: Tensor) -> Tensor:
+    """A sum over images as (C, H, W)."""
+    return step.channels_first(value).reshape(step.size)

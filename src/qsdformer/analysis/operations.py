@@ -1,28 +1,29 @@
-"""Every operation of a network and its sizes, found by walking the model without computing.
+"""Every operation of a network and its sizes, found from its traced graph without computing.
 
-The order comes from `deploy.walk`, the same that binary execution and lowering follow. Where these
-make one fixed-point scaling out of a convolution's step sizes, norms and layer scales, there is
-one operation here too, named after the last of them.
+Binary execution and lowering read the same graph. Where these make one fixed-point scaling out of
+a convolution's step sizes, norms and layer scales, there is one operation here too, named after
+the last of them.
 
 Legend: T time steps, D levels, C channels, H x W grid, N = H*W tokens, h heads, d = C/h.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from qsdformer.analysis.energy import Kind, Role
 from qsdformer.errors import UserError
-from qsdformer.graph.walk import walk
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
-from qsdformer.nn.attention import Attention, LayerScale
-from qsdformer.nn.blocks import BorderNorm
+from qsdformer.graph.spikes import Spikes, spike_values
+from qsdformer.graph.trace import BATCH, Step, Traced, evaluating, trace
+from qsdformer.nn.attention import SpikeAttention
 from qsdformer.nn.neurons import LIF, SpikingNeuron
-from qsdformer.nn.quantizers import QuantConv2d, QuantLinear
+from qsdformer.nn.taps import spiking_neurons
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,9 @@ class Operation:
     name: str
     kind: Kind
     role: Role = "other"
-    source: str | None = None  # neuron that feeds it; for attention the k or the q neuron
-    partner: str | None = None  # attention.kv: the v neuron
+    source: str | None = None  # what makes its spikes, mostly a neuron; for attention k or q
+    partner: str | None = None  # attention.kv: v
+    levels: int = 1  # largest spike count that it reads, or that the neuron makes
     passes: int = 1
     dense_macs: int = 0
     reached: int = 0  # MACs that fall on the image rather than on its padding
@@ -48,6 +50,8 @@ class Operation:
     weights: int = 0
     weight_bits: int | None = None
     fan_in: int = 0
+    times: int = 1  # time steps whose spikes the sums of a layer hold
+    places: int = 1  # and places of the grid
     tokens: int = 0
     heads: int = 0
     neuron: SpikingNeuron | None = None
@@ -56,38 +60,62 @@ class Operation:
 
 @dataclass(frozen=True, kw_only=True)
 class Signal:
-    """A value on its way: shape (C, H, W), the neuron that made it, and a scaling still due."""
+    """A value on its way: how often an image needs it, whether it is pixels, a scaling still due.
 
-    shape: tuple[int, int, int]
-    neuron: str | None = None
+    Spikes that are to be summed over time or over the grid are read one by one: `passes` and
+    `grid` are those of the spikes; those of `times` and `places` meet in one value.
+    """
+
+    step: Step
+    passes: int
+    grid: tuple[int, int]
+    times: int = 1
+    places: int = 1
+    spikes: Spikes | None = None
     pixels: bool = False
     due: str | None = None
 
     @property
     def numel(self) -> int:
         """Number of elements."""
-        c, h, w = self.shape
-        return c * h * w
+        return self.step.channels * self.step.tokens
 
 
-def operations(model: MetaSpikeFormer, image_size: tuple[int, int]) -> list[Operation]:
+def operations(model: nn.Module, image_size: tuple[int, int]) -> list[Operation]:
     """The operations of `model` on still images (H, W), in order of execution.
 
     The model may be on the meta device. Raises `UserError` for one without spikes.
     """
     require_neurons(model)
-    tracer = _Tracer()
-    image = Signal(shape=(model.config.in_channels, *image_size), pixels=True)
-    walk(model, tracer, image)
+    with evaluating(model):
+        traced = trace(model, (BATCH, first_channels(model), *image_size))
+    return operations_of(traced)
+
+
+def operations_of(traced: Traced) -> list[Operation]:
+    """The operations of a traced model."""
+    tracer = _Tracer(spike_values(traced))
+    image = traced.image
+    first = Signal(step=image, passes=image.time, grid=image.size[1:], pixels=True)
+    for result in traced.walk(first, tracer.do).values():
+        tracer.settled(result)
     return tracer.found
 
 
-def require_neurons(model: MetaSpikeFormer) -> None:
+def first_channels(model: nn.Module) -> int:
+    """Channels of the images that a model takes: those of its first convolution or linear layer."""
+    layer = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if layer is None:
+        raise UserError("the model has no convolution: its images' channels are unknown")
+    return layer.in_channels
+
+
+def require_neurons(model: nn.Module) -> None:
     """`UserError` for an ANN."""
-    if not model.config.is_spiking:
+    if not spiking_neurons(model):
         raise UserError(
-            f"this model is an ANN (neuron={model.config.neuron}) and has no spiking neurons: give "
-            "a spiking checkpoint; its ANN twin is shown with --twins"
+            "this model is an ANN and has no spiking neurons: give a spiking checkpoint; its ANN "
+            "twin is shown with --twins"
         )
 
 
@@ -101,122 +129,137 @@ def reach_along(size: int, kernel: int, stride: int, padding: int) -> Tensor:
 
 @dataclass
 class _Tracer:
-    """The backend of the walk that notes what is to be done."""
+    """Notes what is to be done."""
 
-    passes: int = 1
+    spiking: Mapping[Step, Spikes]
     found: list[Operation] = field(default_factory=list)
     layers: set[str] = field(default_factory=set)
     scaled: set[str] = field(default_factory=set)
 
-    def conv(self, name: str, layer: QuantConv2d, x: Signal) -> Signal:
-        if x.neuron is None and not x.pixels:
-            x = self._settled(x, to_layer=True)
-        channels, height, width = x.shape
-        kernel, stride = layer.kernel_size[0], layer.stride[0]
-        padding = cast(tuple[int, int], layer.padding)[0]
+    def do(self, step: Step, *x: Signal) -> Signal:
+        """Note the operations of `step`; what becomes of its inputs."""
+        if step.kind in ("conv", "border_conv"):
+            return self._conv(step, x[0])
+        if step.kind in ("linear", "conv_transpose"):
+            return self._linear(step, x[0])
+        if step.kind == "attention":
+            return self._attention(step, *x)
+        if step.kind == "neuron":
+            y = self.settled(x[0])
+            self._emit(step.name, "neuron", replace(y, step=step), step.module)
+            return self._made(step, y.passes)
+        if step.kind in ("norm", "scale", "shift"):
+            if step in self.spiking:  # a factor of spikes goes into the next layer's
+                return replace(x[0], step=step, spikes=self.spiking[step])
+            return replace(x[0], step=step, spikes=None, due=step.name)
+        if step.kind == "view":
+            grid = (1, 1) if step.options.get("flattened") else x[0].grid
+            return replace(x[0], step=step, grid=grid, spikes=self.spiking.get(step))
+        if step.kind == "repeat":
+            # Scaled once, then repeated.
+            y = self.settled(x[0])
+            return replace(y, step=step, passes=step.time, spikes=self.spiking.get(step))
+        if step in self.spiking and step.kind in ("time_sum", "spatial_sum"):
+            y = replace(x[0], step=step, spikes=self.spiking[step])
+            if step.kind == "time_sum":
+                return replace(y, times=y.passes)
+            return replace(y, places=step.inputs[0].tokens)
+        return self._elementwise(step, [self.settled(y) for y in x])
+
+    def _elementwise(self, step: Step, x: list[Signal]) -> Signal:
+        """Sums, products, pools and means: one operation for each value that is read or made."""
+        done = replace(x[0], step=step if step.tokens >= x[0].step.tokens else x[0].step)
+        self._emit(step.name, "shortcut", done)
+        y = self._made(step, step.time)
+        scaled = step.kind in ("time_sum", "spatial_sum") and step.options["mean"]
+        return replace(y, due=f"{step.name}.scale") if scaled else y
+
+    def _made(self, step: Step, passes: int) -> Signal:
+        """The signal of a value that `step` has just made."""
+        return Signal(step=step, passes=passes, grid=step.size[1:], spikes=self.spiking.get(step))
+
+    def _conv(self, step: Step, x: Signal) -> Signal:
+        if step.kind == "border_conv":
+            x = replace(x, spikes=None, due=step.options["norm_name"])
+        if x.spikes is None and not x.pixels:
+            x = self.settled(x, to_layer=True)
+        layer = cast(nn.Conv2d, step.module)
+        (height, width), channels = step.inputs[0].size[1:], step.inputs[0].channels
+        kernel, stride, padding = (step.options[k] for k in ("kernel", "stride", "padding"))
         per_group = layer.out_channels // layer.groups
         rows, columns = (reach_along(s, kernel, stride, padding) for s in (height, width))
         reach = rows[:, None] * columns[None, :] * per_group
-        out_h, out_w = ((s + 2 * padding - kernel) // stride + 1 for s in (height, width))
+        return self._layer(step, x, reach, channels * int(reach.sum()), step.tokens)
+
+    def _linear(self, step: Step, x: Signal) -> Signal:
+        if x.spikes is None and not x.pixels:
+            x = self.settled(x, to_layer=True)
+        outputs = cast(Any, step.module).weight[0].numel()
+        if step.kind == "linear":
+            outputs = step.channels
+        grid = x.grid if x.spikes is not None else step.inputs[0].size[1:]
+        reach = torch.full(grid, outputs, device="cpu")
+        reached = step.inputs[0].channels * int(reach.sum())
+        return self._layer(step, x, reach, reached, math.prod(grid))
+
+    def _layer(self, step: Step, x: Signal, reach: Tensor, reached: int, places: int) -> Signal:
+        layer = cast(Any, step.module)
         weights = layer.weight.numel()
         real: Role = "stem" if x.pixels else "inner"
-        self.layers.add(name)
+        self.layers.add(step.name)
         self.found.append(
             Operation(
-                name=name,
-                kind="mac" if x.neuron is None else "ac",
-                role=real if x.neuron is None else "other",
-                source=x.neuron,
-                passes=self.passes,
-                dense_macs=weights * out_h * out_w,
-                reached=channels * int(reach.sum()),
+                name=step.name,
+                kind="mac" if x.spikes is None else "ac",
+                role=real if x.spikes is None else "other",
+                source=None if x.spikes is None else x.spikes.source.name,
+                levels=1 if x.spikes is None else x.spikes.levels,
+                passes=x.passes,
+                dense_macs=weights * places,
+                reached=reached,
                 reach=reach,
-                layer_input=x.numel,
-                elements=layer.out_channels * out_h * out_w,
+                layer_input=step.inputs[0].channels * math.prod(x.grid),
+                elements=step.channels * step.tokens,
                 weights=weights,
-                weight_bits=layer.bits,
-                fan_in=weights // layer.out_channels,
+                weight_bits=getattr(layer, "bits", None),
+                fan_in=weights // step.channels * x.times * x.places,
+                times=x.times,
+                places=x.places,
             )
         )
-        return Signal(shape=(layer.out_channels, out_h, out_w), due=name)
+        return replace(self._made(step, step.time), due=step.name)
 
-    def bordered(
-        self, name: str, norm: BorderNorm, name2: str, conv: QuantConv2d, x: Signal
-    ) -> Signal:
-        return self.conv(name2, conv, replace(x, due=name))
-
-    def norm(self, name: str, layer: nn.BatchNorm2d, x: Signal) -> Signal:
-        return replace(x, due=name)
-
-    def layer_scale(self, name: str, layer: LayerScale, x: Signal) -> Signal:
-        return replace(x, due=name)
-
-    def neuron(self, name: str, layer: SpikingNeuron, x: Signal) -> Signal:
-        x = self._settled(x)
-        self._emit(name, "neuron", x, neuron=layer)
-        return Signal(shape=x.shape, neuron=name)
-
-    def attention(self, name: str, layer: Attention, q: Signal, k: Signal, v: Signal) -> Signal:
-        channels, height, width = q.shape
-        tokens, d = height * width, channels // layer.heads
-        for part, source, partner in (("kv", k, v.neuron), ("qkv", q, None)):
+    def _attention(self, step: Step, q: Signal, k: Signal, v: Signal) -> Signal:
+        layer = cast(SpikeAttention, step.module)
+        _, height, width = step.size
+        tokens = height * width
+        d, d_v = (s.step.channels // layer.heads for s in (q, v))
+        known = [s.spikes for s in (q, k, v) if s.spikes is not None]
+        for part, source, partner in (("kv", k, v), ("qkv", q, None)):
+            assert source.spikes is not None
+            read = source.numel + (partner.numel if partner is not None else 0)
             self.found.append(
                 Operation(
-                    name=f"{name}.{part}",
+                    name=f"{step.name}.{part}",
                     kind="attention",
-                    source=source.neuron,
-                    partner=partner,
-                    passes=self.passes,
-                    dense_macs=tokens * channels * d,
-                    reach=torch.full((height, width), d, device="cpu"),
-                    layer_input=q.numel * (2 if part == "kv" else 1),
-                    elements=channels * d if part == "kv" else q.numel,
+                    source=source.spikes.source.name,
+                    partner=None
+                    if partner is None or partner.spikes is None
+                    else partner.spikes.source.name,
+                    levels=max(s.levels for s in known),
+                    passes=q.passes,
+                    dense_macs=tokens * q.step.channels * d_v,
+                    reach=torch.full((height, width), d_v, device="cpu"),
+                    layer_input=read,
+                    elements=q.step.channels * d_v if part == "kv" else v.numel,
                     fan_in=d,
                     tokens=tokens,
                     heads=layer.heads,
                 )
             )
-        return Signal(shape=q.shape, due=name)
+        return replace(self._made(step, step.time), due=step.name)
 
-    def add(self, name: str, x: Signal, y: Signal) -> Signal:
-        x, y = self._settled(x), self._settled(y)
-        self._emit(name, "shortcut", x)
-        return Signal(shape=x.shape)
-
-    def repeat(self, name: str, steps: int, x: Signal) -> Signal:
-        # Scaled once, then repeated.
-        x = self._settled(x)
-        self.passes = steps
-        return x
-
-    def spatial_mean(self, name: str, x: Signal) -> Signal:
-        x = self._settled(x)
-        self._emit(name, "shortcut", x)
-        return Signal(shape=(x.shape[0], 1, 1), due=f"{name}.scale")
-
-    def head(self, name: str, layer: QuantLinear, steps: int, x: Signal) -> Signal:
-        weights = layer.weight.numel()
-        self.found.append(
-            Operation(
-                name=name,
-                kind="ac",
-                source=x.neuron,
-                passes=self.passes,
-                dense_macs=weights,
-                reached=weights,
-                reach=torch.full((1, 1), layer.out_features, device="cpu"),
-                layer_input=layer.in_features,
-                elements=layer.out_features,
-                weights=weights,
-                weight_bits=layer.bits,
-                fan_in=layer.in_features * steps,
-            )
-        )
-        self.passes = 1
-        logits = Signal(shape=(layer.out_features, 1, 1), due=f"{name}.scale")
-        return self._settled(logits)
-
-    def _settled(self, x: Signal, *, to_layer: bool = False) -> Signal:
+    def settled(self, x: Signal, *, to_layer: bool = False) -> Signal:
         """`x` with the scaling that is due carried out, once for all who use the result."""
         if x.due is None:
             return x
@@ -232,16 +275,17 @@ class _Tracer:
         name: str,
         kind: Kind,
         x: Signal,
-        neuron: SpikingNeuron | None = None,
+        neuron: nn.Module | None = None,
         to_layer: bool = False,
     ) -> None:
         self.found.append(
             Operation(
                 name=name,
                 kind=kind,
-                passes=self.passes,
+                passes=x.passes,
                 elements=x.numel,
-                neuron=neuron,
+                neuron=cast(SpikingNeuron | None, neuron),
+                levels=neuron.levels if isinstance(neuron, SpikingNeuron) else 1,
                 to_layer=to_layer,
             )
         )

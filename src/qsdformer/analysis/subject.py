@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from qsdformer.analysis.information import histogram_entropy, qkv_histograms
 from qsdformer.analysis.ledger import Ledger, make_ledger
@@ -14,7 +15,6 @@ from qsdformer.analysis.measure import Measured, firing_rates, measure
 from qsdformer.analysis.operations import require_neurons
 from qsdformer.data import DataModule
 from qsdformer.errors import UserError
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.recipes.stored import load_with_data
 from qsdformer.tasks.evaluation import first_images
 
@@ -24,7 +24,7 @@ class Subject:
     """A loaded spiking model, its data, and the recipe values it was trained with."""
 
     name: str
-    model: MetaSpikeFormer
+    model: nn.Module
     data: DataModule
     recipe: Mapping[str, Any]
 
@@ -34,7 +34,7 @@ class Analysis:
     """What was measured of one model."""
 
     name: str
-    model: MetaSpikeFormer
+    model: nn.Module
     data_name: str
     measured: Measured
     rates: dict[str, float]
@@ -77,6 +77,6 @@ def analyze(
         model=subject.model,
         data_name=subject.data.config.name,
         measured=measured,
-        rates=firing_rates(measured, subject.model),
+        rates=firing_rates(measured),
         ledger=make_ledger(subject.name, subject.model, measured),
     )

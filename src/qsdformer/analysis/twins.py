@@ -12,8 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import nn
 
 from qsdformer.analysis.energy import Row
 from qsdformer.analysis.information import FLOAT_BITS
@@ -31,14 +33,13 @@ from qsdformer.analysis.ledger import (
 )
 from qsdformer.analysis.measure import Measured
 from qsdformer.analysis.operations import Operation, operations
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
-from qsdformer.nn.config import ModelConfig
+from qsdformer.nn.taps import spiking_neurons
 
 # Inputs of q, k and v's neurons and of attention's are plain values in the counterpart ANN.
 NOT_IN_ANN = ("q_neuron", "k_neuron", "v_neuron", "attention_neuron", "attention_norm")
 
 
-def twins(name: str, model: MetaSpikeFormer, measured: Measured) -> list[Ledger]:
+def twins(name: str, model: nn.Module, measured: Measured) -> list[Ledger]:
     """The ledgers of the ANN twins of a measured spiking model."""
     spiking = make_ledger(name, model, measured)
     found = operations(model, measured.size)
@@ -49,33 +50,40 @@ def twins(name: str, model: MetaSpikeFormer, measured: Measured) -> list[Ledger]
         packed_bytes=spiking.float_bytes,
         float_bytes=spiking.float_bytes,
     )
-    if is_float(model.config):
+    if is_float(found):
         return [ann]
-    levels = model.config.levels * model.config.time_steps
-    same = spiking.accuracy if model.config.time_steps == 1 else None
+    neurons = spiking_neurons(model).values()
+    steps = max(neuron.time_steps for neuron in neurons)
+    levels = max(neuron.levels for neuron in neurons) * steps
+    same = spiking.accuracy if steps == 1 else None
     quantised = replace(
         spiking,
         name=f"{name} quantised-ann",
-        rows=_quantised_rows(model.config, found, levels),
+        rows=_quantised_rows(found, levels),
         accuracy=same,
     )
-    if model.config.time_steps > 1:
+    if steps > 1:
         return [ann, quantised]
     skipping = replace(
         quantised,
         name=f"{name} quantised-ann-skip",
-        rows=_quantised_rows(model.config, found, levels, measured),
+        rows=_quantised_rows(found, levels, measured),
     )
     return [ann, quantised, skipping]
 
 
 def ann_ledger(
-    name: str, model: MetaSpikeFormer, image_size: tuple[int, int], accuracy: float | None
+    name: str, model: nn.Module, image_size: tuple[int, int], accuracy: float | None
 ) -> Ledger:
-    """The ledger of a counterpart ANN; `image_size` is (H, W)."""
-    spiking = model.config.replace(neuron="ielif", attention="spike", levels=1)
+    """The ledger of a counterpart ANN; `image_size` is (H, W).
+
+    Its operations are found in its spiking counterpart: the model's class must build one from a
+    configuration.
+    """
+    config: Any = model.config
     with torch.device("meta"):
-        found = operations(MetaSpikeFormer(spiking), image_size)
+        spiking = type(model)(config.spiking())
+        found = operations(spiking, image_size)
     size = float_bytes(model)
     return Ledger(
         name=name,
@@ -159,7 +167,6 @@ def _softmax_rows(op: Operation) -> list[Row]:
 
 
 def _quantised_rows(
-    config: ModelConfig,
     found: Sequence[Operation],
     levels: int,
     skipping: Measured | None = None,
@@ -171,7 +178,7 @@ def _quantised_rows(
         "attention": lambda op: _quantised_attention(op, bits, levels, skipping),
     }
     return tuple(
-        make[op.kind](op) if op.kind in make else _quantised_elementwise(config, op, levels, bits)
+        make[op.kind](op) if op.kind in make else _quantised_elementwise(op, levels, bits)
         for op in found
     )
 
@@ -184,7 +191,7 @@ def _quantised_layer(op: Operation, bits: int, largest: int, skipping: Measured 
     row = _macs(op, count, op.weights * weight_bits, op.layer_input * bits)
     if op.weight_bits is None:
         return row
-    single = replace(op, fan_in=op.fan_in // op.passes) if op.name == "head" else op
+    single = replace(op, fan_in=op.fan_in // (op.times * op.places))
     accumulator = accumulator_bits(single, op.weight_bits, largest)
     return replace(row, add_bits=accumulator, mult_bits=(op.weight_bits, bits))
 
@@ -199,9 +206,9 @@ def _quantised_attention(op: Operation, bits: int, levels: int, skipping: Measur
     return replace(row, add_bits=kv if op.partner else qkv, mult_bits=operands)
 
 
-def _quantised_elementwise(config: ModelConfig, op: Operation, levels: int, bits: int) -> Row:
+def _quantised_elementwise(op: Operation, levels: int, bits: int) -> Row:
     """An activation compares with its thresholds, as many as there are levels."""
-    work = elementwise_arithmetic(config, op, op.elements)
+    work = elementwise_arithmetic(op, op.elements, as_float=False)
     if op.kind == "neuron":
         work = {**work, "additions": levels * op.elements, "multiplications": 0}
     moved = {

@@ -82,6 +82,7 @@ def _prepare(
     from qsdformer.graph.integer import IntegerGraph
     from qsdformer.graph.lowering import lower
     from qsdformer.models.checkpoint import load_checkpoint
+    from qsdformer.nn.taps import spiking_neurons
     from qsdformer.runtimes.bench import make_subjects, onnx_subjects
     from qsdformer.runtimes.exported import load_exported
 
@@ -100,7 +101,7 @@ def _prepare(
     info = loaded.info
     if options.image_size is not None and info is not None:
         info = dataclasses.replace(info, image_size=options.image_size)
-    if not loaded.model.config.is_spiking:
+    if not spiking_neurons(loaded.model):
         raise UserError(f"{path} is an ANN: bench compares a spiking network with it")
     graph = lower(loaded.model, info)
     subjects = make_subjects(loaded.model, graph, options.threads, ann=not options.no_ann)

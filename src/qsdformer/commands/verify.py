@@ -12,7 +12,7 @@ from qsdformer.errors import UserError
 if TYPE_CHECKING:
     from qsdformer.data import DataInfo, DataModule
     from qsdformer.graph.integer import IntegerGraph
-    from qsdformer.models.metaspikeformer import MetaSpikeFormer
+    from qsdformer.models.base import SpikingTransformer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _load(
     options: argparse.Namespace,
-) -> tuple[MetaSpikeFormer | IntegerGraph, DataModule, DataInfo]:
+) -> tuple[SpikingTransformer | IntegerGraph, DataModule, DataInfo]:
     """The model, images, and what the model says of its images."""
     from qsdformer.commands.exported_data import data_for
     from qsdformer.devices import pick_device

@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,19 +23,40 @@ from qsdformer.files import ARTIFACT_PREFIX as PREFIX
 from qsdformer.files import ARTIFACT_PREFIX_AT as LENGTH_BYTES
 from qsdformer.files import atomic_path, exported_kind, kind_of_bytes
 from qsdformer.graph.check import check_graph
-from qsdformer.graph.integer import IntegerGraph
-from qsdformer.graph.ops import OP_INPUTS, Array, Conv, Op, Preprocessing
+from qsdformer.graph.integer import IntegerGraph, Output
+from qsdformer.graph.ops import (
+    IELIF,
+    LIF,
+    OP_INPUTS,
+    Add,
+    Array,
+    Attention,
+    Conv,
+    ConvTranspose,
+    Normalise,
+    Op,
+    Preprocessing,
+    Repeat,
+    Rescale,
+    SpatialMean,
+    TimeSum,
+)
 from qsdformer.graph.packing import needed_width, pack, packed_size, unpack
 
 if TYPE_CHECKING:
-    from qsdformer.models.metaspikeformer import MetaSpikeFormer
+    from torch import nn
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # what is written; versions 1 and 2 are read
 # After the header's length and PREFIX, with which it begins, come 64 hexadecimal digits.
 DIGEST = slice(LENGTH_BYTES + len(PREFIX), LENGTH_BYTES + len(PREFIX) + 64)
 MAX_HEADER = 64 * 2**20  # bytes
 
 OPS: dict[str, type[Op]] = {op.__name__.lower(): op for op in OP_INPUTS}
+FIRST_OPS = (Normalise, Conv, Rescale, Add, IELIF, LIF, Attention, Repeat, SpatialMean, TimeSum)
+KINDS: dict[int, dict[str, type[Op]]] = {
+    1: {op.__name__.lower(): op for op in FIRST_OPS},
+    FORMAT_VERSION: OPS,
+}
 ARRAY_TYPES = {
     "table": np.int32,
     "codes": np.int8,
@@ -44,11 +65,12 @@ ARRAY_TYPES = {
     "bias": np.int64,
 }
 LISTS = ("thresholds", "resets")
+WORDS = ("mode",)
 DAMAGED = "the artifact is damaged or was changed; copy or export it again"
 
 
 def export(
-    model: MetaSpikeFormer | IntegerGraph, path: str | os.PathLike[str], **options: Any
+    model: nn.Module | IntegerGraph, path: str | os.PathLike[str], **options: Any
 ) -> IntegerGraph:
     """Write `model` to `path` as a packed artifact, whole or not at all; returns its graph.
 
@@ -72,7 +94,7 @@ def to_bytes(graph: IntegerGraph) -> bytes:
     index = {op.name: i for i, op in enumerate(graph.ops)}
     defaults = _defaults(graph.ops)
     tensors: dict[str, bytes] = {}
-    description = {
+    description: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "config": graph.config,
         "preprocessing": dataclasses.asdict(graph.preprocessing),
@@ -82,6 +104,10 @@ def to_bytes(graph: IntegerGraph) -> bytes:
         "defaults": defaults,
         "ops": [_describe(op, index, defaults, tensors) for op in graph.ops],
     }
+    if graph.outputs:
+        description["outputs"] = [
+            {"name": o.name, "op": index[o.op], "scale": list(o.scale)} for o in graph.outputs
+        ]
     return assemble(description, tensors)
 
 
@@ -133,10 +159,10 @@ def from_bytes(data: bytes, name: str = "artifact") -> IntegerGraph:
     try:
         description = _loads(header["__metadata__"]["qsdformer"])
         version = _typed(description["format_version"], int)
-        if version != FORMAT_VERSION:
+        if version not in KINDS:
             raise UserError(
-                f"{name}: artifact format {version}, but this version reads {FORMAT_VERSION}; "
-                "use the qsdformer that wrote it"
+                f"{name}: artifact format {version}, but this qsdformer reads formats 1 to "
+                f"{FORMAT_VERSION}: use the version that wrote it, or a newer one"
             )
         graph = _graph(description, tensors)
         check_graph(graph)
@@ -200,14 +226,16 @@ def _tensors(header: dict[str, Any], body: memoryview) -> Iterator[tuple[str, me
 
 def _graph(description: dict[str, Any], tensors: dict[str, memoryview]) -> IntegerGraph:
     unused = dict(tensors)
+    kinds = KINDS[description["format_version"]]
     defaults = _typed(description["defaults"], dict)
     names: list[str] = []
     ops: list[Op] = []
     for i, entry in enumerate(_typed(description["ops"], list)):
-        ops.append(_op(i, entry, defaults, names, unused))
+        ops.append(_op(i, entry, kinds, defaults, names, unused))
         names.append(ops[-1].name)
     if unused:
         raise ValueError(f"{len(unused)} tensors belong to no operation")
+    outputs = description.get("outputs", []) if kinds is OPS else []
     return IntegerGraph(
         ops=tuple(ops),
         preprocessing=_preprocessing(description["preprocessing"]),
@@ -215,11 +243,20 @@ def _graph(description: dict[str, Any], tensors: dict[str, memoryview]) -> Integ
         config=_typed(description["config"], dict),  # information only
         membrane_bits=_typed(description["membrane_bits"], int),
         membrane_fraction=_typed(description["membrane_fraction"], int),
+        outputs=tuple(_output(entry, names) for entry in _typed(outputs, list)),
     )
 
 
+def _output(entry: dict[str, Any], names: list[str]) -> Output:
+    number = _typed(_typed(entry, dict)["op"], int)
+    if not 0 <= number < len(names):
+        raise ValueError(f"an output is the value of operation {number}, which does not exist")
+    scale = tuple(_real(v) for v in _typed(entry["scale"], list))
+    return Output(name=_typed(entry["name"], str), op=names[number], scale=scale)
+
+
 def _plain(op: Op) -> dict[str, Any]:
-    """The fields of `op` that are numbers or lists of numbers."""
+    """The fields of `op` that are not arrays."""
     fields = [f.name for f in dataclasses.fields(op) if f.name not in ("name", "inputs")]
     values = {name: getattr(op, name) for name in fields}
     plain = {n: v for n, v in values.items() if not isinstance(v, np.ndarray)}
@@ -249,7 +286,7 @@ def _describe(
     parts = []
     for name in _arrays(type(op)):
         value = getattr(op, name)
-        width = op.bits if isinstance(op, Conv) else needed_width(value)
+        width = op.bits if isinstance(op, (Conv, ConvTranspose)) else needed_width(value)
         entry[name] = [width, *value.shape]
         parts.append(pack(value, width))
     if parts:
@@ -260,11 +297,12 @@ def _describe(
 def _op(
     number: int,
     entry: dict[str, Any],
+    kinds: Mapping[str, type[Op]],
     defaults: dict[str, Any],
     names: list[str],
     tensors: dict[str, memoryview],
 ) -> Op:
-    kind = OPS[_typed(_typed(entry, dict).get("op", defaults["op"]), str)]
+    kind = kinds[_typed(_typed(entry, dict).get("op", defaults["op"]), str)]
     expected = [f.name for f in dataclasses.fields(kind)]
     if not set(entry) <= {"op", *expected}:
         raise ValueError(f"operation {number} has unknown fields")
@@ -279,10 +317,7 @@ def _op(
     for name in expected:
         if name not in ("name", "inputs", *arrays):
             value = entry[name] if name in entry else defaults[name]
-            is_list = isinstance(value, list)
-            values[name] = tuple(_typed(v, int) for v in value) if is_list else _typed(value, int)
-            if is_list != (name in LISTS):
-                raise ValueError(f"operation {number} has a wrong {name}")
+            values[name] = _plain_value(name, value)
     if arrays:
         data = tensors.pop(str(number), memoryview(b""))
         for name in arrays:
@@ -290,6 +325,12 @@ def _op(
         if data:
             raise ValueError(f"operation {number} has {len(data)} bytes too many")
     return kind(**values)
+
+
+def _plain_value(name: str, value: Any) -> Any:
+    if name in LISTS:
+        return tuple(_typed(v, int) for v in _typed(value, list))
+    return _typed(value, str if name in WORDS else int)
 
 
 def _arrays(kind: type[Op]) -> list[str]:

@@ -13,17 +13,18 @@ fractional ones.
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qsdformer.errors import UserError
 from qsdformer.graph.ops import Array
-from qsdformer.models.metaspikeformer import MetaSpikeFormer, Stage
-from qsdformer.nn.attention import LayerScale, TransformerBlock
-from qsdformer.nn.blocks import ConvBlock
+from qsdformer.graph.trace import Constant, Step, Traced
+from qsdformer.nn.neurons import IELIF
 
 MOST_FRACTION = {32: 24, 16: 14}  # fractional bits of membrane potentials
 ROOM = 10  # deviations of a membrane potential that count as its reach
@@ -56,43 +57,98 @@ def fixed_point(factors: Array, bits: int) -> tuple[Array, Array]:
     return multiplier.astype(np.int64), shift.astype(np.int8)
 
 
-def membrane_reach(model: MetaSpikeFormer) -> float:
+def membrane_reach(traced: Traced) -> float:
     """Largest membrane potential to expect in the shortcuts, judged from the norms.
 
-    A norm's output has mean `bias` and deviation `weight`; along a shortcut these add up.
+    A norm's output has mean `bias` and deviation `weight`; along a shortcut these add up. A
+    convolution without a norm reaches as far as its weights allow.
     """
+    known: dict[Step, Array] = {}
 
-    def spread(norm: nn.BatchNorm2d) -> Array:
-        return np.abs(real(norm.bias)) + ROOM * np.abs(real(norm.weight))
+    def reach(step: Step) -> Array:
+        """Largest value to expect of each channel, (C,)."""
+        if step not in known:
+            known[step] = np.broadcast_to(_reach(step, reach), step.channels)
+        return known[step]
 
-    largest = 0.0
-    for stage in cast(list[Stage], list(model.stages)):
-        reach = spread(stage.downsample.norm)
-        for block in stage.blocks:
-            if isinstance(block, ConvBlock):
-                reach = reach + spread(block.sepconv.norm2) + spread(block.norm2)
-                continue
-            assert isinstance(block, TransformerBlock)
-            branches = (
-                (block.attention.projection.norm, block.scale1),
-                (block.mlp.norm2, block.scale2),
-            )
-            for norm, scale in branches:
-                factor = np.abs(real(scale.scale)) if isinstance(scale, LayerScale) else 1.0
-                reach = reach + spread(norm) * factor
-        largest = max(largest, float(reach.max()))
-    return largest
+    return max((float(reach(step).max()) for step in traced.of_kind("add")), default=0.0)
 
 
-def membrane_fraction_of(model: MetaSpikeFormer, bits: int) -> int:
+def _reach(step: Step, reach: Callable[[Step], Array]) -> Array | float:
+    module: Any = step.module
+    if step.kind == "norm":
+        bias = 0.0 if module.bias is None else np.abs(real(module.bias))
+        return bias + ROOM * (1.0 if module.weight is None else np.abs(real(module.weight)))
+    if step.kind == "neuron":
+        return float(module.gain)
+    if step.kind in ("image", "attention"):
+        return float(ROOM)
+    inputs = [reach(x) for x in step.inputs]
+    if step.kind in ("conv", "linear", "border_conv", "conv_transpose"):
+        weight = real(module.effective_weight() if hasattr(module, "bits") else module.weight)
+        axes = (0, 2, 3) if step.kind == "conv_transpose" else tuple(range(1, weight.ndim))
+        sums = np.abs(weight).sum(axis=axes)
+        return sums * inputs[0].max() + (0.0 if module.bias is None else np.abs(real(module.bias)))
+    if step.kind == "add":
+        return inputs[0] + inputs[1]
+    if step.kind == "multiply":
+        return inputs[0] * inputs[1]
+    if step.kind == "concat":
+        return np.concatenate(inputs)
+    if step.kind == "scale":
+        return inputs[0] * np.abs(constant(step, "factor"))
+    if step.kind == "shift":
+        return inputs[0] + np.abs(constant(step, "offset"))
+    return inputs[0] if len(inputs[0]) == step.channels else float(inputs[0].max())
+
+
+def membrane_fraction_of(traced: Traced, bits: int) -> int:
     """Fractional bits of membranes of 32 or 16 bits, from the reach that the norms let expect."""
-    reach = membrane_reach(model) / KEPT[bits]
+    reach = membrane_reach(traced) / KEPT[bits]
     if not math.isfinite(reach):
         raise UserError("cannot lower the model to integers: its norms hold NaN or infinity")
     return max(0, min(MOST_FRACTION[bits], bits - 1 - math.ceil(math.log2(max(reach, 1.0)))))
+
+
+def constant(step: Step, name: str) -> Array | float:
+    """The factor or the offset of a step: one number, or one for each channel (C,)."""
+    value = step.options[name]
+    if isinstance(value, Constant):
+        found = real(value.compute())
+        return float(found[0]) if len(found) == 1 else found
+    return float(value)
 
 
 def real(value: Tensor) -> Array:
     """A tensor as float64 in NumPy."""
     with torch.no_grad():
         return value.detach().cpu().double().numpy()
+
+
+def thresholds(neuron: IELIF, one: int) -> tuple[int, ...]:
+    """The least potentials, in units of 1/`one`, at which a neuron emits 1, 2, ... D counts.
+
+    Potentials are whole numbers of units, so that a bound between two of them is exact.
+    """
+    window, d = Fraction(neuron.window), neuron.levels
+    found = []
+    for k in range(1, d + 1):
+        half = (2 * k - 1) * window * one / (2 * d)  # where the count is k - 1/2 before rounding
+        even = neuron.rounding == "even" and k % 2 == 1  # the half rounds down, to k - 1
+        found.append(math.floor(half) + 1 if even else math.ceil(half))
+    return tuple(found)
+
+
+def resets(neuron: IELIF, one: int) -> tuple[int, ...]:
+    """What 0, 1, ... D counts take from the potential, to the nearest unit of 1/`one`."""
+    window, d = Fraction(neuron.window), neuron.levels
+    return tuple(math.floor(k * window * one / d + Fraction(1, 2)) for k in range(d + 1))
+
+
+def folded(norm: Any) -> tuple[Array, Array]:
+    """A batch norm in evaluation as scale and shift, (C,) float64."""
+    scale = 1 / np.sqrt(real(norm.running_var) + norm.eps)
+    if norm.weight is not None:
+        scale = real(norm.weight) / np.sqrt(real(norm.running_var) + norm.eps)
+    bias = 0.0 if norm.bias is None else real(norm.bias)
+    return scale, bias - real(norm.running_mean) * scale

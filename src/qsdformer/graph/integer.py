@@ -5,25 +5,41 @@ Only NumPy is needed here, so that an artifact runs without PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 from PIL.Image import Image
 
+from qsdformer.errors import UserError
 from qsdformer.graph.images import pixels, top_classes
-from qsdformer.graph.ops import Array, Neuron, Op, Preprocessing, Rescale, time_steps
+from qsdformer.graph.ops import Array, Frames, Neuron, Op, Preprocessing, Rescale, time_steps
 from qsdformer.graph.reference import execute
+
+LOGITS = "logits"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """A result besides the logits: a name, the operation it is the value of, and its scale.
+
+    `scale` is the real value of one unit, one number for all channels or one for each.
+    """
+
+    name: str
+    op: str
+    scale: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class IntegerGraph:
-    """A whole network in integers: operations in execution order; the last one gives the logits.
+    """A whole network in integers: operations in execution order.
 
+    With class names the last operation gives the logits; real logits are integer * `logit_scale`.
+    `outputs` are further results, feature maps for instance; without class names the only ones.
     `config` is the model's configuration as plain values; `membrane_bits` and
-    `membrane_fraction` are the format of membrane potentials. Real logits are
-    integer * `logit_scale`.
+    `membrane_fraction` are the format of membrane potentials.
     """
 
     ops: tuple[Op, ...]
@@ -32,6 +48,7 @@ class IntegerGraph:
     config: dict[str, Any]
     membrane_bits: int
     membrane_fraction: int
+    outputs: tuple[Output, ...] = ()
 
     @property
     def time_steps(self) -> int:
@@ -39,9 +56,23 @@ class IntegerGraph:
         return time_steps(self.ops)
 
     @property
+    def takes_frames(self) -> bool:
+        """Whether the input must have a time axis: (T, B, C, H, W), one frame a time step."""
+        return any(isinstance(op, Frames) for op in self.ops)
+
+    @property
     def logit_scale(self) -> float:
         """Real value of one unit of the integer logits, a power of two."""
+        self._require_logits()
         return 2.0 ** -cast(Rescale, self.ops[-1]).fraction
+
+    @property
+    def results(self) -> tuple[Output, ...]:
+        """All outputs; the logits of a classifier are the last one."""
+        if not self.class_names:
+            return self.outputs
+        logits = Output(name=LOGITS, op=self.ops[-1].name, scale=(self.logit_scale,))
+        return (*self.outputs, logits)
 
     def neurons(self) -> Iterator[Neuron]:
         """The neurons, named as in the model."""
@@ -51,7 +82,7 @@ class IntegerGraph:
         """Integer logits (B, classes) int32 of uint8 images (B, C, H, W) or (T, B, C, H, W).
 
         The plain reference executor: no floating-point number is involved. Raises `UserError`
-        for images of another type or shape.
+        for images of another type or shape, and for a network without logits.
         """
         return self.run_with_counts(images, collect=False)[0]
 
@@ -59,7 +90,30 @@ class IntegerGraph:
         self, images: Array, collect: bool = True
     ) -> tuple[Array, dict[str, Array]]:
         """`run`, and the spike counts (T*B, C, H, W) uint8 of every neuron by name."""
-        return execute(self.ops, self.preprocessing, images, collect=collect)
+        self._require_logits()
+        last = self.ops[-1].name
+        values, counts = self.run_values(images, (last,), collect=collect)
+        return values[last][:, :, 0, 0], counts
+
+    def run_outputs(self, images: Array) -> dict[str, Array]:
+        """The integers of all `results` by name: int32 (T*B, C, H, W), time slowest.
+
+        The logits of a classifier are among them as (B, classes, 1, 1).
+        """
+        values, _ = self.run_values(images, {output.op for output in self.results})
+        return {output.name: values[output.op] for output in self.results}
+
+    def real_outputs(self, images: Array) -> dict[str, Array]:
+        """`run_outputs` as real numbers, float64."""
+        found = self.run_outputs(images)
+        scales = {o.name: np.array(o.scale).reshape(-1, 1, 1) for o in self.results}
+        return {name: value * scales[name] for name, value in found.items()}
+
+    def run_values(
+        self, images: Array, names: Collection[str], *, collect: bool = False
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The integers (T*B, C, H, W) int32 of the operations `names`, and counts by neuron."""
+        return execute(self.ops, self.preprocessing, images, wanted=names, collect=collect)
 
     def logits(self, images: Array) -> Array:
         """Real logits (B, classes) float64 of uint8 images, as `run` takes them."""
@@ -74,3 +128,8 @@ class IntegerGraph:
         """
         prepared = images if isinstance(images, np.ndarray) else pixels(images, self.preprocessing)
         return top_classes(self.logits(prepared), self.class_names, top)
+
+    def _require_logits(self) -> None:
+        if not self.class_names:
+            names = ", ".join(output.name for output in self.outputs)
+            raise UserError(f"this network has no logits; its outputs are {names}")

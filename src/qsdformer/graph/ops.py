@@ -2,7 +2,8 @@
 
 Operations are frozen records in execution order, each naming the operations it reads. Values are
 integers of logical shape (B, C, H, W), T time steps folded into B, time slowest. A fixed-point
-value with `fraction` fractional bits stands for integer * 2**-fraction.
+value with `fraction` fractional bits stands for integer * 2**-fraction; spike counts, sums of them
+and sums of weight codes are whole numbers.
 
 Only NumPy is needed here, so that an artifact runs without PyTorch.
 """
@@ -21,6 +22,8 @@ Array = np.ndarray
 # Fractional bits of the fixed-point factors of neurons (decay of IE-LIF, leak of LIF).
 FACTOR_BITS = 16
 INT32_MAX = 2**31 - 1
+MAX_FRACTION = 256
+UPSAMPLE_MODES = ("nearest", "bilinear")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,6 +39,15 @@ class Op:
     def _require(self, ok: bool, what: str) -> None:
         if not ok:
             raise ValueError(f"{type(self).__name__.lower()} {self.name!r}: {what}")
+
+    def _require_codes(self, codes: Array, bits: int) -> None:
+        self._require(2 <= bits <= 8, "bits must be in 2..8")
+        limit = 2 ** (bits - 1)
+        ok = codes.min() >= -limit and codes.max() < limit
+        self._require(bool(ok), f"codes do not fit {bits} bits")
+
+    def _require_steps(self, steps: int) -> None:
+        self._require(1 <= steps <= 1024, "steps must be in 1..1024")
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and all(
@@ -56,6 +68,7 @@ class Normalise(Op):
         super().__post_init__()
         ok = self.table.ndim == 2 and self.table.shape[1] == 256
         self._require(not self.inputs and ok, "must have a table (channels, 256) and no input")
+        self._require(abs(self.fraction) <= MAX_FRACTION, "fraction must be in -256..256")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,14 +88,28 @@ class Conv(Op):
         super().__post_init__()
         self._require(self.codes.ndim == 4, "codes must have four dimensions")
         out, _, height, width = self.codes.shape
-        self._require(height == width and height % 2 == 1, "the kernel must be square and odd")
+        self._require(height == width, "the kernel must be square")
         self._require(1 <= self.stride <= 16, "stride must be in 1..16")
         self._require(0 <= self.padding <= height // 2, "padding must be at most half the kernel")
         self._require(self.groups >= 1 and out % self.groups == 0, "groups must divide channels")
-        self._require(2 <= self.bits <= 8, "bits must be in 2..8")
-        limit = 2 ** (self.bits - 1)
-        ok = self.codes.min() >= -limit and self.codes.max() < limit
-        self._require(bool(ok), f"codes do not fit {self.bits} bits")
+        self._require_codes(self.codes, self.bits)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ConvTranspose(Op):
+    """Every pixel becomes a square of 2x2 pixels: a transposed convolution of stride 2.
+
+    y[o, 2i + a, 2j + b] = sum over c of codes[c, o, a, b] * x[c, i, j]; squares do not overlap.
+    """
+
+    codes: Array  # (C_in, C_out, 2, 2) int8
+    bits: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ok = self.codes.ndim == 4 and self.codes.shape[2:] == (2, 2)
+        self._require(ok, "codes must have the shape (inputs, outputs, 2, 2)")
+        self._require_codes(self.codes, self.bits)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,6 +133,7 @@ class Rescale(Op):
         self._require(ok, "multiplier, shift and bias must be vectors of one length")
         ok = self.shift.min() >= 0 and self.shift.max() <= 31
         self._require(bool(ok), "shift must be in 0..31")
+        self._require(abs(self.fraction) <= MAX_FRACTION, "fraction must be in -256..256")
         self._require(1 <= self.limit <= INT32_MAX, "limit must be in 1..2^31-1")
 
 
@@ -118,6 +146,16 @@ class Add(Op):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(1 <= self.limit <= INT32_MAX, "limit must be in 1..2^31-1")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CountAdd(Op):
+    """y = a + b of spike counts with one unit, not limited: the range grows to that of the sum."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Multiply(Op):
+    """y = a * b, element by element; a map of one pixel meets every pixel of the other."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,7 +172,7 @@ class Neuron(Op):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(1 <= self.steps <= 1024, "steps must be in 1..1024")
+        self._require_steps(self.steps)
         self._require(1 <= self.limit <= INT32_MAX, "limit must be in 1..2^31-1")
 
 
@@ -179,12 +217,16 @@ class LIF(Neuron):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(abs(self.threshold) <= INT32_MAX, "threshold must fit 32 bits")
-        self._require(0 <= self.leak <= 1 << FACTOR_BITS, "leak must be in 0..2^16")
+        self._require(1 <= self.leak <= 1 << FACTOR_BITS, "leak must be in 1..2^16")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Attention(Op):
-    """q (k^T v) per head on spike counts; channel c belongs to head c // (C / heads)."""
+    """q (k^T v) per head on spike counts; channel c belongs to head c // (C / heads).
+
+    v may have more or fewer channels than q and k, split into heads likewise; the result has those
+    of v.
+    """
 
     heads: int
 
@@ -201,7 +243,78 @@ class Repeat(Op):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(1 <= self.steps <= 1024, "steps must be in 1..1024")
+        self._require_steps(self.steps)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Frames(Op):
+    """The input has a time axis: one frame of pixels for each of `steps` time steps, (T, B, ...).
+
+    The values pass as they are. It stands between `Normalise` and everything else.
+    """
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_steps(self.steps)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MaxPool(Op):
+    """The largest value of each window; padding never wins. Floor mode: whole windows only."""
+
+    kernel: int
+    stride: int
+    padding: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(1 <= self.kernel <= 256, "kernel must be in 1..256")
+        self._require(1 <= self.stride <= 256, "stride must be in 1..256")
+        self._require(
+            0 <= self.padding <= self.kernel // 2, "padding must be at most half a kernel"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Upsample(Op):
+    """Twice the height and width.
+
+    `nearest` copies every pixel to 2x2. `bilinear` takes pixels as areas (half-pixel centres):
+    between neighbours p and q lie (3p + q) / 4 and (p + 3q) / 4, borders repeat; along both axes
+    that makes sixteenths, which is the unit of the result, so that it is exact.
+    """
+
+    mode: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.mode in UPSAMPLE_MODES, f"mode must be one of {UPSAMPLE_MODES}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Concat(Op):
+    """Two or more values with one unit, channels of the first before those of the next."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reshape(Op):
+    """(B, C, H, W) to (B, channels, height, width), the same numbers in row-major order."""
+
+    channels: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ok = min(self.channels, self.height, self.width) >= 1
+        self._require(ok, "channels, height and width must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SpatialSum(Op):
+    """(B, C, H, W) to (B, C, 1, 1): the exact sum over all pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -211,21 +324,22 @@ class SpatialMean(Op):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TimeSum(Op):
-    """(steps*B, ...) to (B, ...): spike counts summed over time steps."""
+    """(steps*B, ...) to (B, ...): the exact sum over time steps."""
 
     steps: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(1 <= self.steps <= 1024, "steps must be in 1..1024")
+        self._require_steps(self.steps)
 
 
 def time_steps(ops: Sequence[Op]) -> int:
     """T: how many frames an image is shown for."""
-    return next((op.steps for op in ops if isinstance(op, Repeat)), 1)
+    return next((op.steps for op in ops if isinstance(op, (Repeat, Frames))), 1)
 
 
-OP_INPUTS: dict[type[Op], int] = {
+# How many values an operation reads; None is two or more.
+OP_INPUTS: dict[type[Op], int | None] = {
     Normalise: 0,
     Conv: 1,
     Rescale: 1,
@@ -236,6 +350,15 @@ OP_INPUTS: dict[type[Op], int] = {
     Repeat: 1,
     SpatialMean: 1,
     TimeSum: 1,
+    ConvTranspose: 1,
+    CountAdd: 2,
+    Multiply: 2,
+    Frames: 1,
+    MaxPool: 1,
+    Upsample: 1,
+    Concat: None,
+    Reshape: 1,
+    SpatialSum: 1,
 }
 
 

@@ -7,7 +7,7 @@ but where an operation saturates (`check.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,24 @@ from qsdformer.graph.ops import (
     Add,
     Array,
     Attention,
+    Concat,
     Conv,
+    ConvTranspose,
+    CountAdd,
+    Frames,
+    MaxPool,
+    Multiply,
     Neuron,
     Normalise,
     Op,
     Preprocessing,
     Repeat,
     Rescale,
+    Reshape,
     SpatialMean,
+    SpatialSum,
     TimeSum,
+    Upsample,
     time_steps,
 )
 
@@ -36,13 +45,19 @@ COLUMNS = 4096  # pixels a matrix product handles at a time, so that they stay i
 
 
 def execute(
-    ops: Sequence[Op], pre: Preprocessing, images: Array, *, collect: bool = False
-) -> tuple[Array, dict[str, Array]]:
-    """Integer logits (B, classes) int32 and, if asked for, spike counts (T*B, C, H, W) by neuron.
+    ops: Sequence[Op],
+    pre: Preprocessing,
+    images: Array,
+    *,
+    wanted: Collection[str],
+    collect: bool = False,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The values (T*B, C, H, W) int32 of the `wanted` operations by name.
 
-    `images` are uint8, (B, C, H, W) or one frame for each of T time steps, (T, B, C, H, W).
+    And, if asked to `collect`, spike counts (T*B, C, H, W) uint8 by neuron. `images` are uint8,
+    (B, C, H, W) or one frame for each of T time steps, (T, B, C, H, W).
     """
-    pixels, frames = _checked_images(pre, time_steps(ops), images)
+    pixels, frames = _checked_images(ops, pre, images)
     values: dict[str, Array] = {}
     counts: dict[str, Array] = {}
     last_use = {name: op.name for op in ops for name in op.inputs}
@@ -55,20 +70,23 @@ def execute(
         if collect and isinstance(op, Neuron):
             counts[op.name] = values[op.name].swapaxes(0, 1).astype(np.uint8)
         for name in op.inputs:
-            if last_use[name] == op.name:
+            if last_use[name] == op.name and name not in wanted:
                 values.pop(name, None)
-    return np.ascontiguousarray(values[ops[-1].name][:, :, 0, 0].T), counts
+    return {name: np.ascontiguousarray(values[name].swapaxes(0, 1)) for name in wanted}, counts
 
 
-def _checked_images(pre: Preprocessing, steps: int, images: Array) -> tuple[Array, bool]:
+def _checked_images(ops: Sequence[Op], pre: Preprocessing, images: Array) -> tuple[Array, bool]:
     """Pixels (C, B, H, W), and whether each time step has its own frame."""
     expected = (pre.channels, pre.image_size, pre.image_size)
-    shape = tuple(images.shape)
+    shape, steps = tuple(images.shape), time_steps(ops)
+    required = any(isinstance(op, Frames) for op in ops)
     frames = len(shape) == 5 and shape[0] == steps
-    if images.dtype != np.uint8 or shape[-3:] != expected or not (len(shape) == 4 or frames):
+    fits = frames or (len(shape) == 4 and not required)
+    if images.dtype != np.uint8 or shape[-3:] != expected or not fits:
+        leading = f"{steps} time steps, B" if required else "B"
         raise UserError(
             f"images of shape {shape} and type {images.dtype}: this model takes uint8 pixels of "
-            f"shape (B, {', '.join(map(str, expected))})"
+            f"shape ({leading}, {', '.join(map(str, expected))})"
         )
     flat = images.reshape(-1, *expected)
     if len(flat) == 0:
@@ -111,6 +129,18 @@ def _add_products(y: Array, codes: Array, x: Array, groups: int) -> None:
             flat_y[rows, start:stop] += np.einsum("ok,kp->op", part, taken)
 
 
+def _conv_transpose(op: ConvTranspose, x: Array) -> Array:
+    _, out, kernel, _ = op.codes.shape
+    _, batch, height, width = x.shape
+    y = np.empty((out, batch, height, kernel, width, kernel), np.int32)
+    for a in range(kernel):
+        for b in range(kernel):
+            part = np.zeros((out, batch, height, width), np.int32)
+            _add_products(part, op.codes[:, :, a, b].T.astype(np.int32), x, 1)
+            y[:, :, :, a, :, b] = part
+    return y.reshape(out, batch, kernel * height, kernel * width)
+
+
 def _rescale(op: Rescale, x: Array) -> Array:
     shift = _per_channel(op.shift)
     y = x.astype(np.int64)
@@ -123,6 +153,14 @@ def _rescale(op: Rescale, x: Array) -> Array:
 
 def _add(op: Add, a: Array, b: Array) -> Array:
     return _saturate(a.astype(np.int64) + b, op.limit)
+
+
+def _count_add(op: CountAdd, a: Array, b: Array) -> Array:
+    return a + b
+
+
+def _multiply(op: Multiply, a: Array, b: Array) -> Array:
+    return a * b
 
 
 def _ielif(op: IELIF, x: Array) -> Array:
@@ -154,11 +192,9 @@ def _lif(op: LIF, x: Array) -> Array:
 
 
 def _attention(op: Attention, q: Array, k: Array, v: Array) -> Array:
-    channels, batch, height, width = q.shape
+    channels, batch, height, width = v.shape
     q, k, v = (
-        np.ascontiguousarray(
-            a.reshape(op.heads, channels // op.heads, batch, height * width).transpose(0, 2, 1, 3)
-        )
+        np.ascontiguousarray(a.reshape(op.heads, -1, batch, height * width).transpose(0, 2, 1, 3))
         for a in (q, k, v)
     )  # (heads, B, d, N)
     kv = np.matmul(k, v.swapaxes(-1, -2))  # (heads, B, d of k, d of v)
@@ -168,6 +204,51 @@ def _attention(op: Attention, q: Array, k: Array, v: Array) -> Array:
 
 def _repeat(op: Repeat, x: Array) -> Array:
     return np.tile(x, (1, op.steps, 1, 1))
+
+
+def _frames(op: Frames, x: Array) -> Array:
+    return x
+
+
+def _max_pool(op: MaxPool, x: Array) -> Array:
+    size, stride, pad = op.kernel, op.stride, op.padding
+    least = np.iinfo(np.int32).min
+    x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)), constant_values=least)
+    height, width = ((side - size) // stride + 1 for side in x.shape[2:])
+    y = np.full((*x.shape[:2], height, width), least, np.int32)
+    for i in range(size):
+        for j in range(size):
+            reach_i, reach_j = i + stride * (height - 1) + 1, j + stride * (width - 1) + 1
+            np.maximum(y, x[:, :, i:reach_i:stride, j:reach_j:stride], out=y)
+    return y
+
+
+def _upsample(op: Upsample, x: Array) -> Array:
+    if op.mode == "nearest":
+        return x.repeat(2, axis=2).repeat(2, axis=3)
+    return _quarters(_quarters(x, 2), 3)
+
+
+def _quarters(x: Array, axis: int) -> Array:
+    """Four times `x` with two values for one along `axis`, each nearer to one of its neighbours."""
+    size = x.shape[axis]
+    before = x.take(np.maximum(np.arange(size) - 1, 0), axis)
+    after = x.take(np.minimum(np.arange(size) + 1, size - 1), axis)
+    pairs = np.stack((before + 3 * x, 3 * x + after), axis + 1)
+    return pairs.reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
+
+
+def _concat(op: Concat, *parts: Array) -> Array:
+    return np.concatenate(parts)
+
+
+def _reshape(op: Reshape, x: Array) -> Array:
+    y = x.swapaxes(0, 1).reshape(-1, op.channels, op.height, op.width)
+    return np.ascontiguousarray(y.swapaxes(0, 1))
+
+
+def _spatial_sum(op: SpatialSum, x: Array) -> Array:
+    return x.sum(axis=(2, 3), keepdims=True, dtype=np.int32)
 
 
 def _spatial_mean(op: SpatialMean, x: Array) -> Array:
@@ -199,4 +280,13 @@ EXECUTE: dict[type, Callable[..., Any]] = {
     Repeat: _repeat,
     SpatialMean: _spatial_mean,
     TimeSum: _time_sum,
+    ConvTranspose: _conv_transpose,
+    CountAdd: _count_add,
+    Multiply: _multiply,
+    Frames: _frames,
+    MaxPool: _max_pool,
+    Upsample: _upsample,
+    Concat: _concat,
+    Reshape: _reshape,
+    SpatialSum: _spatial_sum,
 }

@@ -7,13 +7,13 @@ QSD-Transformer (Qiu et al., ICLR 2025). Legend: T time steps, B batch.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from qsdformer.errors import UserError
 from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.registry import Family, register
 from qsdformer.models.registry import create_model as create_model
@@ -24,17 +24,18 @@ from qsdformer.nn.blocks import ConvBlock, Downsample
 from qsdformer.nn.config import ModelConfig, PyramidConfig
 from qsdformer.nn.neurons import make_neuron
 from qsdformer.nn.quantizers import quantized_layers, quantized_together
+from qsdformer.nn.timing import TimeInput, TimeMean, TimeRepeat
 
 
 class _Replay:
     """Context of a recomputation: batch norms start from, and keep, the statistics of before.
 
-    Without it each recomputation would update the running statistics once more, and `BorderNorm`,
-    which reads them in training, would recompute another output than the first pass gave.
+    Without it each recomputation would update the running statistics once more, and
+    `border_conv`, which reads them in training, would compute another output than the first pass.
     """
 
     def __init__(self, block: nn.Module) -> None:
-        self.norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
+        self.norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
         self.before = [_copies(m) for m in self.norms]
 
     def __enter__(self) -> None:
@@ -69,13 +70,13 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.checkpointing = False
 
-    def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
-        """(B, C_in, H, W) to (repeats*B, C_out, H/stride, W/stride).
+    def forward(self, x: Tensor, between: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """(B, C_in, H, W) to (B, C_out, H/stride, W/stride).
 
-        The downsampled input is repeated, for the stem of a still image seen at every time step.
+        `between` stands after the downsampling: the repetition of a still image.
         """
         x = self.downsample(x)
-        x = x if repeats == 1 else x.repeat(repeats, 1, 1, 1)
+        x = x if between is None else between(x)
         for block in self.blocks:
             x = _recomputed(block, x) if self.checkpointing and self.training else block(x)
         return x
@@ -92,6 +93,11 @@ class PyramidTransformer(SpikingTransformer):
 
     def __init__(self, config: PyramidConfig) -> None:
         super().__init__(config, config.dims[-1])
+        self.input = TimeInput(
+            config.time_steps, config.in_channels, config.reductions[-1] // 2 + 1, repeat=False
+        )
+        self.repeat = TimeRepeat(config.time_steps)
+        self.time_mean = TimeMean(config.time_steps)
         w = config.dims
         widths = (w[0] // 2, *w)
         deep = config.stage_depths
@@ -150,32 +156,12 @@ class PyramidTransformer(SpikingTransformer):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Spatial mean, neuron, mean over time steps, linear head: (T*B, C, H, W) to logits."""
-        x = self._time_mean(self.neuron(x.mean(dim=(2, 3))))
+        x = self.time_mean(self.neuron(x.mean(dim=(2, 3))))
         return x if pre_logits else self.head(x)
-
-    def _time_mean(self, x: Tensor) -> Tensor:
-        steps = self.config.time_steps
-        return x if steps == 1 else x.unflatten(0, (steps, -1)).mean(dim=0)
 
     def _stem(self, images: Tensor) -> Tensor:
         """The first stage; a still image passes its convolution once and is then repeated."""
-        steps, channels = self.config.time_steps, self.config.in_channels
-        shape = tuple(images.shape)
-        if images.dim() not in (4, 5) or images.shape[-3] != channels:
-            raise UserError(
-                f"images of shape {shape}: this model takes (B, {channels}, H, W)"
-                + (f" or ({steps}, B, {channels}, H, W)" if steps > 1 else "")
-            )
-        smallest = self.config.reductions[-1] // 2 + 1
-        if min(shape[-2:]) < smallest:
-            raise UserError(
-                f"images of {shape[-2]}x{shape[-1]} pixels: this model needs {smallest} or more"
-            )
-        if images.dim() == 5:
-            if shape[0] != steps:
-                raise UserError(f"images with {shape[0]} frames: this model has {steps} time steps")
-            return self.stages[0](images.flatten(0, 1))
-        return self.stages[0](images, repeats=steps)
+        return self.stages[0](self.input(images), lambda x: self.repeat(x, images))
 
     # What follows is timm's interface.
 
@@ -202,7 +188,7 @@ class PyramidTransformer(SpikingTransformer):
         for number in range(min(last, len(self.stages) - 1) + 1):
             x = self._stem(x) if number == 0 else self.stages[number](x)
             if number in self.feature_stages and self.feature_stages.index(number) in wanted:
-                maps.append(self._time_mean(x))
+                maps.append(self.time_mean(x))
         return maps if intermediates_only else (x, maps)
 
     def _feature_indices(self, indices: int | Sequence[int] | None) -> list[int]:

@@ -109,12 +109,15 @@ class Attention(nn.Module):
         super().__init__()
         spiking = config.is_spiking
         self.heads = config.heads
-        self.scale = config.attention_scale
-        self.spiking = spiking
         self.neuron = make_neuron(config)
         for name in ("q", "k", "v"):
             self.add_module(name, Projection(config, width))
             self.add_module(f"{name}_neuron", make_neuron(config) if spiking else nn.Identity())
+        self.product = (
+            SpikeAttention(config.heads, config.attention_scale)
+            if spiking
+            else SoftmaxAttention(config.heads)
+        )
         normed = spiking and config.attention_norm
         self.attention_norm = make_norm(config, width, "qkv") if normed else nn.Identity()
         self.attention_neuron = (
@@ -124,22 +127,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        height, width = x.shape[-2:]
         x = self.neuron(x)
-        q, k, v = (
-            to_heads(neuron(project(x)), self.heads)
-            for project, neuron in (
-                (self.q, self.q_neuron),
-                (self.k, self.k_neuron),
-                (self.v, self.v_neuron),
-            )
-        )
-        if self.spiking:
-            scale = self.scale if self.scale is not None else 1.0 / (height * width)
-            attended = spike_attention(q, k, v, scale)
-        else:
-            attended = softmax_attention(q, k, v)
-        attended = self.attention_norm(from_heads(attended, height, width))
+        q = self.q_neuron(self.q(x))
+        k = self.k_neuron(self.k(x))
+        v = self.v_neuron(self.v(x))
+        attended = self.attention_norm(self.product(q, k, v))
         return self.projection(self.attention_neuron(attended))
 
 

@@ -9,11 +9,12 @@ RepConv, where the publication runs two convolutions in a row on real values.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qsdformer.nn.config import ModelConfig, NetworkConfig, PyramidConfig
 from qsdformer.nn.neurons import firing_window, make_neuron
@@ -131,48 +132,51 @@ def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-class BorderNorm(nn.BatchNorm2d):
-    """A batch norm whose output is meant to be padded with the value it gives to 0.
+def border_conv(x: Tensor, norm: nn.Module, conv: QuantConv2d) -> Tensor:
+    """A depthwise `conv` of `norm`'s output, padded with the value that `norm` gives to 0.
 
-    Returns (output minus that value, that value): after this shift the border is zero, so that
-    the next convolution pads with zeros and adds the constant's share as a bias.
+    (T*B, C, H, W) to (T*B, C, H', W'). `norm` is a batch norm of any kind: plain, synchronised
+    (SyncBatchNorm) or frozen. The value at 0 is subtracted before the convolution, so that its
+    border is zero, and its share is added afterwards, without a padded copy.
     """
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """(T*B, C, H, W) to the shifted output of the same shape and the border value (C,)."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        if not self.training:
-            scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-            border = self.bias - self.running_mean * scale
-            return x * scale.view(1, -1, 1, 1), border
-        normed_mean = self.running_mean * torch.rsqrt(self.running_var + self.eps)
-        if torch.compiler.is_compiling():
-            normed_mean = _kept(normed_mean)
-        border = self.bias - self.weight * normed_mean
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        shifted = F.batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias - border,
-            training=True,
-            momentum=self.momentum or 0.0,
-            eps=self.eps,
-        )
-        return shifted, border
-
-
-def border_share(border: Tensor, conv: QuantConv2d) -> Tensor:
-    """What padding with `border` (C,) adds to the output of a depthwise `conv`, (1, C, 1, 1).
-
-    Added after a convolution of `BorderNorm`'s shifted output, it stands for the padding itself,
-    without a padded copy.
-    """
+    shifted, border = _shifted(norm, x)
+    # What padding with `border` (C,) adds to the output.
     share = border * conv.effective_weight().sum(dim=(1, 2, 3))
-    return share.view(1, -1, 1, 1)
+    return conv(shifted) + share.view(1, -1, 1, 1)
+
+
+def _shifted(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The output of `norm` minus the value it gives to 0, and that value (C,).
+
+    The value is that of the running statistics, in training those before this forward pass.
+    """
+    weight, bias = cast(Tensor, norm.weight), cast(Tensor, norm.bias)
+    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    eps = cast(float, norm.eps)
+    # Frozen norms are no batch norms to PyTorch, and use their statistics in training too.
+    if not (norm.training and isinstance(norm, _BatchNorm)):
+        scale = weight * torch.rsqrt(variance + eps)
+        border = bias - mean * scale
+        return x * scale.view(1, -1, 1, 1), border
+    normed_mean = mean * torch.rsqrt(variance + eps)
+    if torch.compiler.is_compiling():
+        normed_mean = _kept(normed_mean)
+    border = bias - weight * normed_mean
+    if type(norm) is not nn.BatchNorm2d:
+        return norm(x) - border.view(1, -1, 1, 1), border
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    shifted = F.batch_norm(
+        x,
+        mean,
+        variance,
+        weight,
+        bias - border,
+        training=True,
+        momentum=norm.momentum or 0.0,
+        eps=eps,
+    )
+    return shifted, border
 
 
 class RepConv(nn.Module):
@@ -184,7 +188,7 @@ class RepConv(nn.Module):
         self.fully_spiking = config.fully_spiking
         self.pointwise1 = QuantConv2d(width, width, 1, bias=False, bits=bits)
         self.norm1 = (
-            _between_convolutions(config, width) if config.fully_spiking else (BorderNorm(width))
+            _between_convolutions(config, width) if config.fully_spiking else nn.BatchNorm2d(width)
         )
         self.depthwise = QuantConv2d(
             width, width, 3, padding=1, groups=width, bias=False, bits=bits
@@ -199,8 +203,7 @@ class RepConv(nn.Module):
         if self.fully_spiking:
             x = self.depthwise(self.norm1(x))
         else:
-            x, border = self.norm1(x)
-            x = self.depthwise(x) + border_share(border, self.depthwise)
+            x = border_conv(x, self.norm1, self.depthwise)
         return self.norm2(self.pointwise2(self.between(x)))
 
 

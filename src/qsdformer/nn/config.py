@@ -36,6 +36,9 @@ LARGEST_WIDTH = 2**16
 BITS = ("weight_bits", "stem_bits", "head_bits")
 
 
+REPORTED = ("heads", "time_steps")  # what a report leaves out of, or says apart from, a summary
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """What the configurations of all families share: classes, weight bits and neurons.
@@ -126,6 +129,16 @@ class NetworkConfig:
         """Whether IE-LIF neurons round half counts up or to the even neighbour."""
         return "up"
 
+    def summary(self) -> str:
+        """What a report says of the network beside its weights and neurons."""
+        shown = {name: getattr(self, name) for name in self.SHOWN if name not in REPORTED}
+        text = ", ".join(
+            f"{name} {', '.join(map(str, value)) if isinstance(value, tuple) else value}"
+            for name, value in shown.items()
+        )
+        whole = ", fully spike-driven" if getattr(self, "fully_spiking", False) else ""
+        return f"{whole}; {text}" if text else whole
+
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)
@@ -134,12 +147,9 @@ class NetworkConfig:
         """The counterpart ANN: same topology, real-valued neurons, fp32 weights, softmax."""
         return self.replace(neuron=neuron, **self.ANN_FIELDS)
 
-    def summary(self) -> str:
-        """What a report says of the network beside its neurons and weights."""
-        shown = ((name, getattr(self, name)) for name in self.SHOWN)
-        return "; " + ", ".join(
-            f"{name} {', '.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in shown
-        )
+    def spiking(self) -> Self:
+        """The spiking network that an ANN is the counterpart of, with binary neurons."""
+        return self.replace(neuron="ielif", levels=1)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as stored in checkpoints; "family" says whose they are."""
@@ -233,6 +243,10 @@ class ModelConfig(PyramidConfig):
     attention_gain: float = 1.0  # the neuron after attention emits gain * count / D
 
     layer_scale: float | None = None  # initial layer scale of transformer blocks; None: no scale
+
+    def spiking(self) -> Self:
+        """The spiking network that an ANN is the counterpart of, with binary neurons."""
+        return self.replace(neuron="ielif", attention="spike", levels=1)
 
     def _check_family(self) -> None:
         require(self, "attention_gain", self.attention_gain > 0, "above 0")

@@ -12,25 +12,33 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from qsdformer.graph.ops import Array
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
-from qsdformer.nn.config import ModelConfig
 from qsdformer.runtimes.onnx_nodes import OPSET
 from qsdformer.runtimes.sessions import require
 
 CALIBRATION_IMAGES = 4
 
 
-def ann_model(config: ModelConfig, image_size: int, seed: int = 0) -> bytes:
-    """The counterpart ANN (ReLU, softmax) in fp32; takes normalised `pixels` (B, C, H, W)."""
+def has_ann(model: nn.Module) -> bool:
+    """Whether a model's configuration knows a counterpart ANN, as those of this package do."""
+    return hasattr(getattr(model, "config", None), "ann")
+
+
+def ann_model(model: nn.Module, shape: tuple[int, int, int], seed: int = 0) -> bytes:
+    """The counterpart ANN of `model` in fp32, untrained.
+
+    It takes normalised `pixels` (B, C, H, W); `shape` is theirs, (C, H, W).
+    """
+    config: Any = model.config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = MetaSpikeFormer(config.ann())
+        ann = type(model)(config.ann())
     require("onnxscript")
-    images = torch.zeros(2, config.in_channels, image_size, image_size)
+    images = torch.zeros(2, *shape)
     program = torch.onnx.export(
-        model.eval(),
+        ann.eval(),
         (images,),
         input_names=["pixels"],
         output_names=["logits"],

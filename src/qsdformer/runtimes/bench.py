@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from qsdformer.errors import UserError
 from qsdformer.files import atomic_path
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.ops import Array, Preprocessing
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
-from qsdformer.runtimes.ann_onnx import ann_model, quantised_ann
+from qsdformer.runtimes.ann_onnx import ann_model, has_ann, quantised_ann
 from qsdformer.runtimes.executors import normalised
 from qsdformer.runtimes.onnx_export import onnx_model
 from qsdformer.runtimes.sessions import RUNTIMES, Arrangement, Infer
@@ -80,9 +80,9 @@ class Timing:
 
 
 def make_subjects(
-    model: MetaSpikeFormer | None, graph: IntegerGraph, threads: int, *, ann: bool = True
+    model: nn.Module | None, graph: IntegerGraph, threads: int, *, ann: bool = True
 ) -> list[Subject]:
-    """Everything to compare; a runtime that is not installed is left out.
+    """Everything to compare; a runtime that is not installed is left out, and an ANN not known.
 
     Without the `model`, of an artifact, there are neither PyTorch nor the ANN.
     """
@@ -97,10 +97,10 @@ def make_subjects(
         for label, kind in kinds.items():
             data = onnx_model(graph, kind).SerializeToString()
             found.append(Subject(network=label, runtime=name, time=_pixels(start(data, threads))))
-    if model is None or not ann:
+    if model is None or not ann or not has_ann(model):
         return found
-    data = ann_model(model.config, pre.image_size)
     shape = (pre.channels, pre.image_size, pre.image_size)
+    data = ann_model(model, shape)
     contents = {"ANN, fp32": data}
     if importlib.util.find_spec("onnxruntime"):
         contents["ANN, int8"] = quantised_ann(data, shape)
@@ -232,7 +232,7 @@ def peak_memory(kind: str, path: str | os.PathLike[str], shape: tuple[int, int, 
     return float(done.stdout)
 
 
-def _eager(model: MetaSpikeFormer, pre: Preprocessing, threads: int) -> Timer:
+def _eager(model: nn.Module, pre: Preprocessing, threads: int) -> Timer:
     """Times `model` in a process of its own, which ends with this one."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -250,7 +250,7 @@ def _eager(model: MetaSpikeFormer, pre: Preprocessing, threads: int) -> Timer:
     return time_once
 
 
-def _serve(pipe: Connection, model: MetaSpikeFormer, pre: Preprocessing, threads: int) -> None:
+def _serve(pipe: Connection, model: nn.Module, pre: Preprocessing, threads: int) -> None:
     torch.set_num_threads(threads)
 
     def run(pixels: Array) -> object:

@@ -16,27 +16,29 @@ still image passes the stem once, whatever T is. Totals are over the whole batch
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qsdformer.errors import UserError
-from qsdformer.graph.walk import walk
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
-from qsdformer.nn.attention import Attention, LayerScale, from_heads, to_heads
-from qsdformer.nn.blocks import BorderNorm, border_share
+from qsdformer.graph.spikes import Spikes, spike_values, trace_quantised
+from qsdformer.graph.trace import Step, Traced, logits_step, trace
+from qsdformer.nn.attention import SpikeAttention, from_heads, to_heads
 from qsdformer.nn.neurons import SpikingNeuron, counts_to_spikes, spikes_to_counts
 from qsdformer.nn.quantizers import QuantConv2d, QuantLinear
-from qsdformer.nn.taps import spiking_neurons, tap
 
 
 @dataclass(frozen=True, kw_only=True)
 class BinaryRun:
     """Logits (B, classes), spike counts by neuron, and operations by layer over the batch.
 
-    `counts` hold int64 tensors shaped like the neuron's output; `additions` and `macs` are totals.
+    `counts` hold int64 tensors shaped like the neuron's output, channels first; `additions` and
+    `macs` are totals.
     """
 
     logits: Tensor
@@ -45,154 +47,230 @@ class BinaryRun:
     macs: dict[str, int]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class SpikeTrain:
-    """Binary spikes (D, T*B, C, H, W) as 0.0 and 1.0; each is worth `step`."""
+    """Binary spikes, each worth `unit`, made by `make` for whom reads them.
 
-    spikes: Tensor
-    step: float
+    `value` is the real number that they stand for, as multi-bit evaluation computes it.
+    """
+
+    make: Callable[[], Tensor]
+    unit: float
+    value: Tensor
+
+    @functools.cached_property
+    def spikes(self) -> Tensor:
+        """The spikes (V, ...) as 0.0 and 1.0 at V virtual time steps."""
+        return self.make()
 
 
 Value = Tensor | SpikeTrain
 
 
-def multi_bit(model: MetaSpikeFormer, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def multi_bit(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits and the spike counts (int64) of every neuron in ordinary, multi-bit evaluation."""
-    neurons = spiking_neurons(model)
-    with torch.no_grad(), tap(model, *neurons) as outputs:
-        logits = model(images)
-    return logits, {name: neuron.counts(outputs[name]) for name, neuron in neurons.items()}
+    return multi_bit_of(trace(model, images.shape), images)
 
 
-def run_binary(model: MetaSpikeFormer, images: Tensor) -> BinaryRun:
+def multi_bit_of(traced: Traced, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """`multi_bit` of a model traced for images of this shape."""
+    counts: dict[str, Tensor] = {}
+
+    def do(step: Step, *values: Tensor) -> Tensor:
+        result = step.run(*values)
+        if isinstance(step.module, SpikingNeuron):
+            counts[step.name] = step.channels_first(step.module.counts(result))
+        return result
+
+    with torch.no_grad():
+        outputs = traced.walk(images, do)
+    return next(iter(outputs.values())), counts
+
+
+def run_binary(model: nn.Module, images: Tensor) -> BinaryRun:
     """Run `model` on normalised images (B, C, H, W) or (T, B, C, H, W) with binary spikes only.
 
-    Spike counts and logits equal those of multi-bit evaluation exactly where D and T are powers
-    of two. Raises `UserError` for a model without spikes or without quantised weights.
+    Raises `UserError` for a model that cannot be traced, has no spikes, or has weights without
+    integer codes.
     """
-    check_spiking(model)
-    backend = _Binary(frames=images.dim() == 5)
-    first: Value = images.flatten(0, 1) if backend.frames else images
+    return run_binary_of(trace_quantised(model, images.shape), images)
+
+
+def run_binary_of(traced: Traced, images: Tensor) -> BinaryRun:
+    """`run_binary` of a model traced for images of this shape."""
+    logits_step(traced)
+    execution = _Binary(spike_values(traced))
     with torch.no_grad():
-        logits = walk(model, backend, first)
-    assert isinstance(logits, Tensor)
+        (logits,) = traced.walk(images, execution.do).values()
     return BinaryRun(
-        logits=logits, counts=backend.counts, additions=backend.additions, macs=backend.macs
+        logits=_real(logits),
+        counts=execution.counts,
+        additions=execution.additions,
+        macs=execution.macs,
     )
-
-
-def check_spiking(model: MetaSpikeFormer) -> None:
-    """`UserError` unless `model` is spiking, quantised throughout, whole, and in eval mode."""
-    config = model.config
-    if not config.is_spiking:
-        raise UserError(f"neuron={config.neuron!r} makes no spikes: give a spiking model")
-    for name in ("stem_bits", "weight_bits", "head_bits"):
-        if getattr(config, name) is None:
-            raise UserError(f"{name}=none: train the model with 2 to 8 bits for integer execution")
-    if config.num_classes == 0 or len(model.stages) != 5:
-        raise UserError("the model has no classification head: give a whole classifier")
-    if model.training:
-        raise ValueError("the model is in training mode: call model.eval() first")
-
-
-def attention_scale(layer: Attention, tokens: int) -> float:
-    """The factor of the attention product for a grid of `tokens`."""
-    return layer.scale if layer.scale is not None else 1.0 / tokens
 
 
 @dataclass
 class _Binary:
-    """The backend of the walk; values are real tensors or spike trains."""
+    """Carries out steps; values are real tensors or spike trains."""
 
-    frames: bool
+    spiking: dict[Step, Spikes]
     counts: dict[str, Tensor] = field(default_factory=dict)
     additions: dict[str, int] = field(default_factory=dict)
     macs: dict[str, int] = field(default_factory=dict)
 
-    def conv(self, name: str, layer: QuantConv2d, x: Value) -> Tensor:
-        if isinstance(x, Tensor):
-            self.macs[name] = _reached_weights(torch.ones_like(x), layer)
-            return layer(x)
-        codes = layer.codes().to(x.spikes.dtype)
-        total = 0
+    def do(self, step: Step, *values: Value) -> Value:
+        own: dict[str, Callable[..., Value]] = {
+            "conv": self._conv,
+            "conv_transpose": self._conv_transpose,
+            "linear": self._linear,
+            "border_conv": self._border_conv,
+            "neuron": self._neuron,
+            "attention": self._attention,
+        }
+        if step.kind in own:
+            return own[step.kind](step, *values)
+        value = step.run(*(_real(x) for x in values))
+        if step not in self.spiking:
+            return value
+        trains = cast(tuple[SpikeTrain, ...], values)
+        make = functools.partial(self._spikes, step, *trains)
+        return SpikeTrain(make=make, unit=self.spiking[step].unit, value=value)
+
+    def _spikes(self, step: Step, *x: SpikeTrain) -> Tensor:
+        """The spikes of a step that makes no new ones, (V, ...)."""
+        spikes, given = x[0].spikes, step.inputs[0]
+        if step.kind == "scale":
+            return spikes
+        if step.kind == "add":
+            return torch.cat([train.spikes for train in x])
+        if step.kind == "multiply":
+            pairs = [step.run(a, b) for a in x[0].spikes for b in x[1].spikes]
+            return torch.stack(pairs)
+        if step.kind == "concat":
+            longest = max(len(train.spikes) for train in x)
+            padded = [_lengthened(train.spikes, longest) for train in x]
+            return torch.stack([step.run(*each) for each in zip(*padded, strict=True)])
+        if step.kind == "time_sum":
+            apart = spikes if given.axes.startswith("t") else spikes.unflatten(1, (given.time, -1))
+            return apart.flatten(0, 1)
+        if step.kind == "spatial_sum":
+            places = tuple(i for i, axis in enumerate(given.axes, start=1) if axis in "hwp")
+            moved = spikes.movedim(places, tuple(range(len(places)))).flatten(0, len(places))
+            if step.axes != given.axes:
+                return moved
+            for place in places:  # kept as axes of length 1
+                moved = moved.unsqueeze(place)
+            return moved
+        return torch.stack([step.run(s) for s in spikes])
+
+    def _summed(self, x: SpikeTrain, add: Callable[[Tensor], Tensor]) -> Tensor:
+        """Sums of codes over all spikes, taken one virtual time step at a time; int32.
+
+        Exact in float32 below 2^24. Rounded, not cut off: an algorithm that is off by a unit in
+        the last place must not lose a whole one.
+        """
         summed: Tensor | None = None
         for spikes in x.spikes:
-            # Sums of codes over binary spikes: integers, exact in float32 below 2^24.
-            y = F.conv2d(spikes, codes, None, layer.stride, layer.padding, groups=layer.groups)
-            summed = y.int() if summed is None else summed + y.int()
-            total += _reached_weights(spikes, layer)
-        self.additions[name] = total
+            y = add(spikes).round().int()
+            summed = y if summed is None else summed + y
         assert summed is not None
-        y = summed.to(codes.dtype) * x.step * layer.step_size.view(1, -1, 1, 1)
-        return y if layer.bias is None else y + layer.bias.view(1, -1, 1, 1)
+        return summed
 
-    def bordered(
-        self, name: str, norm: BorderNorm, name2: str, conv: QuantConv2d, x: Value
-    ) -> Tensor:
-        shifted, border = norm(_real(x))
-        return self.conv(name2, conv, shifted) + border_share(border, conv)
+    def _conv(self, step: Step, x: Value) -> Tensor:
+        layer = cast(QuantConv2d, step.module)
+        if isinstance(x, Tensor):
+            self.macs[step.name] = reached_weights(torch.ones_like(x), step)
+            return layer(x)
+        codes = layer.codes().to(x.spikes.dtype)
+        options = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        summed = self._summed(x, lambda s: F.conv2d(s, codes, None, *options))  # type: ignore[arg-type]
+        self.additions[step.name] = sum(reached_weights(spikes, step) for spikes in x.spikes)
+        return _finished(summed, x, layer, (1, -1, 1, 1))
 
-    def norm(self, name: str, layer: nn.BatchNorm2d, x: Value) -> Tensor:
-        return layer(_real(x))
+    def _conv_transpose(self, step: Step, x: Value) -> Tensor:
+        layer = cast(Any, step.module)
+        reach = layer.weight[0].numel()
+        if isinstance(x, Tensor):
+            self.macs[step.name] = x.numel() * reach
+            return layer(x)
+        codes = layer.codes().to(x.spikes.dtype)
+        summed = self._summed(x, lambda s: F.conv_transpose2d(s, codes, stride=2))
+        self.additions[step.name] = _number(x.spikes) * reach
+        return _finished(summed, x, layer, (1, -1, 1, 1))
 
-    def layer_scale(self, name: str, layer: LayerScale, x: Value) -> Tensor:
-        return layer(_real(x))
+    def _linear(self, step: Step, x: Value) -> Tensor:
+        layer = cast(QuantLinear, step.module)
+        if isinstance(x, Tensor):
+            self.macs[step.name] = x.numel() * layer.out_features
+            return layer(x)
+        codes = layer.codes().to(x.spikes.dtype)
+        summed = self._summed(x, lambda s: F.linear(s, codes))
+        self.additions[step.name] = _number(x.spikes) * layer.out_features
+        return _finished(summed, x, layer, (-1,))
 
-    def neuron(self, name: str, layer: SpikingNeuron, x: Value) -> SpikeTrain:
-        values = layer(_real(x))
+    def _border_conv(self, step: Step, x: Value) -> Tensor:
+        self.macs[step.name] = reached_weights(torch.ones_like(_real(x)), step)
+        return step.run(_real(x))
+
+    def _neuron(self, step: Step, x: Value) -> SpikeTrain:
+        layer = cast(SpikingNeuron, step.module)
+        values = step.run(_real(x))
         spikes = counts_to_spikes(layer.counts(values), layer.levels).to(values.dtype)
-        self.counts[name] = spikes_to_counts(spikes).long()
-        return SpikeTrain(spikes=spikes, step=layer.step)
+        self.counts[step.name] = step.channels_first(spikes_to_counts(spikes).long())
+        return SpikeTrain(make=lambda: spikes, unit=layer.step, value=values)
 
-    def attention(self, name: str, layer: Attention, q: Value, k: Value, v: Value) -> Tensor:
-        assert isinstance(q, SpikeTrain)
-        assert isinstance(k, SpikeTrain)
-        assert isinstance(v, SpikeTrain)
-        height, width = q.spikes.shape[-2:]
+    def _attention(self, step: Step, q: Value, k: Value, v: Value) -> Tensor:
+        layer = cast(SpikeAttention, step.module)
+        trains = [_train(step, x) for x in (q, k, v)]
+        height, width = trains[0].spikes.shape[-2:]
         # float64 holds these sums of integers exactly up to 2^53. Per step: (B, h, N, d).
-        steps = [[to_heads(s.double(), layer.heads) for s in x.spikes] for x in (q, k, v)]
+        steps = [[to_heads(s.double(), layer.heads) for s in x.spikes] for x in trains]
         q_steps, k_steps, v_steps = steps
-        kv = torch.zeros((), dtype=torch.float64, device=q.spikes.device)
+        kv = torch.zeros((), dtype=torch.float64, device=trains[0].spikes.device)
         for k_BhNd in k_steps:
             for v_BhNd in v_steps:
                 kv = kv + k_BhNd.transpose(-2, -1) @ v_BhNd
         product = torch.stack([q_BhNd @ kv for q_BhNd in q_steps]).sum(dim=0)
         pairs = [torch.stack(x).sum(dim=(0, -1)) for x in (k_steps, v_steps)]
-        self.additions[f"{name}.kv"] = int((pairs[0] * pairs[1]).sum())
-        self.additions[f"{name}.qkv"] = int(torch.stack(q_steps).sum()) * kv.shape[-1]
-        values = product.to(q.spikes.dtype) * (q.step * k.step * v.step)
-        return from_heads(values * attention_scale(layer, height * width), height, width)
+        self.additions[f"{step.name}.kv"] = int((pairs[0] * pairs[1]).sum())
+        self.additions[f"{step.name}.qkv"] = int(torch.stack(q_steps).sum()) * kv.shape[-1]
+        unit = trains[0].unit * trains[1].unit * trains[2].unit
+        values = product.to(trains[0].spikes.dtype) * unit
+        return from_heads(values * layer.factor(height * width), height, width)
 
-    def add(self, name: str, x: Value, y: Value) -> Tensor:
-        return _real(x) + _real(y)
 
-    def repeat(self, name: str, steps: int, x: Value) -> Tensor:
-        return _real(x) if self.frames or steps == 1 else _real(x).repeat(steps, 1, 1, 1)
-
-    def spatial_mean(self, name: str, x: Value) -> Tensor:
-        return _real(x).mean(dim=(2, 3))
-
-    def head(self, name: str, layer: QuantLinear, steps: int, x: Value) -> Tensor:
-        assert isinstance(x, SpikeTrain)
-        codes = layer.codes().to(x.spikes.dtype)
-        summed = torch.zeros(x.spikes.shape[1] // steps, codes.shape[0], dtype=torch.int32)
-        for spikes in x.spikes.unflatten(1, (steps, -1)).flatten(0, 1):
-            summed = summed.to(spikes.device) + F.linear(spikes, codes).int()
-        self.additions[name] = int(x.spikes.sum(dtype=torch.float64)) * codes.shape[0]
-        y = summed.to(codes.dtype) * (x.step / steps) * layer.step_size
-        return y if layer.bias is None else y + layer.bias
+def _finished(summed: Tensor, x: SpikeTrain, layer: Any, shape: tuple[int, ...]) -> Tensor:
+    """Scale and bias, once, after the sum over virtual time."""
+    y = summed.to(x.spikes.dtype) * x.unit * layer.step_size.view(shape)
+    return y if layer.bias is None else y + layer.bias.view(shape)
 
 
 def _real(x: Value) -> Tensor:
-    assert isinstance(x, Tensor)
+    return x.value if isinstance(x, SpikeTrain) else x
+
+
+def _lengthened(spikes: Tensor, count: int) -> Tensor:
+    """Spikes (V, ...) with silent virtual time steps up to `count`."""
+    silent = spikes.new_zeros(count - len(spikes), *spikes.shape[1:])
+    return torch.cat([spikes, silent])
+
+
+def _train(step: Step, x: Value) -> SpikeTrain:
+    if not isinstance(x, SpikeTrain):
+        raise UserError(f"{step.name}: attention reads real numbers where it needs spikes")
     return x
 
 
-def _reached_weights(spikes: Tensor, layer: QuantConv2d) -> int:
+def _number(spikes: Tensor) -> int:
+    return int(spikes.sum(dtype=torch.float64))
+
+
+def reached_weights(spikes: Tensor, step: Step) -> int:
     """Weights that the binary spikes (B, C, H, W) reach, exactly: convolution with ones."""
-    size, stride, padding = layer.kernel_size[0], layer.stride[0], layer.padding
-    assert not isinstance(padding, str)
+    layer = cast(nn.Conv2d, step.module)
+    size, stride, padding = (step.options[k] for k in ("kernel", "stride", "padding"))
     pixels = spikes.sum(dim=(0, 1), dtype=torch.float64)
     window = torch.ones(1, 1, size, size, dtype=torch.float64, device=spikes.device)
-    reached = F.conv2d(pixels[None, None], window, stride=stride, padding=padding[0])
+    reached = F.conv2d(pixels[None, None], window, stride=stride, padding=padding)
     return int(reached.sum()) * (layer.out_channels // layer.groups)

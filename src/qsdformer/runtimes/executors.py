@@ -12,12 +12,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.ops import Array, Preprocessing
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
-from qsdformer.runtimes.binary import multi_bit, run_binary
+from qsdformer.graph.spikes import trace_quantised
+from qsdformer.graph.trace import Tracings
+from qsdformer.runtimes.binary import multi_bit_of, run_binary_of
 
 Output = tuple[Array, dict[str, Array] | None]
 # Runs pixels; with collect=False it leaves the counts out and need not spend time on them.
@@ -27,7 +28,7 @@ Run = Callable[[Array, bool], Output]
 class Factory(Protocol):
     """Prepares an executor of a model and its integer graph; None if its runtime is missing."""
 
-    def __call__(self, model: MetaSpikeFormer, graph: IntegerGraph) -> Run | None: ...
+    def __call__(self, model: nn.Module, graph: IntegerGraph) -> Run | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +69,13 @@ def to_pixels(images: Tensor, pre: Preprocessing) -> Array:
     return values.round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def _multi_bit(model: MetaSpikeFormer, graph: IntegerGraph) -> Run:
+def _multi_bit(model: nn.Module, graph: IntegerGraph) -> Run:
+    tracings = Tracings(model)
+
     def run(pixels: Array, collect: bool) -> Output:
         images = normalised(pixels, graph.preprocessing).to(_device(model))
         if collect:
-            logits, counts = multi_bit(model, images)
+            logits, counts = multi_bit_of(tracings.of(images), images)
             return _array(logits), {name: _array(c) for name, c in counts.items()}
         with torch.no_grad():
             return _array(model(images)), None
@@ -80,16 +83,18 @@ def _multi_bit(model: MetaSpikeFormer, graph: IntegerGraph) -> Run:
     return run
 
 
-def _binary(model: MetaSpikeFormer, graph: IntegerGraph) -> Run:
+def _binary(model: nn.Module, graph: IntegerGraph) -> Run:
+    tracings = Tracings(model, trace_quantised)
+
     def run(pixels: Array, collect: bool) -> Output:
         images = normalised(pixels, graph.preprocessing).to(_device(model))
-        result = run_binary(model, images)
+        result = run_binary_of(tracings.of(images), images)
         return _array(result.logits), {name: _array(c) for name, c in result.counts.items()}
 
     return run
 
 
-def _integer(model: MetaSpikeFormer, graph: IntegerGraph) -> Run:
+def _integer(model: nn.Module, graph: IntegerGraph) -> Run:
     def run(pixels: Array, collect: bool) -> Output:
         logits, counts = graph.run_with_counts(pixels, collect=collect)
         return logits.astype(np.float64) * graph.logit_scale, counts if collect else None
@@ -97,7 +102,7 @@ def _integer(model: MetaSpikeFormer, graph: IntegerGraph) -> Run:
     return run
 
 
-def _device(model: MetaSpikeFormer) -> torch.device:
+def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 

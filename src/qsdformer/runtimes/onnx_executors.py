@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import nn
 
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.ops import Array
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.runtimes.executors import Executor, Output, Run, register
 from qsdformer.runtimes.sessions import RUNTIMES, Arrangement, Infer
 
@@ -38,7 +38,7 @@ def runtime_run(
 def _executor(name: str) -> Executor:
     package, start = RUNTIMES[name]
 
-    def factory(model: MetaSpikeFormer, graph: IntegerGraph) -> Run | None:
+    def factory(model: nn.Module, graph: IntegerGraph) -> Run | None:
         needed = ("onnx", package)
         if any(importlib.util.find_spec(module) is None for module in needed):
             return None

@@ -20,7 +20,7 @@ except ImportError as error:
 
 OPSET = 18
 IR_VERSION = 8
-FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
+FLOAT, UINT8, INT64 = TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT64
 PERMUTATIONS = {"NHWC": [0, 2, 3, 1], "NCHW": [0, 3, 1, 2]}
 
 

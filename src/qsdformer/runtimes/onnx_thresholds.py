@@ -18,6 +18,9 @@ import numpy as np
 from qsdformer.graph.ops import FACTOR_BITS, IELIF, LIF, Array, Conv, Neuron, Rescale
 
 CODE_LIMIT = 127
+# Processors without VNNI add pairs of byte products in 16 bits, which saturate: the largest count
+# times twice the largest code must not exceed this. Counts up to 127 never do.
+BYTE_PAIR = 2**15 - 1
 # Biases tried on either side of the nearest one.
 TRIES = 8
 # Margin a threshold must keep from a sum, relative to it, beyond what float32 rounds.
@@ -48,13 +51,15 @@ def threshold_conv(conv: Conv, rescale: Rescale, neuron: Neuron, largest: int) -
     most = largest * np.maximum(codes, 0).sum(axis=(1, 2, 3))
     needed = required_sums(rescale, neuron)
     needed = np.clip(needed, least[:, None], (most + 1)[:, None]).astype(np.int64)
-    times = CODE_LIMIT // np.maximum(np.abs(codes).max(axis=(1, 2, 3)), 1)
+    limit = min(CODE_LIMIT, BYTE_PAIR // (2 * largest))
+    times = limit // np.maximum(np.abs(codes).max(axis=(1, 2, 3)), 1)
     times = np.maximum(times, 1)  # a code of -128 turned around
     spread, bias, exact = _fit(needed, least, most, times, *factor_and_bias(rescale))
     constant = ((needed <= least[:, None]) | (needed > most[:, None])).all(axis=1)
     fixed = (needed <= least[:, None]).sum(axis=1)
     codes = np.where(constant.reshape(-1, 1, 1, 1), 0, codes * times.reshape(-1, 1, 1, 1))
     fits = codes.max(axis=(1, 2, 3)) <= CODE_LIMIT
+    fits &= 2 * largest * np.abs(codes).max(axis=(1, 2, 3)) <= BYTE_PAIR
     return ThresholdConv(
         codes=np.minimum(codes, CODE_LIMIT).astype(np.int8),
         bias=np.where(constant, fixed, bias).astype(np.int32),

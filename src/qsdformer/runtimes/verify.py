@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import qsdformer.runtimes.onnx_executors  # noqa: F401  registers ONNX Runtime and OpenVINO
 from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.lowering import lower
 from qsdformer.graph.ops import Array
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.nn.exact import exact_float32
+from qsdformer.nn.taps import spiking_neurons
 from qsdformer.runtimes.executors import (
     EXECUTORS,
     INTEGER,
@@ -126,7 +126,7 @@ class _Tally:
 
 
 def verify(
-    model: MetaSpikeFormer | IntegerGraph,
+    model: nn.Module | IntegerGraph,
     images: Tensor | Iterable[tuple[Tensor, Tensor]],
     info: DataInfo | None = None,
     *,
@@ -162,9 +162,8 @@ def verify(
             on_images(len(pixels))
     if first is None:
         raise UserError("there are no images to verify on")
-    exact = isinstance(model, IntegerGraph) or all(
-        _is_power_of_two(n) for n in (model.config.levels, model.config.time_steps)
-    )
+    neurons = [] if isinstance(model, IntegerGraph) else spiking_neurons(model).values()
+    exact = all(_is_power_of_two(n.levels) and _is_power_of_two(n.time_steps) for n in neurons)
     rows = [_row(tally, total, labelled, first, exact) for tally in tallies]
     return Report(rows=tuple(rows), images=total, missing=tuple(missing))
 
@@ -180,7 +179,7 @@ def count_differences(counts: dict[str, Array], reference: dict[str, Array]) -> 
 
 
 def _prepare(
-    model: MetaSpikeFormer | IntegerGraph, graph: IntegerGraph, names: Sequence[str] | None
+    model: nn.Module | IntegerGraph, graph: IntegerGraph, names: Sequence[str] | None
 ) -> tuple[list[_Tally], list[str]]:
     alone = isinstance(model, IntegerGraph)
     every = [name for name, executor in EXECUTORS.items() if executor.of_graph or not alone]
@@ -195,7 +194,7 @@ def _prepare(
     tallies, missing = [], []
     for name in chosen:
         # Executors of a graph do not look at the model.
-        run = EXECUTORS[name].factory(cast(MetaSpikeFormer, model), graph)
+        run = EXECUTORS[name].factory(cast(nn.Module, model), graph)
         if run is None:
             missing.append(name)
         else:

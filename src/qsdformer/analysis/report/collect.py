@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,10 +17,10 @@ from qsdformer.analysis.subject import Analysis, Subject, analyze, load_run
 from qsdformer.analysis.twins import ann_ledger, twins
 from qsdformer.data import DataConfig, DataInfo
 from qsdformer.errors import UserError
-from qsdformer.models.metaspikeformer import MetaSpikeFormer
-from qsdformer.nn.attention import Attention, to_heads
+from qsdformer.graph.trace import Step, Traced, trace
+from qsdformer.nn.attention import SpikeAttention, to_heads
 from qsdformer.nn.neurons import SpikingNeuron, counts_to_spikes
-from qsdformer.nn.taps import matching_modules, tap
+from qsdformer.nn.taps import spiking_neurons, tap
 from qsdformer.recipes.recipe import parse_data
 from qsdformer.tasks.evaluation import evaluate, first_images
 
@@ -82,7 +82,7 @@ def collect(
         "subject": subject,
         "curves": read_curves(folder / "metrics.csv"),
     }
-    if subject.model.config.is_spiking:
+    if spiking_neurons(subject.model):
         analysis = analyze(subject, limit=limit, device=device)
         subject.model.cpu()
         return Run(
@@ -132,51 +132,57 @@ def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
     return curves
 
 
-def membranes(model: MetaSpikeFormer, images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def membranes(model: nn.Module, images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Histograms of the potentials that reach q, k and v's neurons, all blocks together.
 
-    For each of q, k, v: (before, after), shares of `MEMBRANE_BINS` bins over `MEMBRANE_RANGE`.
-    "After" is what the neuron sees. "Before" is the same without the norm's learned scale and
-    shift, mean 0 and deviation 1, where an unrectified norm starts.
+    For each of q, k, v (neurons so named, behind a norm): (before, after), shares of
+    `MEMBRANE_BINS` bins over `MEMBRANE_RANGE`. "After" is what the neuron sees. "Before" is the
+    same without the norm's learned scale and shift, mean 0 and deviation 1, where an unrectified
+    norm starts.
     """
     low, high = MEMBRANE_RANGE
+    traced = trace(model, images.shape)
+    normed = [s for s in traced.of_kind("neuron") if s.inputs[0].kind == "norm"]
+    inputs = _values(traced, images, [s.inputs[0] for s in normed])
     found = {}
     for letter in ("q", "k", "v"):
-        names = list(matching_modules(model, f"*.attention.{letter}_neuron"))
-        with torch.inference_mode(), tap(model, *names, inputs=True) as inputs:
-            model(images)
+        steps = [s for s in normed if s.name.rpartition(".")[2] == f"{letter}_neuron"]
         sums = [torch.zeros(MEMBRANE_BINS), torch.zeros(MEMBRANE_BINS)]
-        for name in names:
-            norm = model.get_submodule(name.removesuffix("_neuron") + ".norm")
-            assert isinstance(norm, nn.BatchNorm2d)
-            u = inputs[name]
+        for step in steps:
+            norm = cast(nn.BatchNorm2d, step.inputs[0].module)
+            u = inputs[step.inputs[0]]
             scale, shift = (p.detach().view(1, -1, 1, 1) for p in (norm.weight, norm.bias))
             kept = norm.weight.detach().abs() > 1e-6
             plain = ((u - shift) / scale)[:, kept]
             for i, values in enumerate((plain, u)):
                 sums[i] += torch.histc(values.float(), MEMBRANE_BINS, low, high)
         before, after = (h / h.sum().clamp_min(1) for h in sums)
-        found[letter] = before, after
+        if steps:
+            found[letter] = before, after
     return found
 
 
 def attention_maps(
-    model: MetaSpikeFormer, images: Tensor, labels: Tensor, info: DataInfo
+    model: nn.Module, images: Tensor, labels: Tensor, info: DataInfo
 ) -> list[AttentionMap]:
-    """Where q looks: q k^T, mean over heads, time steps and query tokens, for each image."""
-    blocks = [(n, m) for n, m in model.named_modules() if isinstance(m, Attention)]
+    """Where q looks: q k^T, mean over heads, time steps and query tokens, for each image.
+
+    Nothing for a network without attention.
+    """
+    traced = trace(model, images.shape)
+    blocks = traced.of_kind("attention")
+    if not blocks:
+        return []
     shown = {"first block": blocks[0], "last block": blocks[-1]}
-    names = [f"{name}.{part}_neuron" for name, _ in shown.values() for part in ("q", "k")]
-    with torch.inference_mode(), tap(model, *names) as acts:
-        model(images)
-    steps = model.config.time_steps
+    values = _values(traced, images, [x for step in shown.values() for x in step.inputs[:2]])
     by_block = {}
-    for title, (name, layer) in shown.items():
-        q, k = acts[f"{name}.q_neuron"], acts[f"{name}.k_neuron"]
+    for title, step in shown.items():
+        heads = cast(SpikeAttention, step.module).heads
+        q, k = (values[x] for x in step.inputs[:2])
         height, width = q.shape[-2:]
-        q_BhNd, k_BhNd = to_heads(q, layer.heads), to_heads(k, layer.heads)
+        q_BhNd, k_BhNd = to_heads(q, heads), to_heads(k, heads)
         weight = (q_BhNd @ k_BhNd.transpose(-2, -1)).mean(dim=(1, 2))
-        by_block[title] = weight.unflatten(0, (steps, -1)).mean(0).unflatten(1, (height, width))
+        by_block[title] = weight.unflatten(0, (step.time, -1)).mean(0).unflatten(1, (height, width))
     return [
         AttentionMap(
             image=_visible(image, info),
@@ -187,7 +193,22 @@ def attention_maps(
     ]
 
 
-def spike_raster(model: MetaSpikeFormer, image: Tensor) -> dict[str, np.ndarray]:
+def _values(traced: Traced, images: Tensor, wanted: Iterable[Step]) -> dict[Step, Tensor]:
+    """The values of some steps in ordinary evaluation."""
+    found, kept = {}, set(wanted)
+
+    def do(step: Step, *values: Tensor) -> Tensor:
+        y = step.run(*values)
+        if step in kept:
+            found[step] = y
+        return y
+
+    with torch.inference_mode():
+        traced.walk(images, do)
+    return found
+
+
+def spike_raster(model: nn.Module, image: Tensor) -> dict[str, np.ndarray]:
     """Binary spikes (neurons, T * D) of one image (C, H, W) for a few layers along the network."""
     neurons = [(n, m) for n, m in model.named_modules() if isinstance(m, SpikingNeuron)]
     chosen = dict(neurons[i] for i in np.linspace(0, len(neurons) - 1, 5).round().astype(int))

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import nn
 
 from qsdformer.analysis.report import sections
 from qsdformer.analysis.report.assets import SCRIPT, STYLE
@@ -21,7 +22,8 @@ from qsdformer.analysis.report.collect import (
 )
 from qsdformer.analysis.report.svg import escape
 from qsdformer.errors import UserError
-from qsdformer.nn.config import ModelConfig
+from qsdformer.nn.neurons import LIF
+from qsdformer.nn.taps import spiking_neurons
 
 BATCH_SIZE = 128
 
@@ -55,11 +57,10 @@ def build(
 def page(runs: Sequence[Run]) -> str:
     """The page about `runs`, the first of them in detail."""
     run = runs[0]
-    config = run.subject.model.config
     body = [
         f"<h1>{escape(run.name)}</h1>",
-        f'<p class="soft">{escape(description(config))} on {escape(run.images)}; weights: '
-        f"{escape(run.weights)}</p>",
+        f'<p class="soft">{escape(description(run.subject.model))} on {escape(run.images)}; '
+        f"weights: {escape(run.weights)}</p>",
         sections.cards(run),
         sections.curves(runs),
         sections.run_table(runs),
@@ -75,29 +76,35 @@ def page(runs: Sequence[Run]) -> str:
     )
 
 
-def description(config: ModelConfig) -> str:
-    """A model in a line."""
-    bits = "full-precision" if config.weight_bits is None else f"{config.weight_bits}-bit"
-    whole = ", fully spike-driven" if config.fully_spiking else ""
-    return (
-        f"{sections.wat(config)}: {bits} weights, {config.neuron} neurons with D = "
-        f"{config.levels}, T = {config.time_steps}{whole}; dims "
-        f"{', '.join(map(str, config.dims))}, depth {config.depth}"
+def description(model: nn.Module) -> str:
+    """A model in a line; a configuration may add a `summary` of its own."""
+    bits = sections.common_bits(model)
+    weights = "full-precision" if bits is None else f"{bits}-bit"
+    neurons = list(spiking_neurons(model).values())
+    kinds = "/".join(sorted({type(neuron).__name__.lower() for neuron in neurons})) or "real"
+    levels, steps = (
+        max((getattr(n, name) for n in neurons), default=1) for name in ("levels", "time_steps")
     )
+    line = (
+        f"{sections.wat(model)}: {weights} weights, {kinds} neurons with D = {levels}, T = {steps}"
+    )
+    summary = getattr(getattr(model, "config", None), "summary", None)
+    return line if summary is None else line + summary()
 
 
 def _inside(runs: Sequence[Run]) -> list[str]:
     run = runs[0]
     model, data = run.subject.model, run.subject.data
     images, labels = samples(data.val_dataloader())
-    second = next((r for r in runs[1:] if r.subject.model.config.is_spiking), None)
+    second = next((r for r in runs[1:] if spiking_neurons(r.subject.model)), None)
     other = None
     if second is not None:
         theirs, _ = samples(second.subject.data.val_dataloader())
         other = second.name, membranes(second.subject.model, theirs)
     window = (0.0, 1.0)
-    if model.config.neuron == "lif":
-        window = (model.config.threshold, float("inf"))
+    first = next(iter(spiking_neurons(model).values()))
+    if isinstance(first, LIF):
+        window = (first.threshold, float("inf"))
     maps = attention_maps(model, images[:SAMPLES], labels[:SAMPLES], data.info)
     return [
         sections.membrane_figures(membranes(model, images), other, window),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from qsdformer.analysis.energy import COST_MODELS, KINDS, cost_model
 from qsdformer.analysis.export import energy_text
@@ -18,7 +19,8 @@ from qsdformer.analysis.report.collect import (
     Run,
 )
 from qsdformer.analysis.report.svg import Axes, escape
-from qsdformer.nn.config import ModelConfig
+from qsdformer.nn.quantizers import quantized_layers
+from qsdformer.nn.taps import spiking_neurons
 
 KIB = 1024
 Cell = tuple[str, float | None]  # text, and the number to sort by
@@ -54,11 +56,19 @@ def _cell(value: str | Cell) -> str:
     return f'<td data-value="{"" if number is None else repr(float(number))}">{escape(text)}</td>'
 
 
-def wat(config: ModelConfig) -> str:
-    """The configuration as papers write it: weight bits, activation bits, binary time steps."""
-    if not config.is_spiking:
+def common_bits(model: nn.Module) -> int | None:
+    """The bits that most layers' weights have; None for full precision."""
+    bits = Counter(layer.bits for layer in quantized_layers(model).values())
+    return bits.most_common(1)[0][0] if bits else None
+
+
+def wat(model: nn.Module) -> str:
+    """The network as papers write it: weight bits, activation bits, binary time steps."""
+    neurons = spiking_neurons(model).values()
+    if not neurons:
         return "ANN, fp32"
-    return f"{config.weight_bits or 32}-1-{config.time_steps * config.levels}"
+    steps = max(neuron.time_steps * neuron.levels for neuron in neurons)
+    return f"{common_bits(model) or 32}-1-{steps}"
 
 
 def cards(run: Run) -> str:
@@ -120,7 +130,7 @@ def run_table(runs: Sequence[Run]) -> str:
                 run.name,
                 run.images,
                 run.weights.partition(",")[0],
-                wat(run.subject.model.config),
+                wat(run.subject.model),
                 (f"{run.accuracy:.2%}", run.accuracy),
                 (f"{ledger.parameters:,}", ledger.parameters),
                 (f"{ledger.packed_bytes / KIB:,.0f} KiB", ledger.packed_bytes),
@@ -147,12 +157,14 @@ def membrane_figures(
     other: tuple[str, Mapping[str, tuple[Tensor, Tensor]]] | None,
     window: tuple[float, float],
 ) -> str:
-    """Membrane potentials before q, k, v's neurons, with the firing window."""
+    """Membrane potentials before q, k, v's neurons, with the firing window; nothing without."""
+    if not histograms:
+        return ""
     figures = []
     low, high = MEMBRANE_RANGE
     for letter, (before, after) in histograms.items():
         series = {"before rectification": before, "after, trained": after}
-        if other is not None:
+        if other is not None and letter in other[1]:
             series[f"{other[0]}, trained"] = other[1][letter][1]
         top = max(float(h.max()) for h in series.values())
         axes = Axes((low, high), (0, 100 * top), "membrane potential", "share (%)")
@@ -172,10 +184,12 @@ def membrane_figures(
 
 
 def count_figures(run: Run) -> str:
-    """Spike counts of q, k, v and their entropies."""
+    """Spike counts of q, k, v and their entropies; nothing for a network without these."""
     assert run.analysis is not None
     histograms = qkv_histograms(run.analysis.measured.histograms)
-    levels = run.subject.model.config.levels
+    if not histograms:
+        return ""
+    levels = max(len(h) for h in histograms.values()) - 1
     series = {
         f"{name}: {histogram_entropy(h):.2f} bit": (h / h.sum()).tolist()
         for name, h in histograms.items()
@@ -183,10 +197,10 @@ def count_figures(run: Run) -> str:
     chart = svg.bars([str(c) for c in range(levels + 1)], series, "spike count", "share")
     most = np.log2(levels + 1)
     together = figure("counts", "Spike counts of q, k, v", chart, f"At most {most:.2f} bit.")
-    blocks: dict[str, list[float]] = {"q": [], "k": [], "v": []}
+    blocks: dict[str, list[float]] = {letter: [] for letter in histograms}
     for name, histogram in run.analysis.measured.histograms.items():
         blocks[name.rpartition(".")[2][0]].append(histogram_entropy(histogram))
-    names = [str(i + 1) for i in range(len(blocks["q"]))]
+    names = [str(i + 1) for i in range(max(map(len, blocks.values())))]
     chart = svg.bars(names, blocks, "transformer block", "entropy (bit)")
     return section("Information", together, figure("entropy", "Entropy by block", chart))
 
@@ -267,7 +281,9 @@ def ledger_table(ledger: Ledger) -> str:
 
 
 def attention_section(maps: Sequence[AttentionMap]) -> str:
-    """Sample images with where attention looks."""
+    """Sample images with where attention looks; nothing for a network without attention."""
+    if not maps:
+        return ""
     cells = []
     for item in maps:
         shown = [f"<span>{svg.picture(item.image)}{escape(item.label)}</span>"]

@@ -1,0 +1,373 @@
+"""From recorded operations to steps: what each node of an fx graph means, or why it cannot be.
+
+Layers are recognised by their type, functions and methods of torch by their name. Operations that
+change nothing in evaluation (dropout, identity, contiguous) leave no step.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from qsdformer.errors import UserError
+from qsdformer.graph.arithmetic import PRODUCTS, SUMS, concatenated, multiplied, summed
+from qsdformer.graph.layout import axes_text, reduced, repeated, reshaped
+from qsdformer.graph.naming import Names, spelled
+from qsdformer.graph.trace import Constant, Kind, Step, Traced
+from qsdformer.graph.tracer import NORMS, SUPPORTED, called, model_path, shape_of
+from qsdformer.graph.windows import conv_options, pool_options
+from qsdformer.nn.attention import LayerScale, SpikeAttention
+from qsdformer.nn.blocks import border_conv
+from qsdformer.nn.neurons import SpikingNeuron
+from qsdformer.nn.pointwise import PlanePool
+from qsdformer.nn.timing import TimeInput, TimeMean, TimeRepeat
+
+NOTHING = ("contiguous", "clone", "detach", "float", "dropout", "dropout2d", "alpha_dropout")
+RESHAPES = ("flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze", "getitem")
+IN_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
+
+
+def read(graph: fx.Graph, root: nn.Module, shape: tuple[int, ...]) -> Traced:
+    """The steps of a recorded graph; `UserError` for what is not supported."""
+    reader = _Reader(graph, root)
+    for node in graph.nodes:
+        reader.add(node)
+    return Traced(steps=tuple(reader.steps), outputs=reader.outputs, shape=shape)
+
+
+class _Reader:
+    """Goes through the nodes once and makes steps."""
+
+    def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
+        self.root = root
+        self.steps: list[Step] = []
+        self.outputs: dict[str, Step] = {}
+        self.found: dict[fx.Node, Any] = {}  # Step, Constant or module
+        self.names = Names(graph)
+
+    def add(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            self._image(node)
+        elif node.op == "output":
+            self._outputs(node)
+        elif node.op == "get_attr":
+            self.found[node] = self._attribute(str(node.target))
+        else:
+            self.found[node] = self._operation(node)
+
+    def _image(self, node: fx.Node) -> None:
+        shape = shape_of(node).shape
+        if len(shape) not in (4, 5):
+            raise UserError(f"images of shape {tuple(shape)}: (B, C, H, W) or (T, B, C, H, W)")
+        framed = len(shape) == 5
+        step = Step(
+            name="image",
+            kind="image",
+            inputs=(),
+            time=shape[0] if framed else 1,
+            size=(shape[-3], shape[-2], shape[-1]),
+            axes="tbchw" if framed else "nchw",
+        )
+        self.steps.append(step)
+        self.found[node] = step
+
+    def _outputs(self, node: fx.Node) -> None:
+        given = node.args[0]
+        if isinstance(given, fx.Node):
+            named = {"output": given}
+        elif isinstance(given, dict):
+            named = dict(given)
+        else:
+            several = given if isinstance(given, (list, tuple)) else [given]
+            named = {f"output{i}": value for i, value in enumerate(several)}
+        for name, value in named.items():
+            step = self.found.get(value) if isinstance(value, fx.Node) else None
+            if not isinstance(step, Step):
+                raise UserError("the model must return a tensor, or a list or dict of tensors")
+            self.outputs[str(name)] = step
+
+    def _attribute(self, target: str) -> Any:
+        owner, _, name = target.rpartition(".")
+        value = getattr(self.root.get_submodule(owner), name)
+        if isinstance(value, nn.Module):
+            return value
+        return Constant(lambda: getattr(self.root.get_submodule(owner), name))
+
+    def _operation(self, node: fx.Node) -> Any:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.found[n])
+        function = _function(node, self.root)
+        given = tree_flatten((args, kwargs))[0]
+        inputs = tuple(dict.fromkeys(x for x in given if isinstance(x, Step)))
+        if not inputs:
+            constants = (args, kwargs)
+            return Constant(lambda: _evaluate(function, *constants))
+        module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        result = Operation(node, function, args, kwargs, inputs, self.names).step(module)
+        if result not in inputs:
+            self.steps.append(result)
+        return result
+
+
+class Operation:
+    """One node: the arguments it was called with, and the step that it becomes."""
+
+    def __init__(
+        self,
+        node: fx.Node,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        inputs: tuple[Step, ...],
+        names: Names,
+    ) -> None:
+        self.node, self.args, self.kwargs, self.inputs = node, args, kwargs, inputs
+        self.call = (function, args, kwargs)
+        self.names = names
+        self.x = inputs[0]
+
+    def step(self, module: nn.Module | None) -> Step:
+        """The step, or the one it reads where nothing is done."""
+        if module is not None:
+            return self._module(module)
+        name = spelled(self.node)
+        if self.node.target is border_conv:
+            norm, conv = self._module_of(1), self._module_of(2)
+            options = {**conv_options(conv, self.fail), "norm": norm, "norm_name": self._path(1)}
+            return self.make("border_conv", module=conv, name=self._path(2), **options)
+        if name in NOTHING or (name == "to" and shape_of(self.node).dtype == torch.float32):
+            return self.x
+        if name in RESHAPES:
+            return reshaped(self)
+        if name in SUMS:
+            return summed(self, name)
+        if name in PRODUCTS:
+            return multiplied(self, divide="div" in name)
+        if name in ("mean", "sum"):
+            return reduced(self, name, *self.arguments("dim", "keepdim"))
+        if name in ("repeat", "expand", "stack"):
+            return repeated(self)
+        if name in ("cat", "concat", "concatenate"):
+            return concatenated(self)
+        if name in ("transpose", "permute", "swapaxes"):
+            return self._transposed()
+        if name in ("max_pool2d", "avg_pool2d"):
+            keys = ("kernel_size", "stride", "padding")
+            found = dict(zip(keys, self.arguments(*keys), strict=True))
+            return self._pool(name, {**self.kwargs, **found})
+        if name == "adaptive_avg_pool2d":
+            return self._adaptive_pool()
+        if name == "interpolate":
+            mode = self.kwargs.get("mode", self.args[3] if len(self.args) > 3 else "nearest")
+            return self._upsample(mode, self.kwargs.get("align_corners"))
+        raise self.fail(f"{name} is not supported: {SUPPORTED}")
+
+    def _module(self, m: nn.Module) -> Step:
+        if isinstance(m, (nn.Identity, nn.modules.dropout._DropoutNd)):
+            return self.x
+        if isinstance(m, nn.Conv2d):
+            return self.make("conv", module=m, **conv_options(m, self.fail))
+        if isinstance(m, nn.ConvTranspose2d):
+            plain = (m.kernel_size, m.stride, m.padding, m.dilation, m.groups)
+            if plain != ((2, 2), (2, 2), (0, 0), (1, 1), 1) or any(m.output_padding):
+                raise self.fail("a transposed convolution must be 2x2 with stride 2, in one group")
+            return self.make("conv_transpose", module=m)
+        if isinstance(m, nn.Linear):
+            return self._linear(m)
+        if isinstance(m, NORMS):
+            return self._norm(m)
+        if isinstance(m, LayerScale):
+            return self.make("scale", module=m, factor=Constant(lambda: m.scale))
+        if isinstance(m, SpikingNeuron):
+            return self._neuron(m)
+        if isinstance(m, SpikeAttention):
+            return self._attention(m)
+        if isinstance(m, TimeInput):
+            same = shape_of(self.node).shape == self.input_shape()
+            still = len(self.input_shape()) == 4
+            return self.x if same else (repeated(self) if still else reshaped(self))
+        if isinstance(m, TimeRepeat):
+            # A step in any case: its value is a membrane potential, made once for all readers.
+            self.inputs = self.inputs[:1]  # the images only say whether they are frames
+            times = self.shape()[0] // self.input_shape()[0]
+            self.call = (lambda x: x.repeat(times, *[1] * (x.dim() - 1)), (self.x,), {})
+            return self.make("repeat", time=times * self.x.time)
+        if isinstance(m, TimeMean):
+            if m.steps != self.x.time:
+                raise self.fail(f"the mean of {m.steps} time steps, but there are {self.x.time}")
+            return self.x if m.steps == 1 else reduced(self, "mean", 0, False, folded=True)
+        if isinstance(m, (nn.Flatten, nn.Unflatten)):
+            return reshaped(self)
+        if isinstance(m, (nn.MaxPool2d, nn.AvgPool2d)):
+            name = "max_pool2d" if isinstance(m, nn.MaxPool2d) else "avg_pool2d"
+            return self._pool(name, vars(m))
+        if isinstance(m, PlanePool):
+            return self.make("plane_pool", heads=m.heads)
+        if isinstance(m, nn.AdaptiveAvgPool2d):
+            return self._adaptive_pool()
+        if isinstance(m, nn.Upsample):
+            return self._upsample(m.mode, m.align_corners)
+        raise self.fail(f"{type(m).__name__} is not supported: {SUPPORTED}")
+
+    # What modules and functions share.
+
+    def make(
+        self,
+        kind: Kind,
+        *,
+        size: tuple[int, int, int] | None = None,
+        axes: str | None = None,
+        time: int | None = None,
+        module: nn.Module | None = None,
+        name: str | None = None,
+        **options: Any,
+    ) -> Step:
+        """A step on the first input; what is not given is as in that input."""
+        axes = self.x.axes if axes is None else axes
+        if size is None:
+            size = self._size(axes)
+        return Step(
+            name=self.names.of(self.node, kind, name),
+            kind=kind,
+            inputs=self.inputs,
+            time=self.x.time if time is None else time,
+            size=size,
+            axes=axes,
+            module=module,
+            options=options,
+            call=self.call,
+        )
+
+    def fail(self, what: str) -> UserError:
+        """The error that says `what` about this operation."""
+        path, owner = self.names.where(self.node)
+        return UserError(f"{called(path)} ({owner}): {what}")
+
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the result."""
+        return tuple(shape_of(self.node).shape)
+
+    def arguments(self, *names: str) -> tuple[Any, ...]:
+        """The arguments after the first by name, None where they are not given."""
+        given = dict(zip(names, self.args[1:], strict=False))
+        return tuple(self.kwargs.get(name, given.get(name)) for name in names)
+
+    def _size(self, axes: str) -> tuple[int, int, int]:
+        """(C, H, W) of the result with these axes; a grid of tokens keeps that of the input."""
+        found = dict(zip(axes, self.shape(), strict=True))
+        if "p" in axes:
+            return (found["c"], *self.x.size[1:])
+        return found["c"], found.get("h", 1), found.get("w", 1)
+
+    def input_shape(self) -> tuple[int, ...]:
+        node = next(n for n in self.node.all_input_nodes if "shape" in n.meta)
+        return tuple(shape_of(node).shape)
+
+    def _module_of(self, index: int) -> Any:
+        return self.args[index]
+
+    def _path(self, index: int) -> str:
+        node = self.node.args[index]
+        assert isinstance(node, fx.Node)
+        return model_path(str(node.target))
+
+    def _linear(self, m: nn.Linear) -> Step:
+        if not self.x.axes.endswith("c"):
+            raise self.fail(f"a linear layer must read channels last, {axes_text(self.x)} given")
+        return self.make("linear", module=m)
+
+    def _norm(self, m: Any) -> Step:
+        if m.running_mean is None or m.running_var is None:
+            raise self.fail("a norm without running statistics is not supported")
+        if self.x.axes[1] != "c":
+            raise self.fail(f"the norm must find channels second, {axes_text(self.x)} given")
+        return self.make("norm", module=m)
+
+    def _neuron(self, m: SpikingNeuron) -> Step:
+        if m.time_steps not in (1, self.x.time):
+            raise self.fail(
+                f"a neuron with time_steps={m.time_steps} gets {self.x.time} of them: repeat "
+                "the images with TimeInput, or build the neuron with the network's time steps"
+            )
+        return self.make("neuron", module=m)
+
+    def _attention(self, m: SpikeAttention) -> Step:
+        q, k, v = (*self.args, *(self.kwargs[n] for n in ("q", "k", "v") if n in self.kwargs))
+        self.inputs = (q, k, v)
+        self.x = v
+        self.call = (m, self.inputs, {})
+        for letter, x in zip("qkv", (q, k, v), strict=True):
+            if x.kind not in ("neuron", "view", "max_pool", "repeat"):
+                raise self.fail(f"{letter} comes from {x.name}, which makes no spikes")
+        return self.make("attention", module=m)
+
+    def _transposed(self) -> Step:
+        """Tokens before channels or after them; nothing else."""
+        swapped = {"ncp": "npc", "npc": "ncp", "tbcp": "tbpc", "tbpc": "tbcp"}.get(self.x.axes)
+        found = self.args[1:] if len(self.args) != 2 else tuple(self.args[1])
+        last = len(self.x.axes)
+        order = list(range(last))
+        if len(found) == 2 and all(isinstance(i, int) for i in found):
+            i, j = (a % last for a in found)
+            order[i], order[j] = j, i
+        else:
+            order = [a % last for a in found]
+        expected = [*range(last - 2), last - 1, last - 2]
+        if swapped is None or order != expected:
+            raise self.fail(
+                f"axes of {axes_text(self.x)} are exchanged; only tokens and channels can be"
+            )
+        return self.make("view", axes=swapped)
+
+    def _pool(self, name: str, given: Mapping[str, Any]) -> Step:
+        options = pool_options(given, self.fail)
+        if self.x.axes != "nchw":
+            raise self.fail(f"a pool of {axes_text(self.x)} is not supported")
+        if name == "max_pool2d":
+            return self.make("max_pool", **options)
+        if options["padding"] == 0 and self.x.size[1:] == (options["kernel"],) * 2:
+            return self.make("spatial_sum", mean=True)
+        if options["padding"] and given.get("count_include_pad") is False:
+            raise self.fail("an average pool must count its padding")
+        return self.make("avg_pool", **options)
+
+    def _adaptive_pool(self) -> Step:
+        height, width = self.shape()[-2:]
+        if self.x.axes != "nchw":
+            raise self.fail(f"a pool of {axes_text(self.x)} is not supported")
+        if (height, width) == self.x.size[1:]:
+            return self.x
+        if (height, width) == (1, 1):
+            return self.make("spatial_sum", mean=True)
+        kernel = self.x.size[1] // height
+        if self.x.size[1:] != (kernel * height, kernel * width):
+            raise self.fail("an adaptive pool must divide the map into equal squares")
+        return self.make("avg_pool", kernel=kernel, stride=kernel, padding=0)
+
+    def _upsample(self, mode: str, align_corners: bool | None) -> Step:
+        height, width = self.x.size[1:]
+        doubled = self.shape()[-2:] == (2 * height, 2 * width)
+        if mode not in ("nearest", "bilinear") or align_corners or not doubled:
+            raise self.fail("upsampling must be by 2, nearest or bilinear without align_corners")
+        return self.make("upsample", mode=mode)
+
+
+def _function(node: fx.Node, root: nn.Module) -> Callable[..., Any]:
+    if node.op == "call_module":
+        return root.get_submodule(str(node.target))
+    if node.op == "call_method":
+        method = str(node.target)
+        return lambda x, *args, **kwargs: getattr(x, method)(*args, **kwargs)
+    assert callable(node.target)
+    return IN_PLACE.get(node.target, node.target)
+
+
+def _evaluate(function: Callable[..., Any], args: Any, kwargs: Any) -> Tensor:
+    def compute(a: Any) -> Any:
+        return a.compute() if isinstance(a, Constant) else a
+
+    return function(*tree_map(compute, args), **tree_map(compute, kwargs))

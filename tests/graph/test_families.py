@@ -1,0 +1,78 @@
+"""Networks of every family: the same spikes in every execution, counted alike by the ledger."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import qsdformer as qsd
+from qsdformer.analysis.ledger import make_ledger
+from qsdformer.analysis.measure import measure
+from qsdformer.analysis.twins import ann_ledger, twins
+from qsdformer.data.base import DataInfo
+from qsdformer.runtimes.binary import multi_bit, run_binary
+from qsdformer.runtimes.executors import normalised
+from qsdformer.runtimes.verify import count_differences
+
+FLAT: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "num_classes": 5}
+PYRAMID: dict[str, Any] = {"dims": (4, 6, 8, 8), "depth": 2, "heads": 2, "num_classes": 5}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "sdt": ("sdt_tiny", FLAT),
+    "sdt, dvs mode": ("sdt_tiny", {**FLAT, "dvs_mode": True}),
+    "spikformer": ("spikformer_tiny", FLAT),
+    "e-spikeformer": ("e_spikeformer_tiny", PYRAMID),
+}
+NEURONS: dict[str, dict[str, Any]] = {
+    **{f"D{levels}": {"levels": levels} for levels in (1, 4, 8)},
+    "lif": {"neuron": "lif", "threshold": 0.3},
+}
+INFO = DataInfo(
+    image_size=16, channels=3, class_names=tuple("abcde"), mean=(0.5,) * 3, std=(0.25,) * 3
+)
+
+
+def settled(name: str, **fields: Any) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = qsd.create_model(name, **fields).train()
+    with torch.no_grad():
+        for _ in range(5):
+            model(torch.randn(6, 3, 16, 16))
+    return model.eval()
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("neuron", NEURONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_binary_and_integer_execution_have_the_counts_of_multi_bit_evaluation(
+    family: str, neuron: str, steps: int
+) -> None:
+    name, fields = FAMILIES[family]
+    model = settled(name, **fields, **NEURONS[neuron], time_steps=steps)
+    graph = qsd.lower(model, INFO)
+    pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8).numpy()
+    images = normalised(pixels, graph.preprocessing)
+    logits, counts = multi_bit(model, images)
+    with torch.no_grad():
+        assert torch.equal(logits, model(images))
+    binary = run_binary(model, images)
+    assert all(torch.equal(binary.counts[n], c) for n, c in counts.items())
+    torch.testing.assert_close(binary.logits, logits, rtol=1e-5, atol=1e-6)
+    _, found = graph.run_with_counts(pixels)
+    differing, total = count_differences(found, {n: c.numpy() for n, c in counts.items()})
+    # A membrane within rounding distance of a threshold may fall on its other side.
+    assert differing <= 5e-3 * total
+    measured = measure(model, [(images, torch.zeros(2).long())])
+    rows = make_ledger("m", model, measured).rows
+    assert {r.name: r.total for r in rows if r.kind in ("ac", "attention")} == binary.additions
+    assert {r.name: r.total for r in rows if r.kind == "mac"} == binary.macs
+    assert twins("m", model, measured)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_a_counterpart_ann_with_a_ledger(family: str) -> None:
+    name, fields = FAMILIES[family]
+    model = qsd.create_model(name, **fields)
+    ann = type(model)(model.config.ann())
+    assert ann_ledger("ann", ann, (16, 16), None).macs > 0

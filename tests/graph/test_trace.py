@@ -1,0 +1,261 @@
+"""Networks of users' own: traced, executed in every way, exported; or refused in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qsdformer as qsd
+from graph.user_networks import (
+    CLASSIFIERS,
+    INFO,
+    Attentive,
+    Counting,
+    Pyramid,
+    ResNet,
+    pixels,
+    settled,
+)
+from qsdformer.analysis.ledger import make_ledger
+from qsdformer.analysis.measure import measure
+from qsdformer.analysis.report.collect import attention_maps, membranes, spike_raster
+from qsdformer.analysis.twins import twins
+from qsdformer.errors import UserError
+from qsdformer.graph.artifact import load_artifact
+from qsdformer.graph.ops import Add, CountAdd, TimeSum
+from qsdformer.graph.trace import trace
+from qsdformer.nn import IELIF, LIF, QuantConv2d, QuantLinear, SpikingNeuron
+from qsdformer.nn.taps import tap
+from qsdformer.runtimes.binary import multi_bit, run_binary
+from qsdformer.runtimes.executors import normalised
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_network_of_ones_own_gives_the_same_counts_in_every_execution(name, tmp_path):
+    model = settled(CLASSIFIERS[name])
+    report = qsd.verify(model, pixels(), info=INFO)
+    assert report.rows[0].counts > 0
+    for row in report.rows:
+        assert row.differing is not None
+        assert row.differing <= 2e-3 * row.counts, row.name
+        assert row.broken is None
+    graph = qsd.export(model, tmp_path / "model.qsd", info=INFO)
+    assert load_artifact(tmp_path / "model.qsd") == graph
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_the_traced_graph_computes_what_the_forward_does(name):
+    model = settled(CLASSIFIERS[name])
+    images = torch.randn(3, 3, 16, 16)
+    logits, counts = multi_bit(model, images)
+    with torch.no_grad():
+        assert torch.equal(logits, model(images))
+    assert sum(int(c.sum()) for c in counts.values()) > 0
+    binary = run_binary(model, images)
+    assert all(torch.equal(binary.counts[n], c) for n, c in counts.items())
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_the_ledger_of_a_network_of_ones_own_counts_what_binary_execution_does(name):
+    model = settled(CLASSIFIERS[name])
+    images = torch.randn(3, 3, 16, 16)
+    run = run_binary(model, images)
+    measured = measure(model, [(images, torch.zeros(3).long())])
+    rows = make_ledger("own", model, measured).rows
+    assert {r.name: r.total for r in rows if r.kind in ("ac", "attention")} == run.additions
+    assert {r.name: r.total for r in rows if r.kind == "mac"} == run.macs
+    assert twins("own", model, measured)
+
+
+def test_the_report_shows_attention_and_spikes_of_a_network_of_ones_own():
+    model, images = settled(Attentive), torch.randn(3, 3, 16, 16)
+    (first, *_) = attention_maps(model, images, torch.zeros(3).long(), INFO)
+    assert first.maps["first block"].shape == (4, 4)
+    assert len(spike_raster(model, images[0])) == 5
+    plain = settled(ResNet)
+    assert attention_maps(plain, images, torch.zeros(3).long(), INFO) == []
+    assert membranes(plain, images) == {}
+
+
+def test_feature_maps_come_out_as_named_outputs():
+    model = settled(Pyramid)
+    graph = qsd.lower(model, INFO)
+    found = graph.real_outputs(pixels().numpy())
+    with torch.no_grad():
+        expected = model(normalised(pixels().numpy(), graph.preprocessing))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value.numpy(), atol=1e-5)
+
+
+def test_the_time_axis_may_be_in_the_images():
+    model = settled(Attentive)
+    graph = qsd.lower(model, INFO, frames=True)
+    assert graph.takes_frames
+    frames = torch.stack([pixels(), pixels().flip(0)])
+    images = torch.stack([normalised(f.numpy(), graph.preprocessing) for f in frames])
+    _, counts = multi_bit(model, images)
+    _, found = graph.run_with_counts(frames.numpy())
+    assert all(np.array_equal(found[n].reshape(c.shape), c.numpy()) for n, c in counts.items())
+
+
+def test_sums_of_counts_stay_counts_and_means_over_time_are_sums():
+    graph = qsd.lower(settled(Counting), INFO)
+    assert [op.name for op in graph.ops if isinstance(op, CountAdd)] == ["add"]
+    assert not [op for op in graph.ops if isinstance(op, Add)]
+    assert [op.name for op in graph.ops if isinstance(op, TimeSum)] == ["head.time"]
+
+
+def test_names_are_those_of_modules_and_of_what_a_forward_does():
+    names = [step.name for step in trace(settled(ResNet), (2, 3, 16, 16)).steps]
+    assert names[:4] == ["image", "repeat", "stem", "norm"]
+    assert {"blocks.0.conv1", "blocks.0.add", "blocks.1.neuron2", "pool", "view", "mean"} <= {
+        *names
+    }
+    assert len(names) == len(set(names))
+
+
+def test_a_module_that_is_called_twice_has_two_names():
+    names = [s.name for s in trace(settled(CLASSIFIERS["shared modules"]), (2, 3, 16, 16)).steps]
+    assert [n for n in names if n.startswith("neuron")] == [
+        "neuron", "neuron@2", "neuron@3", "neuron@4",
+    ]  # fmt: skip
+
+
+def test_tracing_leaves_a_model_as_it_was():
+    model = settled(Attentive)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    modes = [m.training for m in model.modules()]
+    trace(model, (2, 3, 16, 16))
+    assert modes == [m.training for m in model.modules()]
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    with torch.no_grad(), tap(model, "neuron") as acts:
+        model(torch.randn(1, 3, 16, 16))
+    assert acts["neuron"].shape == (2, 8, 4, 4)
+
+
+class Net(nn.Module):
+    """A small network with something of the user's between convolution and neuron."""
+
+    def __init__(self, inside: Callable[[Net, Tensor], Tensor], **modules: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.neuron = QuantConv2d(3, 6, 3, padding=1, bits=4), IELIF(4)
+        self.head, self.inside = QuantLinear(6, 5, bits=4), inside
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.neuron(self.inside(self, self.conv(x))).mean((2, 3)))
+
+
+class Keeping(nn.Module):
+    """A neuron that keeps its membrane potential for the next batch."""
+
+    def __init__(self, kept: Tensor | None = None, *, buffer: bool = False) -> None:
+        super().__init__()
+        if buffer:
+            self.register_buffer("kept", torch.zeros(1))
+        else:
+            self.kept = kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = x if self.kept is None else 0.5 * self.kept + x
+        return self.kept
+
+
+class Own(SpikingNeuron):
+    def _step(self, x: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        return (4 * x).round().clamp(0, 4) / 4, x
+
+
+def through(module: nn.Module) -> Net:
+    return Net(lambda net, x: net.own(x), own=module)
+
+
+def by(function: Callable[[Tensor], Tensor]) -> Net:
+    return Net(lambda net, x: function(x))
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "values decide": (lambda: by(lambda x: x if x.mean() > 0 else -x), "decides by the values"),
+    "values read": (lambda: by(lambda x: x * x.max().item()), "decides by the values"),
+    "a function": (lambda: by(torch.sigmoid), r"the model \(Net\): sigmoid is not supported"),
+    "a layer of torch": (
+        lambda: through(nn.Sequential(nn.GroupNorm(2, 6))),
+        r"own.0 \(GroupNorm\): GroupNorm is not supported: supported are QuantConv2d",
+    ),
+    "fp32 weights": (
+        lambda: through(nn.Sequential(IELIF(4), nn.Conv2d(6, 6, 1))),
+        r"own.1 \(Conv2d\) has fp32 weights",
+    ),
+    "a state": (lambda: through(Keeping()), "own: its forward keeps a tensor in 'kept'"),
+    "a state in a buffer": (lambda: through(Keeping(buffer=True)), "keeps a tensor in 'kept'"),
+    "a state left": (
+        lambda: through(Keeping(torch.zeros(7, 6, 16, 16))),
+        "own .Keeping.: it keeps a tensor 'kept' .* left from another batch",
+    ),
+    "a neuron of one's own": (lambda: through(Own(4, 1)), "Own has no integer form"),
+    "other time steps": (lambda: through(LIF(4)), "time_steps=4 gets 1 of them: repeat"),
+    "spikes of unequal worth": (
+        lambda: Net(
+            lambda net, x: net.mix(torch.cat([net.neuron(x), net.other(x)], 1)),
+            other=IELIF(8),
+            mix=QuantConv2d(12, 6, 1, bits=4),
+        ),
+        "cat: spikes worth 0.25, 0.125 are concatenated",
+    ),
+    "a product of membranes": (lambda: by(lambda x: x * x), "only spike counts can be multiplied"),
+    "a dilated convolution": (
+        lambda: through(QuantConv2d(6, 6, 3, padding=2, dilation=2, bits=4)),
+        "own .QuantConv2d.: a convolution must have dilation 1",
+    ),
+    "axes exchanged": (
+        lambda: by(lambda x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2)),
+        "axes .* are exchanged",
+    ),
+    "time left over": (
+        lambda: nn.Sequential(
+            TimeFirst(), conv_of_three(), LIF(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            QuantLinear(6, 5, bits=4),
+        ),
+        "the result still has 2 time steps",
+    ),
+    "no spikes": (lambda: nn.Sequential(conv_of_three(), nn.Flatten()), "no spiking neurons"),
+}  # fmt: skip
+
+
+class TimeFirst(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.repeat(2, 1, 1, 1)
+
+
+def conv_of_three() -> nn.Module:
+    return QuantConv2d(3, 6, 3, padding=1, bits=4)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_is_refused_in_one_line_that_names_the_module(case: str):
+    make, message = REFUSED[case]
+    with pytest.raises(UserError, match=message) as error:
+        qsd.lower(make().eval(), INFO)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_or_a_part_in_training_mode_is_refused():
+    model = settled(ResNet)
+    model.blocks[1].norm1.train()
+    with pytest.raises(UserError, match=r"blocks.1.norm1 is in training mode"):
+        qsd.lower(model, INFO)
+    with pytest.raises(UserError, match="the model is in training mode"):
+        trace(model.train(), (2, 3, 16, 16))
+
+
+@pytest.mark.parametrize("images", [(3, 16, 16), (2, 3)])
+def test_images_must_have_a_batch_and_channels(images: Any):
+    with pytest.raises(UserError):
+        trace(settled(ResNet), images)
