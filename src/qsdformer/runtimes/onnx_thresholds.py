@@ -60,14 +60,14 @@ def threshold_conv(conv: Conv, rescale: Rescale, neuron: Neuron, largest: int) -
     constant = ((needed <= least[:, None]) | (needed > most[:, None])).all(axis=1)
     fixed = (needed <= least[:, None]).sum(axis=1)
     codes = np.where(constant.reshape(-1, 1, 1, 1), 0, codes * times.reshape(-1, 1, 1, 1))
-    fits = codes.max(axis=(1, 2, 3)) <= CODE_LIMIT
-    fits &= 2 * largest * np.abs(codes).max(axis=(1, 2, 3)) <= BYTE_PAIR
-    exact = constant | (exact & fits)
+    over = (codes > CODE_LIMIT).sum(axis=(1, 2, 3))  # one unit less each, in the file
+    pairs_fit = 2 * largest * np.abs(codes).max(axis=(1, 2, 3)) <= BYTE_PAIR
+    exact = constant | (exact & (over == 0) & pairs_fit)
     middle = np.arange(neuron.levels) + 0.5
     placed = np.ceil((middle * spread[:, None] - bias[:, None]) / times[:, None])
     placed = np.clip(placed, least[:, None], most[:, None] + 1)
-    error = np.abs(placed - needed).max(axis=1) * times / np.abs(spread)
-    error = np.where(exact, 0.0, np.where(fits & (spread > 0), error, np.inf))
+    error = (np.abs(placed - needed).max(axis=1) + largest * over) * times / np.abs(spread)
+    error = np.where(exact, 0.0, np.where(pairs_fit & (spread > 0), error, np.inf))
     return ThresholdConv(
         codes=np.minimum(codes, CODE_LIMIT).astype(np.int8),
         bias=np.where(constant, fixed, bias).astype(np.int32),
