@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 import tomllib
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from graph.random_graphs import random_frames, random_graph
+from graph.test_artifact_fuzz import damaged
 from PIL import Image
 from variants import info_for
 
@@ -24,6 +27,7 @@ pytest.importorskip("onnxruntime")
 
 from qsdformer.runtimes import sessions  # noqa: E402
 from qsdformer.runtimes.onnx_export import export_onnx  # noqa: E402
+from qsdformer.runtimes.onnx_metadata import check  # noqa: E402
 from qsdformer.runtimes.onnx_predict import load_onnx  # noqa: E402
 
 
@@ -153,6 +157,60 @@ def test_a_foreign_model_is_refused(model_file):
     onnx.save(model, model_file)
     with pytest.raises(UserError, match="was not exported by qsd"):
         load_onnx(model_file)
+
+
+def test_the_checksum_covers_every_byte(model_file):
+    whole = model_file.read_bytes()
+    rng = random.Random(0)
+    places = [rng.randrange(len(whole)) for _ in range(100)]
+    places += range(whole.index(b"qsdformer_sha256") - 4, len(whole))  # the entry itself
+    for at in places:
+        changed = whole[:at] + bytes([whole[at] ^ (1 << rng.randrange(8))]) + whole[at + 1 :]
+        with pytest.raises(UserError, match=r"checksum is wrong|was not exported by qsd") as caught:
+            check(changed, "model.onnx")
+        assert "\n" not in str(caught.value)
+    check(whole, "model.onnx")
+
+
+def test_accidents_to_a_file_are_refused_in_one_line(model_file):
+    """Cuts, holes, repetitions, junk: none may run with changed weights."""
+    whole = model_file.read_bytes()
+    rng = random.Random(1)
+    for number in range(300):
+        mutant = damaged(whole, rng)
+        if mutant == whole:
+            continue
+        model_file.write_bytes(mutant)
+        with pytest.raises(UserError) as caught:
+            load_onnx(model_file)
+        assert str(model_file) in str(caught.value), number
+        assert "\n" not in str(caught.value), number
+
+
+def test_other_runtimes_ignore_the_checksum(graph, model_file):
+    onnx.checker.check_model(onnx.load(model_file))
+    pixels = np.zeros((1, 3, 32, 32), np.uint8)
+    found = sessions.onnxruntime_infer(str(model_file))(pixels, None)["logits"]
+    assert np.array_equal(found, load_onnx(model_file).logits(pixels))
+
+
+def test_a_network_of_frames_and_feature_maps_runs_from_its_file(tmp_path):
+    chosen = [g for g in map(random_graph, range(60)) if g.takes_frames and g.outputs]
+    for graph in (
+        next(g for g in chosen if not g.class_names),
+        next(g for g in chosen if g.class_names),
+    ):
+        export_onnx(graph, tmp_path / "model.onnx")
+        model, frames = load_onnx(tmp_path / "model.onnx"), random_frames(graph)
+        found, expected = model.outputs(frames), graph.real_outputs(frames)
+        assert found.keys() == expected.keys()
+        for output in graph.outputs:
+            assert np.array_equal(found[output.name], expected[output.name])
+        if graph.class_names:
+            assert np.array_equal(model.logits(frames), expected["logits"][:, :, 0, 0])
+        else:
+            with pytest.raises(UserError, match="no logits; its outputs are map0"):
+                model.logits(frames)
 
 
 def test_a_damaged_image_is_named(tmp_path):

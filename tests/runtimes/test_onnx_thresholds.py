@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from qsdformer.graph.ops import IELIF, LIF, Conv, Rescale
+
+pytest.importorskip("onnx")
+
+from qsdformer.runtimes.onnx_neurons import rounds
 from qsdformer.runtimes.onnx_thresholds import membrane_thresholds, threshold_conv
 
 FRACTION = 22
@@ -123,3 +129,35 @@ def test_a_channel_without_variance_gives_its_constant_count():
     assert not made.codes[0].any()
     assert np.rint(made.bias[0] * made.scale[0] * 4) == 3
     assert made.exact[0]
+
+
+def test_thresholds_that_no_scale_can_place_are_called_far_off():
+    conv, rescale = layer(4, 4, 0)
+    even = ielif(4)
+    assert threshold_conv(conv, rescale, even, 4).error == 0.0
+    low, *others = even.thresholds
+    uneven = dataclasses.replace(even, thresholds=(low - (1 << FRACTION), *others))
+    assert threshold_conv(conv, rescale, uneven, 4).error > 0.5
+
+
+@pytest.mark.parametrize("largest", [127, 128, 200, 255])
+def test_products_of_bytes_never_saturate_in_pairs(largest):
+    """Processors without VNNI add two products in 16 bits."""
+    conv, rescale = layer(4, 4, 0, wide=0.02)
+    made = threshold_conv(conv, rescale, ielif(4), largest)
+    assert 2 * largest * np.abs(made.codes.astype(int)).max() < 2**15
+    assert made.error <= 0.05
+    eight = layer(8, 4, 0, wide=0.02)
+    made = threshold_conv(*eight, ielif(4), largest)
+    assert (made.error <= 0.05) == (largest == 127), "128 * 2 * 128 does not fit"
+
+
+def test_ties_may_go_to_the_even_count_or_up():
+    up, unit = ielif(4), 2.0**-FRACTION
+    even = dataclasses.replace(
+        up, thresholds=tuple(t + (k % 2 == 0) for k, t in enumerate(up.thresholds))
+    )
+    shifted = dataclasses.replace(up, thresholds=tuple(t + 5 for t in up.thresholds))
+    assert [rounds(n, unit, even=True) for n in (up, even, shifted)] == [True, True, False]
+    assert [rounds(n, unit, even=False) for n in (up, even, shifted)] == [True, False, False]
+    assert not rounds(up, 2 * unit, even=True)

@@ -54,7 +54,7 @@ from qsdformer.graph.ops import (
 from qsdformer.graph.simplify import without_repetitions
 from qsdformer.runtimes.onnx_convs import ConvNodes, as_convolution
 from qsdformer.runtimes.onnx_maps import MapNodes, channel_offsets
-from qsdformer.runtimes.onnx_metadata import metadata
+from qsdformer.runtimes.onnx_metadata import metadata, sign
 from qsdformer.runtimes.onnx_neurons import NeuronNodes
 from qsdformer.runtimes.onnx_nodes import FLOAT, INT64, UINT8, Nodes, Value, conv_shape
 from qsdformer.runtimes.onnx_thresholds import factor_and_bias
@@ -70,7 +70,7 @@ def export_onnx(
     graph: IntegerGraph, path: str | os.PathLike[str], arrangement: Arrangement = "onnxruntime"
 ) -> None:
     """Write `graph` as an ONNX file, whole or not at all; `UserError` if that is not possible."""
-    data = onnx_model(graph, arrangement).SerializeToString()
+    data = sign(onnx_model(graph, arrangement).SerializeToString())
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 

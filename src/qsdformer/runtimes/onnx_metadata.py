@@ -1,27 +1,80 @@
-"""What an exported ONNX file says about itself: JSON under one key of its metadata."""
+"""What an exported ONNX file says about itself: JSON under one key of its metadata, and a checksum.
+
+The checksum is the SHA-256 of the file with 64 zeros in place of its own hexadecimal digits, as in
+artifacts. Neither PyTorch nor the package onnx is needed to check it; other runtimes ignore it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 
+from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.ops import Preprocessing
 
 METADATA_KEY = "qsdformer"
+CHECKSUM_KEY = "qsdformer_sha256"
+DIGITS = 64
+# The entry as protobuf writes it: field 1, the key, then field 2, the digits, each with its length.
+ENTRY = b"\x0a" + bytes([len(CHECKSUM_KEY)]) + CHECKSUM_KEY.encode() + b"\x12" + bytes([DIGITS])
 INPUT = "pixels: uint8 (batch, channels, height, width), 0..255; the model normalises them"
+FRAMES = "pixels: uint8 (time steps, batch, channels, height, width); the model scales them"
+NOT_OURS = (
+    "was not exported by qsd export --format onnx, or by an older version: its metadata are "
+    "missing or damaged; export it again"
+)
 
 
 def metadata(graph: IntegerGraph) -> dict[str, str]:
-    """The metadata of the file of `graph`: class names, preprocessing, configuration, input."""
+    """The metadata of `graph`: class names, preprocessing, configuration, input, checksum."""
     description = {
         "class_names": list(graph.class_names),
         "preprocessing": dataclasses.asdict(graph.preprocessing),
         "config": graph.config,
-        "input": INPUT,
+        "input": FRAMES if graph.takes_frames else INPUT,
     }
-    return {METADATA_KEY: json.dumps(description, ensure_ascii=False)}
+    return {
+        METADATA_KEY: json.dumps(description, ensure_ascii=False),
+        CHECKSUM_KEY: "0" * DIGITS,  # a file gets the real one, see `sign`
+    }
+
+
+def sign(data: bytes) -> bytes:
+    """The bytes of a model with its checksum filled in."""
+    place = _digits(data)
+    return data[: place.start] + _digest(data, place) + data[place.stop :]
+
+
+def check(data: bytes, name: str) -> None:
+    """`UserError` if the file `name` is not one of ours or not as it was exported."""
+    try:
+        place = _digits(data)
+    except ValueError as error:
+        raise UserError(f"{name} {NOT_OURS}") from error
+    if data[place] != _digest(data, place):
+        raise UserError(
+            f"{name}: the checksum is wrong: the file is damaged or was changed after qsd export; "
+            "copy or export it again"
+        )
+
+
+def _digits(data: bytes) -> slice:
+    """Where the checksum's digits are; ValueError unless there is exactly one such place."""
+    start = data.index(ENTRY) + len(ENTRY)
+    if ENTRY in data[start:] or len(data) < start + DIGITS:
+        raise ValueError("more than one checksum, or part of one")
+    return slice(start, start + DIGITS)
+
+
+def _digest(data: bytes, place: slice) -> bytes:
+    view = memoryview(data)
+    total = hashlib.sha256(view[: place.start])
+    total.update(b"0" * DIGITS)
+    total.update(view[place.stop :])
+    return total.hexdigest().encode()
 
 
 def read_metadata(found: Mapping[str, str]) -> tuple[tuple[str, ...], Preprocessing]:

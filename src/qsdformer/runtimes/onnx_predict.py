@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,8 @@ from qsdformer.errors import UserError
 from qsdformer.files import exported_kind
 from qsdformer.graph.images import pixels, top_classes
 from qsdformer.graph.ops import Array, Preprocessing
-from qsdformer.runtimes.onnx_metadata import read_metadata
+from qsdformer.runtimes.onnx_metadata import NOT_OURS, check, read_metadata
 from qsdformer.runtimes.sessions import onnxruntime_session
-
-NOT_OURS = "was not exported by qsd export --format onnx: its metadata are missing or damaged"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +28,17 @@ class OnnxModel:
     preprocessing: Preprocessing
 
     def logits(self, images: Array) -> Array:
-        """Logits (B, classes) float32 of uint8 pixels (B, C, H, W)."""
+        """Logits (B, classes) float32 of uint8 pixels (B, C, H, W), or frames (T, B, C, H, W)."""
+        if not self.class_names:
+            names = ", ".join(output.name for output in self.session.get_outputs())
+            raise UserError(f"this network has no logits; its outputs are {names}")
         found: Array = self.session.run(["logits"], {"pixels": images})[0]
         return found
+
+    def outputs(self, pixels: Array) -> dict[str, Array]:
+        """All outputs by name, float32; the logits of a classifier are among them."""
+        names = [output.name for output in self.session.get_outputs()]
+        return dict(zip(names, self.session.run(names, {"pixels": pixels}), strict=True))
 
     def predict(self, images: Sequence[Image.Image], top: int = 5) -> list[list[tuple[str, float]]]:
         """The `top` (class name, probability) pairs of each image, likeliest first."""
@@ -42,15 +49,22 @@ class OnnxModel:
 def load_onnx(path: str | os.PathLike[str], threads: int = 0) -> OnnxModel:
     """An exported ONNX file; 0 threads leaves their number to ONNX Runtime.
 
-    Raises `UserError` for a file that is missing, cannot be loaded or is not one of ours.
+    Raises `UserError` for a file that is missing, cannot be loaded, is not one of ours, or was
+    damaged or changed since it was exported.
     """
+    name = os.fspath(path)
     if not os.path.isfile(path):
-        raise UserError(f"no ONNX file {os.fspath(path)}: make one with qsd export --format onnx")
+        raise UserError(f"no ONNX file {name}: make one with qsd export --format onnx")
     if exported_kind(path) == ".qsd":
-        raise UserError(f"{os.fspath(path)}: a .qsd file of qsd export, not ONNX; name it .qsd")
-    session = onnxruntime_session(os.fspath(path), threads)
+        raise UserError(f"{name}: a .qsd file of qsd export, not ONNX; name it .qsd")
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read ONNX file {name}: {error.strerror or error}") from error
+    check(data, name)
+    session = onnxruntime_session(data, threads, name=name)
     try:
         class_names, preprocessing = read_metadata(session.get_modelmeta().custom_metadata_map)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{os.fspath(path)} {NOT_OURS}") from error
+        raise UserError(f"{name} {NOT_OURS}") from error
     return OnnxModel(session=session, class_names=class_names, preprocessing=preprocessing)

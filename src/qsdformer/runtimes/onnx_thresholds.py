@@ -31,13 +31,15 @@ MARGIN = 1e-6
 class ThresholdConv:
     """count = clip(round(D * scale * (conv(codes) + bias)), 0, D), D the neuron's levels.
 
-    `exact` says of which channels every count is that of the integer graph.
+    `exact` says of which channels every count is that of the integer graph; `error` is the farthest
+    that a threshold lies from where it should, in units of a count.
     """
 
     codes: Array  # (C_out, C_in / groups, k, k) int8
     bias: Array  # (C_out,) int32
     scale: Array  # (C_out,) float64, above 0
     exact: Array  # (C_out,) bool
+    error: float
 
 
 def threshold_conv(conv: Conv, rescale: Rescale, neuron: Neuron, largest: int) -> ThresholdConv:
@@ -58,13 +60,20 @@ def threshold_conv(conv: Conv, rescale: Rescale, neuron: Neuron, largest: int) -
     constant = ((needed <= least[:, None]) | (needed > most[:, None])).all(axis=1)
     fixed = (needed <= least[:, None]).sum(axis=1)
     codes = np.where(constant.reshape(-1, 1, 1, 1), 0, codes * times.reshape(-1, 1, 1, 1))
-    fits = codes.max(axis=(1, 2, 3)) <= CODE_LIMIT
-    fits &= 2 * largest * np.abs(codes).max(axis=(1, 2, 3)) <= BYTE_PAIR
+    over = (codes > CODE_LIMIT).sum(axis=(1, 2, 3))  # one unit less each, in the file
+    pairs_fit = 2 * largest * np.abs(codes).max(axis=(1, 2, 3)) <= BYTE_PAIR
+    exact = constant | (exact & (over == 0) & pairs_fit)
+    middle = np.arange(neuron.levels) + 0.5
+    placed = np.ceil((middle * spread[:, None] - bias[:, None]) / times[:, None])
+    placed = np.clip(placed, least[:, None], most[:, None] + 1)
+    error = (np.abs(placed - needed).max(axis=1) + largest * over) * times / np.abs(spread)
+    error = np.where(exact, 0.0, np.where(pairs_fit & (spread > 0), error, np.inf))
     return ThresholdConv(
         codes=np.minimum(codes, CODE_LIMIT).astype(np.int8),
         bias=np.where(constant, fixed, bias).astype(np.int32),
         scale=np.where(constant, 1.0, 1.0 / spread) / neuron.levels,
-        exact=constant | (exact & fits),
+        exact=exact,
+        error=float(error.max()),
     )
 
 

@@ -60,8 +60,13 @@ def require(package: str) -> Any:
         ) from error
 
 
-def onnxruntime_session(model: bytes | str, threads: int, profile: str | None = None) -> Any:
-    """A session of ONNX Runtime on the CPU; `profile` begins the name of a profile to write."""
+def onnxruntime_session(
+    model: bytes | str, threads: int, profile: str | None = None, name: str = "the model"
+) -> Any:
+    """A session of ONNX Runtime on the CPU; `profile` begins the name of a profile to write.
+
+    `name` is what messages call a model that is given as bytes.
+    """
     ort = require("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -75,7 +80,7 @@ def onnxruntime_session(model: bytes | str, threads: int, profile: str | None = 
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's exceptions share no other base
-        name = model if isinstance(model, str) else "the model"
+        name = model if isinstance(model, str) else name
         reason = one_line(error)
         raise UserError(f"ONNX Runtime cannot load {name}: {reason}; export it again") from error
 
