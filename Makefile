@@ -1,12 +1,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help install demo test fuzz lint clean
+.PHONY: help install demo test test-quick fuzz lint clean
 
 help:
 	@echo "make demo   train an ANN and a 4-bit student on digits (about 4 minutes after installing)"
-	@echo "make test   run the tests"
+	@echo "make test   run the tests (make test-quick: without those that take longer than 10 s)"
 	@echo "make fuzz   10,000 damaged artifacts and 2,000 checkpoints, each of which must be refused"
 	@echo "make lint   ruff and mypy"
 	@echo "make clean  remove .venv and caches"
@@ -28,10 +29,13 @@ demo: install
 	$(BIN)/qsd quickstart
 
 test: install
-	# The inference runtimes get a process of their own: beside torch.compile in one, a test worker
+	# The inference runtimes get processes of their own: beside torch.compile in one, a test worker
 	# was seen to die.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/graph tests/runtimes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/graph --ignore tests/runtimes
+	$(PYTEST) tests/graph tests/runtimes
+	$(PYTEST) --ignore tests/graph --ignore tests/runtimes
+
+test-quick: install
+	$(PYTEST) -m "not slow"
 
 fuzz: install
 	QSD_FUZZ_MUTANTS=10000 $(BIN)/python -m pytest tests/graph/test_artifact_fuzz.py
@@ -41,6 +45,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

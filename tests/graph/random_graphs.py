@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.graph.check import Shape, check_graph, result_shape
 from qsdformer.graph.integer import IntegerGraph, Output
 from qsdformer.graph.ops import (
@@ -32,7 +33,6 @@ from qsdformer.graph.ops import (
     Multiply,
     Normalise,
     Op,
-    Preprocessing,
     Repeat,
     Rescale,
     Reshape,

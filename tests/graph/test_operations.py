@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from graph.random_graphs import random_frames, random_graph
+from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError
 from qsdformer.graph.check import Shape, check_graph, result_shape
 from qsdformer.graph.integer import IntegerGraph, Output
@@ -27,7 +28,6 @@ from qsdformer.graph.ops import (
     Multiply,
     Normalise,
     Op,
-    Preprocessing,
     Repeat,
     Rescale,
     Reshape,

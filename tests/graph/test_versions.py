@@ -10,19 +10,11 @@ import pytest
 
 from graph import numpy_reader
 from graph.test_artifact import _set, joined, parts
+from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError
 from qsdformer.graph.artifact import from_bytes, load_artifact, to_bytes
 from qsdformer.graph.integer import IntegerGraph, Output
-from qsdformer.graph.ops import (
-    Concat,
-    ConvTranspose,
-    Frames,
-    MaxPool,
-    Normalise,
-    Preprocessing,
-    Reshape,
-    Upsample,
-)
+from qsdformer.graph.ops import Concat, ConvTranspose, Frames, MaxPool, Normalise, Reshape, Upsample
 
 FIRST = ("v1_published", "v1_lif_t4")
 

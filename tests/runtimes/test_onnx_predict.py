@@ -15,10 +15,10 @@ from PIL import Image
 from variants import info_for
 
 from qsdformer.cli import run
+from qsdformer.data.decoding import open_image
+from qsdformer.data.preprocessing import pixels
 from qsdformer.errors import UserError
 from qsdformer.graph.artifact import export
-from qsdformer.graph.decoding import open_image
-from qsdformer.graph.images import pixels
 from qsdformer.graph.lowering import lower
 from qsdformer.models.checkpoint import save_checkpoint
 

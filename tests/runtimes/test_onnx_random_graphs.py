@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from graph.random_graphs import FRACTION, random_frames, random_graph, standard_neuron
 
+from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.graph.check import check_graph
 from qsdformer.graph.integer import IntegerGraph, Output
 from qsdformer.graph.ops import (
@@ -18,7 +19,6 @@ from qsdformer.graph.ops import (
     CountAdd,
     Normalise,
     Op,
-    Preprocessing,
     Repeat,
     Rescale,
     SpatialSum,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qsdformer.errors import UserError
-from qsdformer.tasks.config import DistillConfig
+from qsdformer.recipes.learning import DistillConfig
 from qsdformer.tasks.fgd import (
     RECOMPUTED_TOKENS,
     block_distance,

@@ -15,8 +15,8 @@ from qsdformer.analysis.measure import Measured, firing_rates, measure
 from qsdformer.analysis.operations import require_neurons
 from qsdformer.data import DataModule
 from qsdformer.errors import UserError
-from qsdformer.recipes.stored import load_with_data
 from qsdformer.tasks.evaluation import first_images
+from qsdformer.tasks.stored import load_with_data
 
 
 @dataclass(frozen=True, kw_only=True)

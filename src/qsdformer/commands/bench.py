@@ -13,8 +13,8 @@ from qsdformer.commands.arguments import positive
 from qsdformer.errors import UserError
 
 if TYPE_CHECKING:
+    from qsdformer.data.preprocessing import Preprocessing
     from qsdformer.graph.integer import IntegerGraph
-    from qsdformer.graph.ops import Preprocessing
     from qsdformer.runtimes.bench import Subject
 
 

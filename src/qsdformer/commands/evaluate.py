@@ -57,8 +57,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _evaluate_checkpoint(options: argparse.Namespace) -> None:
     from qsdformer.devices import pick_device
-    from qsdformer.recipes.stored import load_with_data
     from qsdformer.tasks.evaluation import evaluate, first_images
+    from qsdformer.tasks.stored import load_with_data
 
     keys = given_keys(options)
     device = pick_device(options.device)

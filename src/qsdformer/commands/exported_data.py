@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from qsdformer.data import DataInfo, DataModule
+from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
-from qsdformer.graph.ops import Preprocessing
-from qsdformer.recipes.stored import stored_data
 from qsdformer.runtimes.executors import to_pixels
 from qsdformer.runtimes.onnx_predict import OnnxModel
 from qsdformer.tasks.evaluation import check_fits, first_images
+from qsdformer.tasks.stored import stored_data
 
 
 def data_for(

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from PIL import Image
 
 from qsdformer.commands.arguments import positive
+from qsdformer.data.decoding import EXTENSIONS, find_images, open_image
 from qsdformer.errors import UserError
-from qsdformer.graph.decoding import EXTENSIONS, find_images, open_image
 
 BATCH = 64  # images held in memory at a time
 
@@ -104,7 +104,7 @@ def _checkpoint_classifier(path: str, top: int, device_name: str) -> Classify:
     from qsdformer.commands.inputs import unknown_inputs
     from qsdformer.data.images import prepare
     from qsdformer.devices import pick_device
-    from qsdformer.graph.images import top_classes
+    from qsdformer.graph.classes import top_classes
     from qsdformer.models.checkpoint import load_checkpoint
     from qsdformer.nn.exact import exact_float32
 

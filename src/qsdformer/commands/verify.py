@@ -83,8 +83,8 @@ def _load(
     from qsdformer.commands.exported_data import data_for
     from qsdformer.devices import pick_device
     from qsdformer.graph.integer import IntegerGraph
-    from qsdformer.recipes.stored import load_with_data
     from qsdformer.runtimes.exported import load_exported
+    from qsdformer.tasks.stored import load_with_data
 
     keys = given_keys(options)
     exported = load_exported(options.model)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from qsdformer.data.decoding import DECODE_ERRORS, find_images, open_image, reason_of
 from qsdformer.errors import UserError
-from qsdformer.graph.decoding import DECODE_ERRORS, find_images, open_image, reason_of
 
 LAYOUT = "expected ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"
 TAIL = 4096  # bytes at the end of a file, among which its format's end mark must be

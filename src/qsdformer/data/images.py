@@ -12,10 +12,9 @@ from timm.data import create_transform
 from torch import Tensor
 
 from qsdformer.data.base import DataError, DataInfo
+from qsdformer.data.decoding import middle, open_image
+from qsdformer.data.preprocessing import Preprocessing, pixels
 from qsdformer.errors import UserError
-from qsdformer.graph.decoding import middle, open_image
-from qsdformer.graph.images import pixels
-from qsdformer.graph.ops import Preprocessing
 
 Transform = Callable[[Image.Image], Tensor]
 

@@ -14,9 +14,9 @@ from qsdformer.analysis.information import packed_bytes, qkv_entropy
 from qsdformer.data import DataModule
 from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.checkpoint import load_checkpoint
+from qsdformer.recipes.learning import FEATURES
 from qsdformer.recipes.recipe import Recipe
 from qsdformer.tasks.activity import measure_activity, overall_activity
-from qsdformer.tasks.config import FEATURES
 from qsdformer.tasks.evaluation import first_images
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError, one_line
 from qsdformer.files import ARTIFACT_PREFIX as PREFIX
 from qsdformer.files import ARTIFACT_PREFIX_AT as LENGTH_BYTES
@@ -35,7 +36,6 @@ from qsdformer.graph.ops import (
     ConvTranspose,
     Normalise,
     Op,
-    Preprocessing,
     Repeat,
     Rescale,
     SpatialMean,

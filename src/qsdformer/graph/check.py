@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.graph.integer import LOGITS, IntegerGraph
 from qsdformer.graph.ops import (
     INT32_MAX,
@@ -29,7 +30,6 @@ from qsdformer.graph.ops import (
     Neuron,
     Normalise,
     Op,
-    Preprocessing,
     Repeat,
     Rescale,
     Reshape,

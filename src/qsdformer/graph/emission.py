@@ -12,18 +12,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.graph.check import Shape, result_shape
 from qsdformer.graph.formats import MAX_FACTOR, MULTIPLIER_BITS, REAL_INPUT_BITS, fixed_point
-from qsdformer.graph.ops import (
-    INT32_MAX,
-    Array,
-    Frames,
-    Normalise,
-    Op,
-    Preprocessing,
-    Repeat,
-    Rescale,
-)
+from qsdformer.graph.ops import INT32_MAX, Array, Frames, Normalise, Op, Repeat, Rescale
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

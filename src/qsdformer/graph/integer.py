@@ -12,9 +12,10 @@ from typing import Any, cast
 import numpy as np
 from PIL.Image import Image
 
+from qsdformer.data.preprocessing import Preprocessing, pixels
 from qsdformer.errors import UserError
-from qsdformer.graph.images import pixels, top_classes
-from qsdformer.graph.ops import Array, Frames, Neuron, Op, Preprocessing, Rescale, time_steps
+from qsdformer.graph.classes import top_classes
+from qsdformer.graph.ops import Array, Frames, Neuron, Op, Rescale, time_steps
 from qsdformer.graph.reference import execute
 
 LOGITS = "logits"

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError
 from qsdformer.graph.check import check_graph
 from qsdformer.graph.formats import MULTIPLIER_BITS, REAL_INPUT_BITS, membrane_fraction_of
 from qsdformer.graph.integer import IntegerGraph
-from qsdformer.graph.ops import Preprocessing
 from qsdformer.graph.spikes import require_spikes, trace_quantised
 from qsdformer.graph.symbols import Lowering
 from qsdformer.graph.trace import BATCH, has_logits, logits_step, plain_config

@@ -362,22 +362,6 @@ OP_INPUTS: dict[type[Op], int | None] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """How an image file becomes the uint8 pixels of the graph.
-
-    Resized so that the shorter side is image_size / crop_pct, then cropped at the centre. `mean`
-    and `std` are those of pixels in [0, 1]; the graph's first table has them folded in.
-    """
-
-    image_size: int
-    channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bilinear"
-    crop_pct: float = 1.0
-
-
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return a.dtype == b.dtype and np.array_equal(a, b)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError
 from qsdformer.graph.ops import (
     FACTOR_BITS,
@@ -30,7 +31,6 @@ from qsdformer.graph.ops import (
     Neuron,
     Normalise,
     Op,
-    Preprocessing,
     Repeat,
     Rescale,
     Reshape,

@@ -11,53 +11,17 @@ precision.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from qsdformer.errors import require
+from qsdformer.models.configs.e_spikeformer import ESpikeFormerConfig
 from qsdformer.models.metaspikeformer import PyramidTransformer
-from qsdformer.models.registry import Family, register
 from qsdformer.nn.attention import SpikeAttention
 from qsdformer.nn.blocks import MLP, SepConv, drop_path, make_norm
-from qsdformer.nn.config import PyramidConfig, Rounding
 from qsdformer.nn.neurons import make_neuron
 from qsdformer.nn.pointwise import PointwiseAttention
 
 VALUE_RATIO = 4  # width of v, in widths of q and k
-
-# Named sizes, after their numbers of parameters.
-SIZES: dict[str, dict[str, Any]] = {
-    "e_spikeformer_tiny": {"dims": (16, 32, 64, 80), "depth": 3, "heads": 4, "stem_kernel": 3},
-    "e_spikeformer_3m": {"dims": (24, 48, 96, 128)},
-    "e_spikeformer_5m": {"dims": (32, 64, 128, 192)},
-    "e_spikeformer_10m": {"dims": (48, 96, 192, 240)},
-    "e_spikeformer_19m": {"dims": (64, 128, 256, 360)},
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ESpikeFormerConfig(PyramidConfig):
-    """Configuration of an E-SpikeFormer of the base sizes and of its counterpart ANN."""
-
-    family: ClassVar[str] = "e_spikeformer"
-
-    # None: 2/sqrt(width of a head).
-    attention_scale: float | None = None
-    attention_norm: bool = False  # batch norm between attention and its neuron
-    count_units: bool = True  # membrane potential D gives D counts; else 1 does
-    rounding: Rounding = "even"  # of half counts
-
-    def _check_family(self) -> None:
-        super()._check_family()
-        scale = self.attention_scale
-        require(self, "attention_scale", scale is None or scale > 0, "above 0, or none")
-
-    @property
-    def window(self) -> float:
-        """Membrane potential at which an IE-LIF neuron emits its largest count."""
-        return float(self.levels) if self.count_units else 1.0
 
 
 class Block(nn.Module):
@@ -99,6 +63,3 @@ class ESpikeFormer(PyramidTransformer):
 
     def _transformer_block(self, width: int, drop_path_rate: float) -> nn.Module:
         return Block(self.config, width, drop_path_rate)
-
-
-register(Family(config=ESpikeFormerConfig, model=ESpikeFormer, sizes=SIZES, feature_maps=True))

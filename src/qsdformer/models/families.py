@@ -1,11 +1,10 @@
-"""All families of networks: importing this file registers each, in our registry and in timm."""
+"""Importing this makes all families known to timm."""
 
-from qsdformer.models import e_spikeformer as e_spikeformer
-from qsdformer.models import metaspikeformer as metaspikeformer
-from qsdformer.models import sdt as sdt
-from qsdformer.models import spikformer as spikformer
+# First: where timm is imported only now, the hook that waits for it finds this file begun.
+import timm  # noqa: F401  isort: skip
+
 from qsdformer.models.in_timm import register_in_timm
-from qsdformer.models.registry import registered
+from qsdformer.models.registry import families
 
-for _family in registered():
+for _family in families().values():
     register_in_timm(_family)

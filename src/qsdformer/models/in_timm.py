@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def register_in_timm(family: Family) -> None:
     """Make every named size known to timm; RuntimeError where a name is taken."""
-    module = sys.modules[family.model.__module__]
+    module = sys.modules[family.network.__module__]
     # timm takes its records of a module's models from there.
     vars(module)["default_cfgs"] = generate_default_cfgs(
         {name: _record(family, name) for name in family.sizes}
@@ -81,7 +81,7 @@ def _entrypoint(family: Family, name: str) -> Any:
         )
 
     entrypoint.__name__ = name
-    entrypoint.__module__ = family.model.__module__
+    entrypoint.__module__ = family.network.__module__
     shape = ", ".join(f"{key} {value}" for key, value in family.sizes[name].items())
     entrypoint.__doc__ = f"{name}: {shape}."
     return entrypoint

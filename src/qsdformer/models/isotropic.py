@@ -2,51 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
-from qsdformer.errors import require
 from qsdformer.models.base import SpikingTransformer
-from qsdformer.nn.config import NetworkConfig, check_heads
+from qsdformer.models.configs.isotropic import IsotropicConfig
 from qsdformer.nn.quantizers import quantized_layers, quantized_together
 from qsdformer.nn.timing import TimeMean
-
-
-@dataclass(frozen=True, kw_only=True)
-class IsotropicConfig(NetworkConfig):
-    """The shape of a network with one token grid.
-
-    `pooling` has a 1 for each of the stem's four steps that is followed by a max pool, which
-    halves the grid; else a 0.
-    """
-
-    SHAPE: ClassVar[tuple[str, ...]] = (
-        *NetworkConfig.SHAPE,
-        "width",
-        "depth",
-        "mlp_ratio",
-        "pooling",
-    )
-    SHOWN: ClassVar[tuple[str, ...]] = ("width", "depth", "heads", "pooling", "time_steps")
-    COUNTS: ClassVar[tuple[str, ...]] = (*NetworkConfig.COUNTS, "depth", "mlp_ratio")
-
-    width: int = 512
-    depth: int = 8
-    mlp_ratio: int = 4  # hidden width of the MLPs, in widths
-    pooling: str = "1111"
-
-    attention_threshold: float = 0.5  # LIF firing threshold of the neuron inside attention
-    attention_norm: bool = False  # batch norm before that neuron
-
-    def _check_family(self) -> None:
-        ok = self.width >= 8 and self.width % 8 == 0
-        require(self, "width", ok, "a multiple of 8 (the stem starts with an eighth)")
-        flags = isinstance(self.pooling, str) and len(self.pooling) == 4
-        require(self, "pooling", flags and set(self.pooling) <= set("01"), "four of 0 and 1")
-        require(self, "attention_threshold", self.attention_threshold > 0, "above 0")
-        check_heads(self.heads, self.width)
 
 
 class IsotropicTransformer(SpikingTransformer):

@@ -15,10 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from qsdformer.models.base import SpikingTransformer
-from qsdformer.models.registry import Family, register
 from qsdformer.models.registry import create_model as create_model
 from qsdformer.models.registry import model_config as model_config
-from qsdformer.models.sizes import SIZES
 from qsdformer.nn.attention import TransformerBlock
 from qsdformer.nn.blocks import ConvBlock, Downsample
 from qsdformer.nn.config import ModelConfig, PyramidConfig
@@ -247,6 +245,3 @@ class MetaSpikeFormer(PyramidTransformer):
 
     def _transformer_block(self, width: int, drop_path_rate: float) -> nn.Module:
         return TransformerBlock(self.config, width, drop_path_rate)
-
-
-register(Family(config=ModelConfig, model=MetaSpikeFormer, sizes=SIZES, feature_maps=True))

@@ -1,7 +1,8 @@
 """The families of networks: where a name, a stored configuration or timm finds its network.
 
-Each family's file registers its configuration, its network and its named sizes. To add a family,
-write such a file and import it in `families.py`.
+Each file in `configs/` registers a configuration and named sizes, and says where the network is,
+which is imported when the first one is built: recipes are read without PyTorch. To add a family,
+write such a file, import it in `configs/__init__.py`, and write the network.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qsdformer.errors import UserError
-from qsdformer.models.base import SpikingTransformer
 from qsdformer.nn.config import NetworkConfig, completed
 
-# Importing it registers all families.
-ALL = "qsdformer.models.families"
+if TYPE_CHECKING:
+    from qsdformer.models.base import SpikingTransformer
+
+CONFIGS = "qsdformer.models.configs"  # importing it registers all families
+IN_TIMM = "qsdformer.models.families"  # importing it makes them known to timm
 
 DEFAULT = "metaspikeformer_15m"
 # A stored configuration without a family is one from before there were several.
@@ -28,12 +31,13 @@ FIRST_FAMILY = "metaspikeformer"
 class Family:
     """A configuration, the network it builds, and the fields of each named size.
 
-    `inputs` are the image shapes (C, H, W) that sizes are meant for, where not (3, 224, 224);
-    `feature_maps` says whether timm can make a backbone of several strides of it.
+    `model` is "module:class". `inputs` are the image shapes (C, H, W) that sizes are meant for,
+    where not (3, 224, 224); `feature_maps` says whether timm can make a backbone of several
+    strides of it.
     """
 
     config: type[NetworkConfig]
-    model: Callable[[Any], SpikingTransformer]
+    model: str
     sizes: Mapping[str, Mapping[str, Any]]
     inputs: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     first_conv: str = "stages.0.downsample.conv"
@@ -43,6 +47,12 @@ class Family:
     def name(self) -> str:
         """The family's name, which its configurations carry."""
         return self.config.family
+
+    @property
+    def network(self) -> Callable[[Any], SpikingTransformer]:
+        """The class of the network."""
+        module, _, name = self.model.partition(":")
+        return cast(Any, getattr(importlib.import_module(module), name))
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -65,10 +75,11 @@ class Family:
 
     def build(self, config: NetworkConfig) -> SpikingTransformer:
         """The network of a configuration, with new weights."""
-        # Not at the top: timm's import makes our families known to it, which needs this file.
+        importlib.import_module(IN_TIMM)
+        # Not at the top: reading a configuration needs neither timm nor PyTorch.
         from qsdformer.models.in_timm import record_of
 
-        model = self.model(config)
+        model = self.network(config)
         model.pretrained_cfg = model.default_cfg = record_of(self, config)
         model._model_args = config.to_dict()
         return model
@@ -89,14 +100,9 @@ def register(family: Family) -> None:
 
 def families() -> Mapping[str, Family]:
     """All families by name: the first one, then the others in alphabetical order."""
-    importlib.import_module(ALL)
-    return {family.name: family for family in registered()}
-
-
-def registered() -> list[Family]:
-    """The families whose files have been imported, in the order of `families`."""
+    importlib.import_module(CONFIGS)
     names = sorted(_families, key=lambda name: (name != FIRST_FAMILY, name))
-    return [_families[name] for name in names]
+    return {name: _families[name] for name in names}
 
 
 def sizes() -> dict[str, Family]:

@@ -35,7 +35,7 @@ from qsdformer.parsing import (
 )
 from qsdformer.recipes import packaged_recipes
 from qsdformer.recipes.derived import with_start_shape, with_teacher_keys
-from qsdformer.tasks.config import ActivityConfig, DistillConfig
+from qsdformer.recipes.learning import ActivityConfig, DistillConfig
 
 # Set from the data, so a recipe may not name them.
 FROM_DATA = ("in_channels", "num_classes")

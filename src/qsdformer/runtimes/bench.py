@@ -27,10 +27,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError
 from qsdformer.files import atomic_path
 from qsdformer.graph.integer import IntegerGraph
-from qsdformer.graph.ops import Array, Preprocessing
+from qsdformer.graph.ops import Array
 from qsdformer.runtimes.ann_onnx import ann_model, has_ann, quantised_ann
 from qsdformer.runtimes.executors import normalised
 from qsdformer.runtimes.onnx_export import onnx_model

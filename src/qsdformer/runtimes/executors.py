@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.graph.integer import IntegerGraph
-from qsdformer.graph.ops import Array, Preprocessing
+from qsdformer.graph.ops import Array
 from qsdformer.graph.spikes import trace_quantised
 from qsdformer.graph.trace import Tracings
 from qsdformer.runtimes.binary import multi_bit_of, run_binary_of

@@ -11,9 +11,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 
+from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
-from qsdformer.graph.ops import Preprocessing
 
 METADATA_KEY = "qsdformer"
 CHECKSUM_KEY = "qsdformer_sha256"

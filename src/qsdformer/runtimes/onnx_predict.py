@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from qsdformer.data.preprocessing import Preprocessing, pixels
 from qsdformer.errors import UserError
 from qsdformer.files import exported_kind
-from qsdformer.graph.images import pixels, top_classes
-from qsdformer.graph.ops import Array, Preprocessing
+from qsdformer.graph.classes import top_classes
+from qsdformer.graph.ops import Array
 from qsdformer.runtimes.onnx_metadata import NOT_OURS, check, read_metadata
 from qsdformer.runtimes.sessions import onnxruntime_session
 

@@ -20,7 +20,7 @@ from qsdformer.errors import UserError
 from qsdformer.nn.exact import exact_float32
 from qsdformer.nn.neurons import SpikingNeuron, firing_rate
 from qsdformer.nn.taps import on_call, spiking_neurons
-from qsdformer.tasks.config import ActivityConfig
+from qsdformer.recipes.learning import ActivityConfig
 
 GROUP = 4  # consecutive channels
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from qsdformer.data import DataInfo
 from qsdformer.errors import UserError, one_line
+from qsdformer.recipes.learning import DistillConfig
 from qsdformer.recipes.recipe import Recipe
 from qsdformer.tasks.classification import Classification
-from qsdformer.tasks.config import DistillConfig
 from qsdformer.tasks.fgd import (
     fgd_loss,
     logit_loss,

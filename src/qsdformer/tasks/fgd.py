@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from qsdformer.errors import UserError
 from qsdformer.nn.attention import to_heads
-from qsdformer.tasks.config import DistillConfig
+from qsdformer.recipes.learning import DistillConfig
 
 Schedule = Literal["constant", "linear", "cosine"]
 Features = Mapping[str, Tensor]  # of one block: "q", "k", "v" -> (B, h, N, d)

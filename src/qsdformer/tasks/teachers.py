@@ -21,7 +21,7 @@ from qsdformer.errors import UserError, one_line
 from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.checkpoint import load_checkpoint, load_tensors
 from qsdformer.nn.taps import tap
-from qsdformer.tasks.config import FEATURES
+from qsdformer.recipes.learning import FEATURES
 from qsdformer.tasks.fgd import Features, token_features
 
 TIMM_PREFIX = "timm:"

@@ -10,8 +10,8 @@ from qsdformer.data import DataInfo
 from qsdformer.errors import UserError
 from qsdformer.models.registry import family_of
 from qsdformer.recipes.derived import names_recipe
+from qsdformer.recipes.learning import DistillConfig
 from qsdformer.recipes.recipe import ModelRecipe, Recipe, load_recipe, parse_recipe, with_keys
-from qsdformer.tasks.config import DistillConfig
 from qsdformer.tasks.teachers import TIMM_PREFIX, Teacher, checkpoint_teacher, timm_teacher
 
 

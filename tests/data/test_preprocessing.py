@@ -7,9 +7,9 @@ from PIL import Image
 
 from qsdformer.data.base import DataInfo
 from qsdformer.data.images import eval_transform
+from qsdformer.data.preprocessing import Preprocessing, pixels
 from qsdformer.errors import UserError
-from qsdformer.graph.images import pixels, top_classes
-from qsdformer.graph.ops import Preprocessing
+from qsdformer.graph.classes import top_classes
 
 
 @pytest.mark.parametrize("size", [(40, 60), (61, 37), (64, 64), (32, 32), (36, 33), (20, 31)])

@@ -1,8 +1,11 @@
-"""The named sizes of Meta-SpikeFormer; PyTorch is not needed to read them."""
+"""Named sizes of Meta-SpikeFormer; read without PyTorch."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from qsdformer.models.registry import Family, register
+from qsdformer.nn.config import ModelConfig
 
 # Named sizes; beside each the publication's name.
 SIZES: dict[str, dict[str, Any]] = {
@@ -15,3 +18,12 @@ SIZES: dict[str, dict[str, Any]] = {
     "metaspikeformer_75m": {"dims": (128, 256, 512, 640), "depth": 12},  # 12_512
     "metaspikeformer_124m": {"dims": (192, 384, 768, 960)},  # 8_768
 }
+
+register(
+    Family(
+        config=ModelConfig,
+        model="qsdformer.models.metaspikeformer:MetaSpikeFormer",
+        sizes=SIZES,
+        feature_maps=True,
+    )
+)

@@ -1,4 +1,4 @@
-"""From image files to the uint8 pixels of an integer graph, and from logits to class names.
+"""From images to the uint8 pixels that an integer graph takes.
 
 Needs Pillow and NumPy only. The pixels are those of timm's evaluation transform, before it
 normalises them.
@@ -7,14 +7,16 @@ normalises them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from qsdformer.data.decoding import middle
 from qsdformer.errors import UserError
-from qsdformer.graph.decoding import middle
-from qsdformer.graph.ops import Array, Preprocessing
+
+Array = np.ndarray
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -24,6 +26,22 @@ FILTERS = {
     "hamming": Image.Resampling.HAMMING,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image file becomes the uint8 pixels of the graph.
+
+    Resized so that the shorter side is image_size / crop_pct, then cropped at the centre. `mean`
+    and `std` are those of pixels in [0, 1]; the graph's first table has them folded in.
+    """
+
+    image_size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bilinear"
+    crop_pct: float = 1.0
 
 
 def pixels(images: Iterable[Image.Image], pre: Preprocessing) -> Array:
@@ -50,13 +68,3 @@ def _one(image: Image.Image, pre: Preprocessing) -> Array:
     image = image.crop((left, top, left + pre.image_size, top + pre.image_size))
     values = np.asarray(image, np.uint8)
     return values[None] if pre.channels == 1 else np.ascontiguousarray(values.transpose(2, 0, 1))
-
-
-def top_classes(logits: Array, names: Sequence[str], count: int) -> list[list[tuple[str, float]]]:
-    """The `count` likeliest (class, probability) of each row of real logits, best first."""
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
-    order = np.argsort(-shares, axis=1, kind="stable")[:, :count]
-    return [
-        [(names[i], float(row[i])) for i in best] for row, best in zip(shares, order, strict=True)
-    ]

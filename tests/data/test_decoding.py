@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qsdformer.data.decoding import WIDEST, find_images, middle, open_image
+from qsdformer.data.preprocessing import Preprocessing, pixels
 from qsdformer.errors import UserError
-from qsdformer.graph.decoding import WIDEST, find_images, middle, open_image
-from qsdformer.graph.images import pixels
-from qsdformer.graph.ops import Preprocessing
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -96,7 +95,7 @@ def test_a_centre_crop_of_the_middle_is_that_of_the_whole(
         image_size=32, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic"
     )
     found = pixels([image], pre)
-    monkeypatch.setattr("qsdformer.graph.images.middle", lambda image: image)
+    monkeypatch.setattr("qsdformer.data.preprocessing.middle", lambda image: image)
     assert np.array_equal(found, pixels([image], pre))
 
 
@@ -104,9 +103,9 @@ def test_a_thin_image_needs_little_memory(tmp_path: Path) -> None:
     Image.new("RGB", (1, 2_000_000), "red").save(tmp_path / "thin.png")
     code = f"""
 import resource
-from qsdformer.graph.decoding import open_image
-from qsdformer.graph.images import pixels
-from qsdformer.graph.ops import Preprocessing
+from qsdformer.data.decoding import open_image
+from qsdformer.data.preprocessing import (pixels)
+from qsdformer.data.preprocessing import Preprocessing
 image = open_image({str(tmp_path / "thin.png")!r})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 pre = Preprocessing(image_size=224, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=0.875)
