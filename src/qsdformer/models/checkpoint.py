@@ -27,7 +27,8 @@ from qsdformer.devices import pick_device
 from qsdformer.errors import UserError, one_line
 from qsdformer.files import atomic_path, exported_kind
 from qsdformer.models.base import SpikingTransformer
-from qsdformer.models.registry import FIRST_FAMILY, build, config_from_dict
+from qsdformer.models.building import build
+from qsdformer.models.registry import FIRST_FAMILY, config_from_dict
 from qsdformer.nn.config import NetworkConfig
 
 FORMAT_VERSION = 1

@@ -13,16 +13,19 @@ from torch import Tensor
 
 from qsdformer.errors import UserError
 from qsdformer.models.base import SpikingTransformer
+from qsdformer.models.building import build
 from qsdformer.models.checkpoint import load_tensors
-from qsdformer.models.published import e_spikeformer, metaspikeformer, sdt, spikformer
+from qsdformer.models.published.e_spikeformer import PUBLISHED as E_SPIKEFORMER
 from qsdformer.models.published.mapping import Pair, Published, State, Told
-from qsdformer.models.registry import build
+from qsdformer.models.published.metaspikeformer import PUBLISHED as METASPIKEFORMER
+from qsdformer.models.published.sdt import PUBLISHED as SDT
+from qsdformer.models.published.spikformer import PUBLISHED as SPIKFORMER
 
 PUBLISHED: tuple[Published, ...] = (
-    metaspikeformer.PUBLISHED,
-    sdt.PUBLISHED,
-    spikformer.PUBLISHED,
-    e_spikeformer.PUBLISHED,
+    METASPIKEFORMER,
+    SDT,
+    SPIKFORMER,
+    E_SPIKEFORMER,
 )
 
 SAFETENSORS = ".safetensors"
