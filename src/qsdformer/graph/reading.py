@@ -45,6 +45,7 @@ class _Reader:
 
     def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
         self.root = root
+        self.modules = dict(root.named_modules(remove_duplicate=False))
         self.steps: list[Step] = []
         self.outputs: dict[str, Step] = {}
         self.found: dict[fx.Node, Any] = {}  # Step, Constant or module
@@ -100,13 +101,13 @@ class _Reader:
 
     def _operation(self, node: fx.Node) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.found[n])
-        function = _function(node, self.root)
+        function = _function(node, self.modules)
         given = tree_flatten((args, kwargs))[0]
         inputs = tuple(dict.fromkeys(x for x in given if isinstance(x, Step)))
         if not inputs:
             constants = (args, kwargs)
             return Constant(lambda: _evaluate(function, *constants))
-        module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        module = self.modules[str(node.target)] if node.op == "call_module" else None
         result = Operation(node, function, args, kwargs, inputs, self.names).step(module)
         if result not in inputs:
             self.steps.append(result)
@@ -356,9 +357,9 @@ class Operation:
         return self.make("upsample", mode=mode)
 
 
-def _function(node: fx.Node, root: nn.Module) -> Callable[..., Any]:
+def _function(node: fx.Node, modules: Mapping[str, nn.Module]) -> Callable[..., Any]:
     if node.op == "call_module":
-        return root.get_submodule(str(node.target))
+        return modules[str(node.target)]
     if node.op == "call_method":
         method = str(node.target)
         return lambda x, *args, **kwargs: getattr(x, method)(*args, **kwargs)

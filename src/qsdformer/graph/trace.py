@@ -81,6 +81,9 @@ class Step:
     def run(self, *values: Any) -> Any:
         """The value in ordinary evaluation, from the values of `inputs` in their order."""
         assert self.call is not None
+        function, args, kwargs = self.call
+        if not kwargs and args == self.inputs:
+            return function(*values)
         known = dict(zip(self.inputs, values, strict=True))
 
         def look_up(a: Any) -> Any:
@@ -88,7 +91,6 @@ class Step:
                 return known[a]
             return a.compute() if isinstance(a, Constant) else a
 
-        function, args, kwargs = self.call
         return function(*tree_map(look_up, args), **tree_map(look_up, kwargs))
 
     def channels_first(self, value: Tensor) -> Tensor:

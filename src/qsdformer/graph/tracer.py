@@ -163,9 +163,13 @@ class _Tracer(fx.Tracer):
         return _Value(node, self)
 
     def create_arg(self, a: Any) -> Any:
+        if isinstance(a, nn.Module):
+            module = self.create_node("get_attr", self.path_of_module(a), (), {})
+            module.meta["shape"] = a
+            return module
         argument = super().create_arg(a)
-        if isinstance(a, (Tensor, nn.Module)) and isinstance(argument, fx.Node):
-            argument.meta["shape"] = a if isinstance(a, nn.Module) else a.detach().to("meta")
+        if isinstance(a, Tensor) and isinstance(argument, fx.Node):
+            argument.meta["shape"] = a.detach().to("meta")
         return argument
 
     def _check_state(self, m: nn.Module) -> None:

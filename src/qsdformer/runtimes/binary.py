@@ -185,7 +185,7 @@ class _Binary:
         codes = layer.codes().to(x.spikes.dtype)
         options = (layer.stride, layer.padding, layer.dilation, layer.groups)
         summed = self._summed(x, lambda s: F.conv2d(s, codes, None, *options))  # type: ignore[arg-type]
-        self.additions[step.name] = sum(reached_weights(spikes, step) for spikes in x.spikes)
+        self.additions[step.name] = reached_weights(x.spikes.flatten(0, 1), step)
         return _finished(summed, x, layer, (1, -1, 1, 1))
 
     def _conv_transpose(self, step: Step, x: Value) -> Tensor:
