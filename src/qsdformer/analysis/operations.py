@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from qsdformer.analysis.energy import Kind, Role
 from qsdformer.errors import UserError
 from qsdformer.graph.spikes import Spikes, spike_values
-from qsdformer.graph.trace import BATCH, Step, Traced, evaluating, trace
+from qsdformer.graph.steps import Step, Traced
+from qsdformer.graph.trace import BATCH, evaluating, trace
 from qsdformer.nn.attention import SpikeAttention
 from qsdformer.nn.neurons import LIF, SpikingNeuron
 from qsdformer.nn.taps import spiking_neurons

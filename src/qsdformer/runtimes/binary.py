@@ -27,7 +27,8 @@ from torch.nn import functional as F
 
 from qsdformer.errors import UserError
 from qsdformer.graph.spikes import Spikes, spike_values, trace_quantised
-from qsdformer.graph.trace import Step, Traced, logits_step, trace
+from qsdformer.graph.steps import Step, Traced
+from qsdformer.graph.trace import logits_step, trace
 from qsdformer.nn.attention import SpikeAttention, from_heads, to_heads
 from qsdformer.nn.neurons import SpikingNeuron, counts_to_spikes, spikes_to_counts
 from qsdformer.nn.quantizers import QuantConv2d, QuantLinear

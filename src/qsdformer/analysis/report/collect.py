@@ -17,7 +17,8 @@ from qsdformer.analysis.subject import Analysis, Subject, analyze, load_run
 from qsdformer.analysis.twins import ann_ledger, twins
 from qsdformer.data import DataConfig, DataInfo
 from qsdformer.errors import UserError
-from qsdformer.graph.trace import Step, Traced, trace
+from qsdformer.graph.steps import Step, Traced
+from qsdformer.graph.trace import trace
 from qsdformer.nn.attention import SpikeAttention, to_heads
 from qsdformer.nn.neurons import SpikingNeuron, counts_to_spikes
 from qsdformer.nn.taps import spiking_neurons, tap
