@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SourceName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "image_folder"]
 EvaluateOn = Literal["test", "holdout"]
 LARGEST_IMAGE = 8192  # pixels of a side
+LARGEST_CHANNELS = 1024
 
 Batch: TypeAlias = (
     "tuple[Tensor, Tensor]"  # images (B, C, H, W) float32, normalised; labels (B,) int64
@@ -56,7 +57,9 @@ class DataInfo:
         ok = isinstance(self.image_size, int) and 1 <= self.image_size <= LARGEST_IMAGE
         require(self, "image_size", ok, f"a whole number of pixels, 1 to {LARGEST_IMAGE}")
         require(self, "interpolation", isinstance(self.interpolation, str), "a filter's name")
-        require(self, "channels", self.channels in (1, 3), "1 (grey) or 3 (RGB)")
+        ok = isinstance(self.channels, int) and 1 <= self.channels <= LARGEST_CHANNELS
+        allowed = f"1 (grey), 3 (RGB), or of other data up to {LARGEST_CHANNELS}"
+        require(self, "channels", ok, allowed)
         for name in ("mean", "std"):
             one_each = len(getattr(self, name)) == self.channels
             require(self, name, one_each, f"one value for each of {self.channels} channels")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from qsdformer.data.decoding import middle
+from qsdformer.data.decoding import in_channels, middle
 from qsdformer.errors import UserError
 
 Array = np.ndarray
@@ -53,11 +53,9 @@ def pixels(images: Iterable[Image.Image], pre: Preprocessing) -> Array:
 
 
 def _one(image: Image.Image, pre: Preprocessing) -> Array:
-    if pre.channels not in (1, 3):
-        raise UserError(f"the model takes {pre.channels} channels, which image files do not have")
     if pre.interpolation not in FILTERS:
         raise UserError(f"unknown interpolation {pre.interpolation!r} in the model's preprocessing")
-    image = middle(image).convert("L" if pre.channels == 1 else "RGB")
+    image = in_channels(middle(image), pre.channels)
     short = math.floor(pre.image_size / pre.crop_pct)
     width, height = image.size
     if min(width, height) != short:
