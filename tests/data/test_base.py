@@ -23,7 +23,7 @@ def test_info_refuses_unknown_fields_and_names_them() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"channels": 2}, {"image_size": 0}, {"mean": (0.5, 0.5)}, {"std": (0.0,)}, {"crop_pct": 0.0}],
+    [{"channels": 0}, {"image_size": 0}, {"mean": (0.5, 0.5)}, {"std": (0.0,)}, {"crop_pct": 0.0}],
 )
 def test_info_refuses_impossible_values_and_names_the_field(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):

@@ -56,7 +56,8 @@ class DataInfo:
         ok = isinstance(self.image_size, int) and 1 <= self.image_size <= LARGEST_IMAGE
         require(self, "image_size", ok, f"a whole number of pixels, 1 to {LARGEST_IMAGE}")
         require(self, "interpolation", isinstance(self.interpolation, str), "a filter's name")
-        require(self, "channels", self.channels in (1, 3), "1 (grey) or 3 (RGB)")
+        ok = isinstance(self.channels, int) and self.channels >= 1
+        require(self, "channels", ok, "a whole number, 1 (grey) or 3 (RGB) for image files")
         for name in ("mean", "std"):
             one_each = len(getattr(self, name)) == self.channels
             require(self, name, one_each, f"one value for each of {self.channels} channels")

@@ -90,4 +90,6 @@ def read_image(path: str | os.PathLike[str], channels: int) -> Image.Image:
 
 
 def _in_channels(image: Image.Image, channels: int) -> Image.Image:
+    if channels not in (1, 3):
+        raise UserError(f"the model takes {channels} channels, which image files do not have")
     return image.convert("L" if channels == 1 else "RGB")
