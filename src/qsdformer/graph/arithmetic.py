@@ -85,7 +85,7 @@ def concatenated(op: Call) -> Step:
     if not same or axes[dim] != "c":
         raise op.fail("only values of one kind can be concatenated, along their channels")
     if len(set(values)) != len(values):
-        raise op.fail("a value concatenated with itop is not supported")
+        raise op.fail("a value concatenated with itself is not supported")
     op.inputs = tuple(values)
     return op.make("concat")
 

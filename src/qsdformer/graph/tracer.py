@@ -235,6 +235,8 @@ class _Tracer(fx.Tracer):
 
 
 def _conv_shape(x: Tensor, m: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
+    if x.dim() == 4 and x.shape[1] != m.in_channels:
+        raise ValueError(f"{m.in_channels} channels are asked for, and {x.shape[1]} given")
     weight = torch.empty(m.weight.shape, device="meta")
     if isinstance(m, nn.ConvTranspose2d):
         return F.conv_transpose2d(
@@ -253,6 +255,8 @@ def record(model: nn.Module, shape: tuple[int, ...]) -> tuple[fx.Graph, nn.Modul
 
     The model lies in the root as "model". It must be in eval mode, and is not changed.
     """
+    if hasattr(model, "_orig_mod"):
+        raise UserError("the model is compiled: give the one that torch.compile was given")
     busy = next((n for n, m in model.named_modules() if m.training), None)
     if busy is not None:
         raise UserError(f"{called(busy)} is in training mode: call model.eval() first")
