@@ -50,14 +50,7 @@ def load_pixels(paths: Sequence[str], info: DataInfo) -> Tensor:
             "data.image_size or leave data.in_memory out"
         )
     held = np.empty((len(paths), info.channels, size, size), np.uint8)
-    preprocessing = Preprocessing(
-        image_size=size,
-        channels=info.channels,
-        mean=info.mean,
-        std=info.std,
-        interpolation=info.interpolation,
-        crop_pct=info.crop_pct,
-    )
+    preprocessing = Preprocessing.of(info)
     for place, path in zip(held, paths, strict=True):
         place[...] = pixels([read_image(path, info.channels)], preprocessing)[0]
     return torch.from_numpy(held)

@@ -6,15 +6,20 @@ normalises them.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from qsdformer.data.decoding import in_channels, middle
 from qsdformer.errors import UserError
+
+if TYPE_CHECKING:
+    from qsdformer.data.base import DataInfo
 
 Array = np.ndarray
 
@@ -42,6 +47,12 @@ class Preprocessing:
     std: tuple[float, ...]
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
+
+    @classmethod
+    def of(cls, info: DataInfo) -> Preprocessing:
+        """As evaluation prepares the images that `info` describes."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: getattr(info, name) for name in names})
 
 
 def pixels(images: Iterable[Image.Image], pre: Preprocessing) -> Array:

@@ -78,14 +78,7 @@ def lower(
     fraction = membrane_fraction
     if fraction is None:
         fraction = membrane_fraction_of(traced, membrane_bits)
-    pre = Preprocessing(
-        image_size=info.image_size,
-        channels=info.channels,
-        mean=tuple(info.mean),
-        std=tuple(info.std),
-        interpolation=info.interpolation,
-        crop_pct=info.crop_pct,
-    )
+    pre = Preprocessing.of(info)
     lowering = Lowering(traced=traced, pre=pre, bits=membrane_bits, fraction=fraction)
     try:
         outputs = lowering.run(is_classifier)

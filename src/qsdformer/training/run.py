@@ -159,7 +159,7 @@ def check_resume(start: Point, recipe: Recipe, config: NetworkConfig, console: C
     """Refuse a checkpoint of another model; say in which other keys the recipe has changed."""
     path = start.path
     checkpoint.check_same_model(start.header.get("model_config", {}), config, path)
-    if "optimizer_states" not in start.content:
+    if not {"optimizer_states", "loops"} <= set(start.content):
         raise UserError(f"cannot resume from {path}: it has weights only, no training state")
     old = start.header["extra"].get("recipe", {})
     if start.epochs >= recipe.train.epochs:

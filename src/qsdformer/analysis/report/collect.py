@@ -105,6 +105,8 @@ def images_text(config: DataConfig) -> str:
     """The evaluation images of a data configuration, in words."""
     if config.evaluate_on == "holdout":
         return f"held-out training images of {config.name}"
+    if config.split != "val":
+        return f"images of {config.name} in {config.split}"
     return f"test images of {config.name}"
 
 
@@ -115,7 +117,9 @@ def weights_text(file: str, subject: Subject) -> str:
     if file != BEST or not subject.recipe.get("data"):
         return file
     config, stored = subject.data.config, parse_data(subject.recipe)
-    same = all(getattr(config, k) == getattr(stored, k) for k in ("name", "root", "evaluate_on"))
+    same = all(
+        getattr(config, k) == getattr(stored, k) for k in ("name", "root", "split", "evaluate_on")
+    )
     which = "these very images" if same else images_text(stored)
     return f"{BEST}, of the epoch that was most accurate on {which}"
 
