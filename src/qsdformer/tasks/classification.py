@@ -23,7 +23,8 @@ from qsdformer.models.building import build
 from qsdformer.models.checkpoint import KEY, header
 from qsdformer.models.finetune import start_from
 from qsdformer.nn.exact import exact_float32
-from qsdformer.recipes.recipe import Recipe, TrainConfig
+from qsdformer.recipes.learning import TrainConfig
+from qsdformer.recipes.recipe import Recipe
 from qsdformer.tasks.activity import ActivityPenalty
 
 
