@@ -59,9 +59,7 @@ def measure() -> None:
     def info(size: int, channels: int, classes: int) -> DataInfo:
         half = (0.5,) * channels
         names = tuple(map(str, range(classes)))
-        return DataInfo(
-            image_size=size, channels=channels, class_names=names, mean=half, std=half
-        )
+        return DataInfo(image_size=size, channels=channels, class_names=names, mean=half, std=half)
 
     torch.manual_seed(0)
     large = qsd.create_model("metaspikeformer_15m").eval()
