@@ -111,6 +111,7 @@ def test_predict_takes_folders_and_goes_on_after_a_bad_file(
     assert "holds no images" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_resume_through_the_command_goes_on_where_it_stopped(trained: Path, tmp_path: Path) -> None:
     last = trained / "last.ckpt"
     words = ["train", "digits", *SMALL, "--epochs", "3", "--lr", "8e-3", "--resume", str(last)]
@@ -266,6 +267,7 @@ def test_full_disk_is_one_line_and_the_old_checkpoint_survives(
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".") or p.name == "best.ckpt"]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_well_as_one(tmp_path: Path) -> None:
     accuracy = {}
     for devices, batch in ((1, 32), (2, 16)):

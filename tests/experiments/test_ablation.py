@@ -64,6 +64,7 @@ def row(grid: Grid, variant: str, seed: int, accuracy: float, **more: Any) -> di
     return {**base, "seconds": 1.0, **more}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", packaged_grids())
 def test_every_cell_of_a_packaged_grid_is_a_recipe(name: str) -> None:
     grid = load_grid(name)
@@ -173,6 +174,7 @@ def test_an_interrupted_cell_goes_on_from_its_last_checkpoint(
     assert epochs == [0, 1, 1]
 
 
+@pytest.mark.slow
 def test_cells_run_as_processes_side_by_side_after_their_teacher(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

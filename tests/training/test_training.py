@@ -156,6 +156,10 @@ def test_resuming_what_does_not_fit_is_refused(
     torch.save(half, tmp_path / "half.ckpt")
     with pytest.raises(UserError, match="no training state"):
         run(small(tmp_path / "run", epochs="9"), resume=tmp_path / "half.ckpt")
+    content["qsdformer"]["extra"]["recipe"]["train"] = {"ema": "often"}
+    torch.save(content, tmp_path / "half.ckpt")
+    with pytest.raises(UserError, match=r"train\.ema='often'"):
+        run(small(tmp_path / "run", epochs="9"), resume=tmp_path / "half.ckpt")
     content["qsdformer"]["extra"] = {"recipe": "x"}
     torch.save(content, tmp_path / "half.ckpt")
     with pytest.raises(UserError, match="recipe='x' is not a section"):
@@ -199,6 +203,7 @@ def test_lamb_clipping_channels_last_and_bf16_train(tmp_path: Path) -> None:
     assert result.last_path.exists()
 
 
+@pytest.mark.slow
 def test_short_training_of_the_digits_recipe_reaches_90_percent(tmp_path: Path) -> None:
     recipe = load_recipe("digits", {"epochs": "3", "output": str(tmp_path), "accelerator": "cpu"})
     assert run(recipe).best_accuracy >= 0.90
