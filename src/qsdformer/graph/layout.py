@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from qsdformer.graph.call import Call
@@ -41,6 +42,8 @@ def reshaped(op: Call) -> Step:
     axes = next((axes for axes, sizes in flat.items() if sizes == shape), None)
     if axes is not None and not x.axes.endswith("pc"):
         return op.make("view", axes=axes, size=(c * p, 1, 1), flattened=True)
+    if math.prod(shape) != math.prod(op.input_shape()):
+        raise op.fail(f"a part of {axes_text(x)} is taken: only whole values are supported")
     raise op.fail(
         f"{axes_text(x)} cannot be seen as {shape}: time, batch, channels and grid must stay apart"
     )
