@@ -14,6 +14,9 @@ from qsdformer import load
 from qsdformer.experiments import quickstart
 
 
+pytestmark = pytest.mark.slow  # two short trainings
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     output = tmp_path_factory.mktemp("quickstart")
