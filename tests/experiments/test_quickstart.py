@@ -13,7 +13,6 @@ from rich.console import Console
 from qsdformer import load
 from qsdformer.experiments import quickstart
 
-
 pytestmark = pytest.mark.slow  # two short trainings
 
 
