@@ -248,6 +248,7 @@ def test_every_command_has_help_with_defaults(name: str, capsys: pytest.CaptureF
     assert "default" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_full_disk_is_one_line_and_the_old_checkpoint_survives(
     trained: Path, tmp_path: Path
 ) -> None:
@@ -346,6 +347,7 @@ def test_a_class_whose_name_is_not_utf_8_is_trained_exported_and_reported(tmp_pa
     assert run(["eval", str(tmp_path / "model.qsd"), "--root", f"{tmp_path}/images"]) == 0
 
 
+@pytest.mark.slow
 def test_imagenet_recipe_runs_on_a_small_image_folder(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for part, count in (("train", 4), ("val", 2)):

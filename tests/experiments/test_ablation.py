@@ -64,7 +64,6 @@ def row(grid: Grid, variant: str, seed: int, accuracy: float, **more: Any) -> di
     return {**base, "seconds": 1.0, **more}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", packaged_grids())
 def test_every_cell_of_a_packaged_grid_is_a_recipe(name: str) -> None:
     grid = load_grid(name)

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 
@@ -31,6 +31,7 @@ from qsdformer.parsing import (
     parse_value,
     refuse_unknown,
     require_mapping,
+    type_hints,
 )
 from qsdformer.recipes import packaged_recipes
 from qsdformer.recipes.derived import with_start_shape, with_teacher_keys
@@ -134,7 +135,7 @@ def options() -> list[Option]:
     ]
     taken: set[str] = set()
     for section, cls in sections:
-        hints = get_type_hints(cls)
+        hints = type_hints(cls)
         for item in dataclasses.fields(cls):
             path = f"{section}.{item.name}"
             if item.name in FROM_DATA or item.name == "fields" or path in taken:
@@ -234,7 +235,7 @@ def _merged_model(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 def _not_of_an_ann(fields: Mapping[str, Any]) -> list[str]:
     """The keys of a model section that the counterpart ANN overrules."""
     configs = [family.config for family in families().values()]
-    kinds = {key: kind for config in configs for key, kind in get_type_hints(config).items()}
+    kinds = {key: kind for config in configs for key, kind in type_hints(config).items()}
     real = {key: value for config in configs for key, value in config.ANN_FIELDS.items()}
     overruled = [
         key
@@ -312,7 +313,7 @@ def _parse_model(section: Any) -> ModelRecipe:
                 f"model.{key} is for {' and '.join(owners(key))}, not for {name}: leave it out"
             )
     refuse_unknown("model.", values, allowed)
-    hints = get_type_hints(family.config)
+    hints = type_hints(family.config)
     ann = parse_value("model.ann", bool, values.get("ann", False))
     left_out = (*own, *(_not_of_an_ann(values) if ann else ()))
     return ModelRecipe(
