@@ -49,7 +49,8 @@ typedef struct qsd_info {
   const char *isa;
 } qsd_info;
 
-/* An output or a neuron: its values are (steps * B, channels, height, width), time slowest. */
+/* An output or a neuron: its values are (steps * B, channels, height, width), time slowest. They
+ * may have more steps where a run is given frames. */
 typedef struct qsd_value {
   const char *name;
   int steps, channels, height, width;
@@ -77,8 +78,8 @@ QSD_API int qsd_describe(const qsd_model *model, qsd_info *info);
 
 /* Names are UTF-8, end with a zero byte and live as long as the model. NULL: there is none. */
 QSD_API const char *qsd_class_name(const qsd_model *model, int index);
-QSD_API int qsd_output(const qsd_model *model, int index, qsd_value *value);
-QSD_API int qsd_neuron(const qsd_model *model, int index, qsd_value *value);
+QSD_API int qsd_output(const qsd_model *model, int index, int frames, qsd_value *value);
+QSD_API int qsd_neuron(const qsd_model *model, int index, int frames, qsd_value *value);
 
 /* Runs `batch` images. `frames` is 0 for pixels (B, C, H, W) and 1 for (T, B, C, H, W).
  * `logits` (B, classes), `outputs` and `counts`, one array for each output and each neuron, may be

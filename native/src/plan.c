@@ -14,7 +14,8 @@ typedef struct {
   bool *absorbed, *deferred;
   int *pad; /* the border that readers want around a value */
   int *planes; /* tensor of byte planes of a value, -1 */
-  int room;
+  int *plane_step; /* the step that makes them */
+  bool *result;
 } planner;
 
 bool qsd_is_depthwise(const qsd_op *op) {
@@ -77,14 +78,17 @@ static int value_tensor(planner *p, int number) {
 }
 
 /* Values as unsigned bytes for products: what they are stored as, or byte planes of them. */
-static int byte_tensor(planner *p, int number, int *key) {
+static int byte_tensor(planner *p, int number, const int *key) {
   number = root(p, number);
   if (is_byte(p, number)) return value_tensor(p, number);
   const qsd_op *op = op_at(p, number);
   int planes = 1;
   double reach = op->positive ? 256 : 128;
   for (; planes < 4 && op->most >= reach; planes++) reach *= 256;
-  if (p->planes[number] < 0) {
+  if (p->planes[number] >= 0) {
+    qsd_step *step = &p->plan->steps[p->plane_step[number]];
+    if (*key < step->key) step->key = *key;
+  } else {
     qsd_tensor tensor = {.bytes = 1,
                          .n = p->plan->leading[number],
                          .height = op->height,
@@ -95,6 +99,7 @@ static int byte_tensor(planner *p, int number, int *key) {
                          .planes = planes,
                          .bias = op->positive ? 0 : 0x80u << (8 * (planes - 1))};
     p->planes[number] = new_tensor(p, tensor);
+    p->plane_step[number] = p->plan->step_count;
     qsd_step *step = &p->plan->steps[p->plan->step_count++];
     *step = (qsd_step){.kind = STEP_PLANES, .op = number, .key = *key, .residual = -1, .counts = -1,
                        .neuron = -1, .neuron_number = -1};
@@ -130,16 +135,9 @@ static bool find_readers(planner *p) {
   return true;
 }
 
-static bool is_result(const planner *p, int number) {
-  const qsd_graph *graph = p->graph;
-  for (int i = 0; i < graph->result_count; i++)
-    if (graph->results[i].op == number) return true;
-  return graph->class_count && number == graph->op_count - 1;
-}
-
 /* The one operation that reads `number`, if it is of that kind and free; -1. */
 static int sole_reader(const planner *p, int number, qsd_kind kind) {
-  if (p->uses[number] != 1 || is_result(p, number)) return -1;
+  if (p->uses[number] != 1 || p->result[number]) return -1;
   int reader = p->readers[p->first_use[number]];
   return op_at(p, reader)->kind == kind && !p->absorbed[reader] ? reader : -1;
 }
@@ -293,7 +291,7 @@ static void place_group(planner *p, qsd_step *step) {
   else step->source = value_tensor(p, step->source_op);
   if (step->residual_op >= 0) step->residual = value_tensor(p, step->residual_op);
   bool made = step->kind != STEP_LOAD || step->scale_op >= 0 || step->add_op >= 0;
-  if (made && (readers > 0 || is_result(p, step->cur))) step->out = value_tensor(p, step->cur);
+  if (made && (readers > 0 || p->result[step->cur])) step->out = value_tensor(p, step->cur);
   step->steps = 1;
   if (step->neuron >= 0) {
     step->counts = value_tensor(p, step->neuron);
@@ -307,6 +305,8 @@ static void place_group(planner *p, qsd_step *step) {
                                            ARRAY(op, A_CODES)->side[2] == 1);
   step->flat = point && !t[step->source].pad && (step->residual < 0 || !t[step->residual].pad) &&
                (step->out < 0 || !t[step->out].pad) && (step->counts < 0 || !t[step->counts].pad);
+  step->channels = map->channels;
+  step->pad_op = op;
   step->rows = step->flat ? 1 : map->height;
   step->width = step->flat ? map->height * map->width : map->width;
   step->outer = p->plan->leading[root(p, made_op)] / step->steps;
@@ -337,7 +337,7 @@ static void place_tensors(planner *p) {
     }
   }
   for (int i = 0; i < p->graph->op_count; i++)
-    if (is_result(p, i)) value_tensor(p, i);
+    if (p->result[i]) value_tensor(p, i);
   /* The table itself, where more than products read it. */
   for (int i = 0; i < p->graph->op_count; i++)
     if (op_at(p, i)->kind == OP_NORMALISE && p->plan->value[i] >= 0)
@@ -368,7 +368,7 @@ static void find_lives(planner *p) {
       touch(plan, plan->value[root(p, op_at(p, step->op)->inputs[j])], i);
   }
   for (int i = 0; i < p->graph->op_count; i++)
-    if (is_result(p, i)) touch(plan, plan->value[root(p, i)], plan->step_count + 1);
+    if (p->result[i]) touch(plan, plan->value[root(p, i)], plan->step_count + 1);
 }
 
 typedef struct {
@@ -420,17 +420,36 @@ static bool prepare(planner *p) {
   p->first_use = qsd_alloc(pool, count, sizeof *p->first_use);
   p->pad = qsd_alloc(pool, count, sizeof *p->pad);
   p->planes = qsd_alloc(pool, count, sizeof *p->planes);
+  p->plane_step = qsd_alloc(pool, count, sizeof *p->plane_step);
+  p->result = qsd_alloc(pool, count, sizeof *p->result);
   p->absorbed = qsd_alloc(pool, count, sizeof *p->absorbed);
   p->deferred = qsd_alloc(pool, count, sizeof *p->deferred);
   p->plan->value = qsd_alloc(pool, count, sizeof *p->plan->value);
   p->plan->leading = qsd_alloc(pool, count, sizeof *p->plan->leading);
+  p->plan->input_of = qsd_alloc(pool, count, sizeof *p->plan->input_of);
+  p->plan->tables = qsd_alloc(pool, count, sizeof *p->plan->tables);
   p->plan->steps = qsd_alloc(pool, 2 * count + 2, sizeof *p->plan->steps);
   p->plan->tensors = qsd_alloc(pool, 2 * count, sizeof *p->plan->tensors);
-  if (!p->uses || !p->first_use || !p->pad || !p->planes || !p->absorbed || !p->deferred ||
-      !p->plan->value || !p->plan->leading || !p->plan->steps || !p->plan->tensors)
+  if (!p->uses || !p->first_use || !p->pad || !p->planes || !p->plane_step || !p->result || !p->absorbed || !p->deferred ||
+      !p->plan->value || !p->plan->leading || !p->plan->input_of || !p->plan->tables || !p->plan->steps || !p->plan->tensors)
     return false;
   for (uint64_t i = 0; i < count; i++) p->planes[i] = p->plan->value[i] = -1;
+  for (int i = 0; i < p->graph->result_count; i++) p->result[p->graph->results[i].op] = true;
+  if (p->graph->class_count) p->result[count - 1] = true;
   return find_readers(p);
+}
+
+static bool unpack_tables(planner *p) {
+  for (int i = 0; i < p->graph->op_count; i++) {
+    p->plan->input_of[i] = p->plan->value[root(p, i)];
+    if (op_at(p, i)->kind != OP_NORMALISE) continue;
+    const qsd_array *array = ARRAY(op_at(p, i), A_TABLE);
+    int32_t *table = qsd_alloc(&p->builder->pool, array->count, sizeof *table);
+    if (!table) return false;
+    for (uint64_t j = 0; j < array->count; j++) table[j] = (int32_t)qsd_item(array, j);
+    p->plan->tables[i] = table;
+  }
+  return true;
 }
 
 int qsd_build_plan(qsd_builder *builder, bool frames, qsd_plan *plan) {
@@ -446,7 +465,7 @@ int qsd_build_plan(qsd_builder *builder, bool frames, qsd_plan *plan) {
   find_lives(&p);
   for (int i = 0; i < plan->tensor_count; i++)
     if (plan->tensors[i].size > builder->pool.most) return too_large(&p);
-  if (!place_memory(&p)) return too_large(&p);
+  if (!place_memory(&p) || !unpack_tables(&p)) return too_large(&p);
   for (int i = 0; i < plan->step_count; i++) {
     qsd_step *step = &plan->steps[i];
     int status = QSD_OK;

@@ -36,7 +36,7 @@ typedef struct {
   qsd_factors *scale, *residual_scale, *neuron_scale;
   bool add, store;
   int64_t add_limit;
-  int neuron, levels;
+  int neuron, levels, wide; /* wide: channels, padded */
   /* Thresholds of each channel [levels][channels]; counts are ((found ^ flip) - flip) + start. */
   int32_t *thresholds, *flip, *start;
   /* Neurons with memory. */
@@ -105,6 +105,8 @@ typedef struct {
   bool flat; /* the map is one row of pixels */
   int rows, width, spans, blocks, outer, vectors;
   int stride; /* of the convolution */
+  int channels; /* of the map that it makes */
+  const qsd_op *pad_op; /* the convolution */
 } qsd_step;
 
 typedef struct {
@@ -114,6 +116,8 @@ typedef struct {
   qsd_tensor *tensors;
   int *value; /* operation to tensor, -1 */
   int *leading; /* time steps of each value */
+  int *input_of;  /* operation to the tensor that holds its value, -1 */
+  const int32_t **tables; /* of `normalise`, by operation */
   uint64_t arena;   /* bytes of all tensors */
   uint64_t scratch; /* bytes for each thread */
 } qsd_plan;
