@@ -33,6 +33,7 @@ __attribute__((unused)) INLINE v8 plain_clamp8(v8 x, int64_t limit) {
 #include "dot_portable.h"
 #endif
 
+#ifndef QSD_OWN_CONVERSIONS
 INLINE wide16 widen(const v16 *x) {
   h16 low, high;
   memcpy(&low, x, sizeof low);
@@ -48,6 +49,21 @@ INLINE v16 narrow(wide16 x) {
   return y;
 }
 
+INLINE void store_bytes(uint8_t *p, v16 x) {
+  b16 y = __builtin_convertvector(x, b16);
+  memcpy(p, &y, sizeof y);
+}
+
+INLINE v16 load_bytes(const uint8_t *p) {
+  b16 x;
+  memcpy(&x, p, sizeof x);
+  return __builtin_convertvector(x, v16);
+}
+
+/* sums + x * y, where x lies in 0..32767 and y fits 16 bits. */
+INLINE v16 add_small_products(v16 sums, v16 x, v16 y) { return sums + x * y; }
+#endif
+
 INLINE v8 load8(const int64_t *p) {
   v8 x;
   memcpy(&x, p, sizeof x);
@@ -61,11 +77,6 @@ INLINE v16 load16(const int32_t *p) {
 }
 
 INLINE void store16(int32_t *p, v16 x) { memcpy(p, &x, sizeof x); }
-
-INLINE void store_bytes(uint8_t *p, v16 x) {
-  b16 y = __builtin_convertvector(x, b16);
-  memcpy(p, &y, sizeof y);
-}
 
 INLINE v8 scale8(v8 x, const qsd_factors *f, int c) {
   v8 y = multiply8(x, load8(f->multiplier + c), f->narrow) + load8(f->round + c);
@@ -181,12 +192,6 @@ static void finish(const qsd_finish *f, const qsd_tile *t) {
     }
 }
 
-INLINE v16 load_bytes(const uint8_t *p) {
-  b16 x;
-  memcpy(&x, p, sizeof x);
-  return __builtin_convertvector(x, v16);
-}
-
 enum { DW_PIXELS = 7 };
 
 INLINE void depthwise_tile(const qsd_depthwise *dw, const void *in, size_t pixel, const int pixels,
@@ -201,7 +206,8 @@ INLINE void depthwise_tile(const qsd_depthwise *dw, const void *in, size_t pixel
     for (int p = 0; p < pixels; p++) {
       size_t place = at + (size_t)p * pixel;
       v16 x = bytes ? load_bytes((const uint8_t *)in + place) : load16((const int32_t *)in + place);
-      acc[p] += x * code;
+      if (bytes) acc[p] = add_small_products(acc[p], x, code);
+      else acc[p] += x * code;
     }
   }
   for (int p = 0; p < pixels; p++) store16(sums + (size_t)p * sums_pixel, acc[p]);
@@ -209,6 +215,12 @@ INLINE void depthwise_tile(const qsd_depthwise *dw, const void *in, size_t pixel
 
 static void depthwise(const qsd_depthwise *dw, const void *in, size_t pixel, int pixels, int vectors,
                       int channel, int32_t *sums) {
+#ifdef QSD_OWN_DEPTHWISE
+  if (dw->quads) {
+    depthwise_quads(dw, in, pixel, pixels, vectors, channel, sums);
+    return;
+  }
+#endif
   size_t size = (size_t)dw->bytes, wide = (size_t)vectors * LANES;
   for (int p = 0; p < pixels;) {
     int take = pixels - p >= DW_PIXELS ? DW_PIXELS : 1;
@@ -224,6 +236,69 @@ static void depthwise(const qsd_depthwise *dw, const void *in, size_t pixel, int
   }
 }
 
+/* Attention of one head: kv[i][j] = sum of k * v over tokens, 8 i by 16 j at a time. */
+enum { ROWS = 8 };
+
+INLINE void key_values(const qsd_attention *a, int i, const int rows, int j, int wide) {
+  v16 acc[ROWS];
+  for (int r = 0; r < rows; r++) acc[r] = (v16){0};
+  for (int y = 0; y < a->height; y++) {
+    const uint8_t *k = a->k + (size_t)y * a->k_row + i, *v = a->v + (size_t)y * a->v_row + j;
+    for (int x = 0; x < a->width; x++, k += a->k_pixel, v += a->v_pixel) {
+      v16 value = load_bytes(v);
+#pragma GCC unroll 8
+      for (int r = 0; r < rows; r++)
+        acc[r] = add_small_products(acc[r], value, (v16){0} + (int32_t)k[r]);
+    }
+  }
+  for (int r = 0; r < rows; r++) store16(a->kv + (size_t)(i + r) * (size_t)wide + j, acc[r]);
+}
+
+/* `rows` pixels of the result from x on: sums over i of q * kv. */
+INLINE void queries(const qsd_attention *a, int y, int x, const int rows, int j, int wide) {
+  v16 acc[ROWS];
+  for (int r = 0; r < rows; r++) acc[r] = (v16){0};
+  const uint8_t *q = a->q + (size_t)y * a->q_row + (size_t)x * a->q_pixel;
+  for (int i = 0; i < a->each; i++, q++) {
+    v16 kv = load16(a->kv + (size_t)i * (size_t)wide + j);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++) {
+      v16 value = (v16){0} + (int32_t)q[(size_t)r * a->q_pixel];
+      if (a->small) acc[r] = add_small_products(acc[r], value, kv);
+      else acc[r] += value * kv;
+    }
+  }
+  int lanes = a->wide - j < LANES ? a->wide - j : LANES;
+  for (int r = 0; r < rows; r++)
+    memcpy(a->out + (size_t)y * a->out_row + (size_t)(x + r) * a->out_pixel + (size_t)j, &acc[r],
+           (size_t)lanes * sizeof(int32_t));
+}
+
+static void attention(const qsd_attention *a) {
+  int wide = qsd_round_up(a->wide, LANES);
+  for (int j = 0; j < a->wide; j += LANES) {
+    int i = 0;
+    for (; i + ROWS <= a->each; i += ROWS) key_values(a, i, ROWS, j, wide);
+    for (; i < a->each; i++) key_values(a, i, 1, j, wide);
+    for (int y = 0; y < a->height; y++) {
+      int x = 0;
+      for (; x + ROWS <= a->width; x += ROWS) queries(a, y, x, ROWS, j, wide);
+      for (; x < a->width; x++) queries(a, y, x, 1, j, wide);
+    }
+  }
+}
+
+/* A pixel's values as bytes of `planes` planes. */
+static void planes(const int32_t *values, int channels, uint32_t bias, int count, size_t plane,
+                   uint8_t *to) {
+  v16 offset = (v16){0} + (int32_t)bias;
+  for (int c = 0; c < channels; c += LANES) {
+    v16 x = load16(values + c) + offset;
+    for (int i = 0; i < count; i++, x >>= 8) store_bytes(to + (size_t)i * plane + c, x & 255);
+  }
+}
+
 extern const qsd_kernels JOIN(qsd_kernels_, QSD_SET);
 const qsd_kernels JOIN(qsd_kernels_, QSD_SET) = {
-    .name = QSD_NAME, .dot = dot, .depthwise = depthwise, .finish = finish, .split_codes = SPLIT};
+    .name = QSD_NAME, .dot = dot, .depthwise = depthwise, .finish = finish, .attention = attention,
+    .planes = planes, .split_codes = SPLIT};

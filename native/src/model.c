@@ -140,13 +140,13 @@ static void run_image(qsd_model *m, worker *w, worker *own, size_t image, int pa
   int frames = m->job.frames ? graph->time_steps : 1;
   for (int t = 0; t < frames; t++)
     own->pixels[t] = m->job.pixels + ((size_t)t * m->job.batch + image) * size;
+  qsd_place_to_run at = {graph, m->kernels, plan, w->arena, own->scratch, own->pixels};
   const qsd_step *before = NULL;
   for (int i = 0; i < plan->step_count; i++) {
     const qsd_step *step = &plan->steps[i];
     observe(m, plan, before, w, own, image, part, parts);
-    if (step->kind == STEP_OP) qsd_run_op(graph, plan, step, w->arena, own->pixels, part, parts);
-    else if (step->kind == STEP_PLANES)
-      qsd_run_planes(graph, plan, step, w->arena, own->pixels, part, parts);
+    if (step->kind == STEP_OP) qsd_run_op(&at, step, part, parts);
+    else if (step->kind == STEP_PLANES) qsd_run_planes(&at, step, part, parts);
     else qsd_run_group(m->kernels, plan, step, w->arena, own->scratch, part, parts);
     before = step;
     meet(m, parts);

@@ -3,6 +3,8 @@
 
 #include "plan.h"
 
+enum { MOST_KV = 1 << 20 };
+
 typedef struct {
   const qsd_tensor *t;
   uint8_t *memory;
@@ -232,8 +234,44 @@ static void run_row(const task *t, int n, int y) {
   }
 }
 
-void qsd_run_op(const qsd_graph *graph, const qsd_plan *plan, const qsd_step *step, uint8_t *arena,
-                const uint8_t *const *pixels, int part, int parts) {
+uint64_t qsd_attention_scratch(const qsd_graph *graph, const qsd_plan *plan, const qsd_op *op) {
+  for (int i = 0; i < 3; i++)
+    if (plan->tensors[plan->input_of[op->inputs[i]]].bytes != 1) return 0;
+  uint64_t heads = (uint64_t)op->f[F_HEADS];
+  uint64_t each = (uint64_t)graph->ops[op->inputs[0]].channels / heads;
+  uint64_t wide = ((uint64_t)op->channels / heads + LANES - 1) / LANES * LANES;
+  uint64_t bytes = each * wide * sizeof(int32_t);
+  return bytes <= MOST_KV ? bytes : 0;
+}
+
+/* The same with the kernels: spike counts only. */
+static void fast_head(const qsd_place_to_run *at, const task *t, int n, int head) {
+  const qsd_op *op = t->op;
+  int heads = (int)op->f[F_HEADS], each = t->in[0].t->channels / heads, wide = op->channels / heads;
+  qsd_attention a = {.kv = at->scratch, .height = op->height, .width = op->width, .each = each,
+                     .wide = wide};
+  const uint8_t **in[] = {&a.q, &a.k, &a.v};
+  size_t *pixel[] = {&a.q_pixel, &a.k_pixel, &a.v_pixel}, *row[] = {&a.q_row, &a.k_row, &a.v_row};
+  for (int i = 0; i < 3; i++) {
+    const qsd_tensor *x = t->in[i].t;
+    *in[i] = t->in[i].memory + qsd_place(x, n, 0, 0) + head * (i < 2 ? each : wide);
+    *pixel[i] = (size_t)x->stride;
+    *row[i] = (size_t)(x->width + 2 * x->pad) * (size_t)x->stride;
+  }
+  const qsd_tensor *out = t->out.t;
+  a.out = (int32_t *)(void *)t->out.memory + qsd_place(out, n, 0, 0) + head * wide;
+  a.out_pixel = (size_t)out->stride;
+  a.out_row = (size_t)(out->width + 2 * out->pad) * (size_t)out->stride;
+  double most = (double)op->height * op->width * at->graph->ops[op->inputs[1]].most *
+                at->graph->ops[op->inputs[2]].most;
+  a.small = most < 32768;
+  at->kernels->attention(&a);
+}
+
+void qsd_run_op(const qsd_place_to_run *at, const qsd_step *step, int part, int parts) {
+  const qsd_graph *graph = at->graph;
+  const qsd_plan *plan = at->plan;
+  uint8_t *arena = at->arena;
   const qsd_op *op = &graph->ops[step->op];
   task t = {.op = op, .graph = graph, .out = view_of(plan, arena, step->out)};
   for (int i = 0; i < op->input_count && i < 3; i++)
@@ -241,10 +279,12 @@ void qsd_run_op(const qsd_graph *graph, const qsd_plan *plan, const qsd_step *st
   const qsd_tensor *out = t.out.t;
   if (part == 0) qsd_clear_border(out, t.out.memory);
   int rows = op->kind == OP_ATTENTION ? (int)op->f[F_HEADS] : out->height;
+  bool fast = op->kind == OP_ATTENTION && qsd_attention_scratch(graph, plan, op);
   int64_t units = (int64_t)out->n * rows;
   for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; unit++) {
     int n = (int)(unit / rows), y = (int)(unit % rows);
-    if (op->kind == OP_NORMALISE) normalise_row(&t, pixels[n], n, y);
+    if (op->kind == OP_NORMALISE) normalise_row(&t, at->pixels[n], n, y);
+    else if (fast) fast_head(at, &t, n, y);
     else if (op->kind == OP_ATTENTION) attention_head(&t, n, y);
     else if (op->kind == OP_CONCAT) concat_rows(graph, plan, op, arena, t.out, n, y);
     else run_row(&t, n, y);
@@ -270,15 +310,24 @@ static void planes_row(const qsd_op *op, view out, const view *in, const int32_t
   }
 }
 
-void qsd_run_planes(const qsd_graph *graph, const qsd_plan *plan, const qsd_step *step,
-                    uint8_t *arena, const uint8_t *const *pixels, int part, int parts) {
-  const qsd_op *op = &graph->ops[step->op];
-  view out = view_of(plan, arena, step->out), in = {0};
-  if (step->source >= 0) in = view_of(plan, arena, step->source);
+void qsd_run_planes(const qsd_place_to_run *at, const qsd_step *step, int part, int parts) {
+  const qsd_op *op = &at->graph->ops[step->op];
+  view out = view_of(at->plan, at->arena, step->out), in = {0};
+  if (step->source >= 0) in = view_of(at->plan, at->arena, step->source);
   if (part == 0) qsd_clear_border(out.t, out.memory);
-  int64_t units = (int64_t)out.t->n * out.t->height;
+  const qsd_tensor *t = out.t;
+  int64_t units = (int64_t)t->n * t->height;
   for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; unit++) {
-    int n = (int)(unit / out.t->height), y = (int)(unit % out.t->height);
-    planes_row(op, out, &in, plan->tables[step->op], step->source < 0 ? pixels[n] : NULL, n, y);
+    int n = (int)(unit / t->height), y = (int)(unit % t->height);
+    if (step->source < 0 || t->stride % LANES) {
+      const uint8_t *pixels = step->source < 0 ? at->pixels[n] : NULL;
+      planes_row(op, out, &in, at->plan->tables[step->op], pixels, n, y);
+      continue;
+    }
+    const int32_t *values = (const int32_t *)(const void *)in.memory + qsd_place(in.t, n, y, 0);
+    uint8_t *to = out.memory + qsd_place(t, n, y, 0);
+    size_t plane = qsd_image_size(t) * (size_t)t->n;
+    for (int x = 0; x < t->width; x++, values += in.t->stride, to += t->stride)
+      at->kernels->planes(values, t->stride, t->bias, t->planes, plane, to);
   }
 }

@@ -104,6 +104,22 @@ int qsd_pack_dot(qsd_builder *builder, const qsd_plan *plan, qsd_step *step) {
   return QSD_OK;
 }
 
+/* Codes of four rows together, [quad][column][channel][4]; rows beyond the kernel are 0. */
+static bool pack_quads(qsd_builder *builder, const qsd_op *op, int wide, qsd_step *step) {
+  int kernel = (int)ARRAY(op, A_CODES)->side[2], quads = (kernel + 3) / 4;
+  int8_t *codes = qsd_alloc(&builder->pool, (uint64_t)(quads * kernel * wide * 4), 1);
+  if (!codes) return false;
+  for (int c = 0; c < op->channels; c++)
+    for (int y = 0; y < kernel; y++)
+      for (int x = 0; x < kernel; x++) {
+        uint64_t at = (uint64_t)((c * kernel + y) * kernel + x);
+        codes[((y / 4 * kernel + x) * wide + c) * 4 + y % 4] =
+            (int8_t)qsd_item(ARRAY(op, A_CODES), at);
+      }
+  step->dw.quads = codes;
+  return true;
+}
+
 int qsd_pack_depthwise(qsd_builder *builder, const qsd_plan *plan, qsd_step *step) {
   const qsd_op *op = &builder->graph->ops[step->op];
   const qsd_tensor *in = &plan->tensors[step->source];
@@ -126,7 +142,11 @@ int qsd_pack_depthwise(qsd_builder *builder, const qsd_plan *plan, qsd_step *ste
                              .bytes = in->bytes,
                              .offsets = offsets,
                              .codes = builder->dw_codes[step->op],
-                             .channels = wide};
+                             .channels = wide,
+                             .kernel = kernel,
+                             .row = (size_t)(in->width + 2 * in->pad) * (size_t)in->stride};
+  bool quads = in->bytes == 1 && step->stride == 1 && (kernel == 3 || kernel == 7);
+  if (quads && !pack_quads(builder, op, wide, step)) return no_memory(builder);
   return QSD_OK;
 }
 

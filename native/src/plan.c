@@ -475,6 +475,10 @@ int qsd_build_plan(qsd_builder *builder, bool frames, qsd_plan *plan) {
     if (status) return status;
     /* Sums of a tile, then bytes of sources widened: source and residual. */
     uint64_t sums = (uint64_t)step->steps * TILE * 8 * LANES * sizeof(int32_t);
+    const qsd_op *op = op_at(&p, step->op);
+    if (op->kind == OP_ATTENTION && step->kind == STEP_OP &&
+        qsd_attention_scratch(p.graph, plan, op) > plan->scratch)
+      plan->scratch = qsd_attention_scratch(p.graph, plan, op);
     if (step->kind <= STEP_LOAD && 2 * sums > plan->scratch) plan->scratch = 2 * sums;
   }
   return QSD_OK;

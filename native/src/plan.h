@@ -61,7 +61,20 @@ typedef struct {
   const size_t *offsets;  /* in elements */
   const int32_t *codes;   /* [position][channels, padded] */
   int channels;
+  /* Of bytes and a kernel of 3 or 7 at stride 1: four rows at a time, [quad][column][channel][4]. */
+  const int8_t *quads;
+  int kernel;
+  size_t row;
 } qsd_depthwise;
+
+/* A head: spike counts as bytes, strides in elements. */
+typedef struct {
+  const uint8_t *q, *k, *v;
+  int32_t *out, *kv; /* kv: each * (wide, padded) */
+  size_t q_pixel, q_row, k_pixel, k_row, v_pixel, v_row, out_pixel, out_row;
+  int height, width, each, wide;
+  bool small; /* the sums of k * v fit 16 bits */
+} qsd_attention;
 
 /* Pixels in a row of which sums are finished; strides in elements, of pixels and of time steps. */
 typedef struct {
@@ -83,6 +96,9 @@ typedef struct {
   void (*depthwise)(const qsd_depthwise *dw, const void *in, size_t pixel, int pixels, int vectors,
                     int channel, int32_t *sums);
   void (*finish)(const qsd_finish *finish, const qsd_tile *tile);
+  void (*attention)(const qsd_attention *head);
+  void (*planes)(const int32_t *values, int channels, uint32_t bias, int planes, size_t plane,
+                 uint8_t *to);
   int split_codes; /* products of bytes must be split where they could pass 16 bits */
 } qsd_kernels;
 
@@ -151,10 +167,19 @@ static inline size_t qsd_image_size(const qsd_tensor *t) {
 }
 
 /* The plain operations: part `part` of `parts`. */
-void qsd_run_op(const qsd_graph *graph, const qsd_plan *plan, const qsd_step *step, uint8_t *arena,
-                const uint8_t *const *pixels, int part, int parts);
-void qsd_run_planes(const qsd_graph *graph, const qsd_plan *plan, const qsd_step *step,
-                    uint8_t *arena, const uint8_t *const *pixels, int part, int parts);
+typedef struct {
+  const qsd_graph *graph;
+  const qsd_kernels *kernels;
+  const qsd_plan *plan;
+  uint8_t *arena;
+  int32_t *scratch;
+  const uint8_t *const *pixels;
+} qsd_place_to_run;
+
+void qsd_run_op(const qsd_place_to_run *at, const qsd_step *step, int part, int parts);
+void qsd_run_planes(const qsd_place_to_run *at, const qsd_step *step, int part, int parts);
+/* Bytes of scratch memory of a head's k^T v; 0 where the plain way is taken. */
+uint64_t qsd_attention_scratch(const qsd_graph *graph, const qsd_plan *plan, const qsd_op *op);
 void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_step *step,
                    uint8_t *arena, int32_t *scratch, int part, int parts);
 void qsd_clear_border(const qsd_tensor *tensor, uint8_t *memory);
