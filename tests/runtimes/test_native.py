@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from graph.random_graphs import random_frames, random_graph
 from variants import LIF, VARIANTS, info_for, random_pixels
 
-from graph.random_graphs import random_frames, random_graph
 from qsdformer.errors import UserError
 from qsdformer.graph.artifact import export
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.lowering import lower
 from qsdformer.runtimes import native
+from qsdformer.runtimes.verify import verify
 
 SETS = ("avx512vnni", "avxvnni", "avx2", "portable")
 # QSD_NATIVE_GRAPHS=1000 compares more random graphs.
@@ -24,26 +25,20 @@ GRAPHS = int(os.environ.get("QSD_NATIVE_GRAPHS", "60"))
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native engine was not built")
 
 
-def usable(isa: str, graph: IntegerGraph) -> bool:
-    """Whether this processor has the instruction set."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QSD_NATIVE_ISA", isa)
-        try:
-            native.of_graph(graph)
-        except UserError as error:
-            assert "instruction set" in str(error)
-            return False
-    return True
-
-
 @pytest.fixture(params=SETS)
 def isa(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, small_graph: IntegerGraph
-) -> Iterator[str]:
-    if not usable(request.param, small_graph):
-        pytest.skip(f"this processor has no {request.param}")
+) -> str:
+    """Each instruction set that this processor has, for the models that the test makes."""
     monkeypatch.setenv("QSD_NATIVE_ISA", request.param)
-    yield request.param
+    try:
+        found = native.of_graph(small_graph).isa
+    except UserError as error:
+        if "instruction set" not in str(error):
+            raise
+        pytest.skip(f"this processor has no {request.param}")
+    assert found == request.param
+    return found
 
 
 def assert_same(graph: IntegerGraph, pixels: np.ndarray, threads: int = 1) -> None:
@@ -143,7 +138,8 @@ def test_statistics_count_the_spikes_of_the_runs_since_they_were_reset(small_gra
 
 
 @pytest.mark.parametrize(
-    ("shape", "kind"), [((1, 3, 31, 32), np.uint8), ((0, 3, 32, 32), np.uint8), ((1, 3, 32, 32), int)]
+    ("shape", "kind"),
+    [((1, 3, 31, 32), np.uint8), ((0, 3, 32, 32), np.uint8), ((1, 3, 32, 32), int)],
 )
 def test_wrong_images_are_refused_in_one_line(small_graph: IntegerGraph, shape, kind):
     with pytest.raises(UserError, match="images"):
@@ -166,3 +162,24 @@ def test_a_damaged_file_is_refused_by_name(small_graph: IntegerGraph, tmp_path: 
         native.load(path)
     with pytest.raises(UserError, match="cannot read"):
         native.load(tmp_path / "none.qsd")
+
+
+def test_verify_and_bench_and_predictions_use_it(small_graph: IntegerGraph):
+    model = native.fastest(small_graph)
+    assert isinstance(model, native.NativeModel)
+    size = small_graph.preprocessing.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, size, size), np.uint8)
+    assert model.predict(pixels) == small_graph.predict(pixels)
+    report = verify(small_graph, torch.from_numpy(pixels), executors=["native"])
+    assert [row.name for row in report.rows] == ["integer", "native"]
+    assert report.rows[1].differing == 0
+    assert report.rows[1].logit_difference == 0
+
+
+def test_without_the_library_the_reference_runs(
+    small_graph: IntegerGraph, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert native.fastest(small_graph) is small_graph
+    with pytest.raises(UserError, match="compiler"):
+        native.of_graph(small_graph)

@@ -26,6 +26,8 @@ from qsdformer.graph.ops import Array
 
 ABI = 1
 MESSAGE_BYTES = 1024
+ACTIVITY = ("elements", "active", "spikes", "groups", "active_groups")
+MOST_THREADS = 16  # more share little work
 NAMES = ("libqsd.so", "libqsd.dylib", "qsd.dll")
 MISSING = (
     "the native engine was not built: install qsdformer where there is a C compiler (gcc or clang)"
@@ -55,10 +57,7 @@ class _Info(ctypes.Structure):
 
 
 class _Activity(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_uint64)
-        for name in ("elements", "active", "spikes", "groups", "active_groups")
-    ]
+    _fields_ = [(name, ctypes.c_uint64) for name in ACTIVITY]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +108,16 @@ def load(path: str | os.PathLike[str], threads: int = 1) -> NativeModel:
 def of_graph(graph: IntegerGraph, threads: int = 1) -> NativeModel:
     """The native engine for `graph`."""
     return NativeModel(to_bytes(graph), threads=threads, graph=graph)
+
+
+def fastest(graph: IntegerGraph, threads: int | None = None) -> IntegerGraph | NativeModel:
+    """What runs `graph` soonest here: the native engine, or without it the reference.
+
+    All cores that this process may use work on it, or as many `threads`.
+    """
+    if not available():
+        return graph
+    return of_graph(graph, threads or min(os.cpu_count() or 1, MOST_THREADS))
 
 
 class NativeModel:
@@ -220,7 +229,7 @@ class NativeModel:
             activity, value = _Activity(), _Value()
             self._library.qsd_statistics(self._model, number, ctypes.byref(activity))
             self._library.qsd_neuron(self._model, number, 0, ctypes.byref(value))
-            fields = {name: getattr(activity, name) for name, _ in activity._fields_}
+            fields = {name: getattr(activity, name) for name in ACTIVITY}
             found[value.name.decode()] = Activity(**fields)
         return found
 
