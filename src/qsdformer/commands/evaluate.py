@@ -73,6 +73,8 @@ def _evaluate_exported(options: argparse.Namespace, model: IntegerGraph | OnnxMo
     import torch
 
     from qsdformer.commands.exported_data import data_for, pixel_batches
+    from qsdformer.graph.integer import IntegerGraph
+    from qsdformer.runtimes.native import fastest
     from qsdformer.tasks.evaluation import evaluate_logits
 
     if options.activity:
@@ -80,9 +82,10 @@ def _evaluate_exported(options: argparse.Namespace, model: IntegerGraph | OnnxMo
     if options.device not in ("auto", "cpu"):
         raise UserError(f"--device {options.device}: exported files run on the CPU; leave it out")
     data = data_for(options.model, model, given_keys(options), options.batch_size)
+    runner = fastest(model) if isinstance(model, IntegerGraph) else model
 
     def logits_of(pixels: Tensor) -> Tensor:
-        return torch.from_numpy(model.logits(pixels.numpy()))
+        return torch.from_numpy(runner.logits(pixels.numpy()))
 
     result = evaluate_logits(logits_of, pixel_batches(data, options.limit))
     _print(options, data, result, None)

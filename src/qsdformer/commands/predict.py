@@ -90,11 +90,14 @@ def _open(paths: Sequence[str]) -> list[tuple[str, Image.Image]]:
 
 def _classifier(path: str, top: int, device: str) -> Classify:
     """What classifies with the model in a file; exported files need no PyTorch."""
+    from qsdformer.graph.integer import IntegerGraph
     from qsdformer.runtimes.exported import load_exported
+    from qsdformer.runtimes.native import fastest
 
     exported = load_exported(path)
     if exported is not None:
-        return lambda images: exported.predict(images, top)
+        model = fastest(exported) if isinstance(exported, IntegerGraph) else exported
+        return lambda images: model.predict(images, top)
     return _checkpoint_classifier(path, top, device)
 
 

@@ -32,6 +32,7 @@ from qsdformer.errors import UserError
 from qsdformer.files import atomic_path
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.ops import Array
+from qsdformer.runtimes import native
 from qsdformer.runtimes.ann_onnx import ann_model, has_ann, quantised_ann
 from qsdformer.runtimes.executors import normalised
 from qsdformer.runtimes.onnx_export import onnx_model
@@ -92,6 +93,10 @@ def make_subjects(
     found = []
     if model is not None:
         found.append(Subject(network=EAGER, runtime="PyTorch", time=_eager(model, pre, threads)))
+    if native.available():
+        run = native.of_graph(graph, threads)
+        time_native = functools.partial(timed, run)
+        found.append(Subject(network=INTEGER, runtime="native", time=time_native))
     for name in names:
         arrangement, start = RUNTIMES[name]
         kinds: dict[str, Arrangement] = {INTEGER: arrangement, FLOAT: "float"}

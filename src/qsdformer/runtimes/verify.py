@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import qsdformer.runtimes.native_executor
 import qsdformer.runtimes.onnx_executors  # noqa: F401  registers ONNX Runtime and OpenVINO
 from qsdformer.errors import UserError
 from qsdformer.graph.assumed import assumed_of

@@ -1,0 +1,50 @@
+/* Which kernels this processor can run. */
+#include <string.h>
+
+#include "plan.h"
+
+extern const qsd_kernels qsd_kernels_portable;
+#ifdef QSD_X86
+extern const qsd_kernels qsd_kernels_avx2, qsd_kernels_avxvnni, qsd_kernels_avx512vnni;
+
+#include <cpuid.h>
+
+/* Bit `bit` of what cpuid says of leaf 7, and whether the system saves the registers in `state`. */
+static bool has(int subleaf, int word, int bit, uint32_t state) {
+  uint32_t r[4];
+  if (!__get_cpuid_count(1, 0, &r[0], &r[1], &r[2], &r[3]) || !(r[2] >> 27 & 1)) return false;
+  uint32_t low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  (void)high;
+  if ((low & state) != state) return false;
+  if (!__get_cpuid_count(7, (unsigned)subleaf, &r[0], &r[1], &r[2], &r[3])) return false;
+  return r[word] >> bit & 1;
+}
+
+static bool has_avx2(void) { return has(0, 1, 5, 6); }
+static bool has_avxvnni(void) { return has_avx2() && has(1, 0, 4, 6); }
+static bool has_avx512vnni(void) { /* F, DQ, BW, VL, VNNI */
+  return has(0, 1, 16, 0xe6) && has(0, 1, 17, 0xe6) && has(0, 1, 30, 0xe6) && has(0, 1, 31, 0xe6) &&
+         has(0, 2, 11, 0xe6);
+}
+#endif
+
+static bool always(void) { return true; }
+
+const qsd_kernels *qsd_pick_kernels(const char *isa) {
+  static const struct {
+    const qsd_kernels *kernels;
+    bool (*runs)(void);
+  } KNOWN[] = {
+#ifdef QSD_X86
+      {&qsd_kernels_avx512vnni, has_avx512vnni},
+      {&qsd_kernels_avxvnni, has_avxvnni},
+      {&qsd_kernels_avx2, has_avx2},
+#endif
+      {&qsd_kernels_portable, always},
+  };
+  for (size_t i = 0; i < sizeof KNOWN / sizeof *KNOWN; i++)
+    if ((!isa || strcmp(isa, KNOWN[i].kernels->name) == 0) && KNOWN[i].runs())
+      return KNOWN[i].kernels;
+  return NULL;
+}

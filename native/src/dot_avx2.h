@@ -1,0 +1,108 @@
+/* Products of 4 bytes at a time in 256 bits, with AVX-VNNI or by way of 16 bits. */
+#include <immintrin.h>
+
+#ifdef QSD_AVXVNNI
+#define SPLIT 0
+#else
+#define SPLIT 1
+#endif
+
+INLINE v8 clamp8(v8 x, int64_t limit) { return plain_clamp8(x, limit); }
+
+INLINE v8 multiply8(v8 x, v8 multiplier, bool is_narrow) {
+  if (!is_narrow) return x * multiplier;
+  v8 y;
+  for (int half = 0; half < 2; half++) {
+    __m256i a, b;
+    memcpy(&a, (const char *)&x + 32 * half, 32);
+    memcpy(&b, (const char *)&multiplier + 32 * half, 32);
+    a = _mm256_mul_epi32(a, b);
+    memcpy((char *)&y + 32 * half, &a, 32);
+  }
+  return y;
+}
+
+INLINE __m256i add_products(__m256i acc, __m256i x, __m256i w) {
+#ifdef QSD_AVXVNNI
+  return _mm256_dpbusd_avx_epi32(acc, x, w);
+#else
+  /* Codes were split where two products could pass 16 bits. */
+  __m256i pairs = _mm256_maddubs_epi16(x, w);
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
+}
+
+INLINE __m256i four(const uint8_t *x) {
+  int32_t value;
+  memcpy(&value, x, sizeof value);
+  return _mm256_set1_epi32(value);
+}
+
+enum { PIXELS = 3, HALVES = 4 };
+
+/* Up to 3 pixels by 4 halves of vectors, those from `first` on. */
+INLINE void dot_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const int pixels,
+                     const int halves, int first, const int8_t *codes, const int32_t *start,
+                     int32_t *sums) {
+  const size_t wide = (size_t)d->vectors * LANES;
+  __m256i acc[PIXELS][HALVES];
+#pragma GCC unroll 3
+  for (int p = 0; p < pixels; p++)
+#pragma GCC unroll 4
+    for (int v = 0; v < halves; v++) acc[p][v] = _mm256_setzero_si256();
+  for (int plane = d->planes - 1; plane >= 0; plane--) {
+    const int8_t *code = codes + 32 * first;
+    if (plane < d->planes - 1)
+#pragma GCC unroll 3
+      for (int p = 0; p < pixels; p++)
+#pragma GCC unroll 4
+        for (int v = 0; v < halves; v++) acc[p][v] = _mm256_slli_epi32(acc[p][v], 8);
+    for (int at = 0; at < d->positions; at++) {
+      const uint8_t *x = in + (size_t)plane * d->plane_size + d->offsets[at];
+      for (int g = 0; g < d->groups; g++, x += 4, code += 4 * wide) {
+#pragma GCC unroll 3
+        for (int p = 0; p < pixels; p++) {
+          __m256i value = four(x + (size_t)p * pixel);
+#pragma GCC unroll 4
+          for (int v = 0; v < halves; v++) {
+            __m256i w = _mm256_loadu_si256((const __m256i *)(code + 32 * v));
+            acc[p][v] = add_products(acc[p][v], value, w);
+          }
+        }
+      }
+    }
+  }
+#pragma GCC unroll 3
+  for (int p = 0; p < pixels; p++)
+#pragma GCC unroll 4
+    for (int v = 0; v < halves; v++) {
+      size_t lane = 8 * (size_t)(first + v);
+      if (start)
+        acc[p][v] = _mm256_add_epi32(acc[p][v],
+                                     _mm256_loadu_si256((const __m256i *)(start + lane)));
+      _mm256_storeu_si256((__m256i *)(sums + (size_t)p * wide + lane), acc[p][v]);
+    }
+}
+
+static void dot(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, const int8_t *codes,
+                const int32_t *start, int32_t *sums) {
+  const int halves = 2 * d->vectors;
+  for (int p = 0; p < pixels; p += PIXELS) {
+    const uint8_t *x = in + (size_t)p * pixel;
+    int32_t *y = sums + (size_t)(p * d->vectors * LANES);
+    bool full = pixels - p >= PIXELS;
+    for (int first = 0; first < halves; first += HALVES) {
+      if (full && halves >= HALVES) {
+        dot_tile(d, x, pixel, PIXELS, HALVES, first, codes, start, y);
+        continue;
+      }
+      int rest = full ? PIXELS : pixels - p;
+      for (int q = 0; q < rest; q++) {
+        int32_t *z = y + (size_t)(q * d->vectors * LANES);
+        if (halves >= HALVES)
+          dot_tile(d, x + (size_t)q * pixel, pixel, 1, HALVES, first, codes, start, z);
+        else dot_tile(d, x + (size_t)q * pixel, pixel, 1, 2, first, codes, start, z);
+      }
+    }
+  }
+}

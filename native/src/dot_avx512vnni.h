@@ -1,0 +1,173 @@
+/* Products of 4 bytes at a time in 512 bits: sums stay in registers, 14 pixels by 2 vectors. */
+#include <immintrin.h>
+
+#define SPLIT 0
+#define QSD_OWN_CONVERSIONS
+#define QSD_OWN_DEPTHWISE
+
+INLINE wide16 widen(const v16 *x) {
+  __m512i y = (__m512i)*x;
+  return (wide16){(v8)_mm512_cvtepi32_epi64(_mm512_castsi512_si256(y)),
+                  (v8)_mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(y, 1))};
+}
+
+INLINE v16 narrow(wide16 x) {
+  __m256i low = _mm512_cvtepi64_epi32((__m512i)x.low), high = _mm512_cvtepi64_epi32((__m512i)x.high);
+  return (v16)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
+INLINE void store_bytes(uint8_t *p, v16 x) {
+  _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8((__m512i)x));
+}
+
+INLINE v16 load_bytes(const uint8_t *p) {
+  return (v16)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+}
+
+/* sums + x * y, where x lies in 0..32767 and y fits 16 bits. */
+INLINE v16 add_small_products(v16 sums, v16 x, v16 y) {
+  return (v16)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)x, (__m512i)y);
+}
+
+INLINE v8 clamp8(v8 x, int64_t limit) {
+  __m512i most = _mm512_set1_epi64(limit), least = _mm512_set1_epi64(-limit);
+  return (v8)_mm512_max_epi64(_mm512_min_epi64((__m512i)x, most), least);
+}
+
+INLINE v8 multiply8(v8 x, v8 multiplier, bool is_narrow) {
+  if (is_narrow) return (v8)_mm512_mul_epi32((__m512i)x, (__m512i)multiplier);
+  return (v8)_mm512_mullo_epi64((__m512i)x, (__m512i)multiplier);
+}
+
+INLINE __m512i four(const uint8_t *x) {
+  int32_t value;
+  memcpy(&value, x, sizeof value);
+  return _mm512_set1_epi32(value);
+}
+
+/* `pixels` and `vectors` are constants where this is inlined. */
+INLINE void dot_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const int pixels,
+                     const int vectors, const int8_t *codes, const int32_t *start, int32_t *sums) {
+  __m512i acc[TILE][4];
+#pragma GCC unroll 14
+  for (int p = 0; p < pixels; p++)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) acc[p][v] = _mm512_setzero_si512();
+  for (int plane = d->planes - 1; plane >= 0; plane--) {
+    const int8_t *code = codes;
+    if (plane < d->planes - 1)
+#pragma GCC unroll 14
+      for (int p = 0; p < pixels; p++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) acc[p][v] = _mm512_slli_epi32(acc[p][v], 8);
+    for (int at = 0; at < d->positions; at++) {
+      const uint8_t *x = in + (size_t)plane * d->plane_size + d->offsets[at];
+      const uint8_t *half = x + 7 * pixel;
+      for (int g = 0; g < d->groups; g++, x += 4, half += 4, code += vectors * LANES * 4) {
+        __m512i w[4];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) w[v] = _mm512_loadu_si512(code + 64 * v);
+#pragma GCC unroll 14
+        for (int p = 0; p < pixels; p++) {
+          __m512i value = four(p < 7 ? x + (size_t)p * pixel : half + (size_t)(p - 7) * pixel);
+#pragma GCC unroll 4
+          for (int v = 0; v < vectors; v++) acc[p][v] = _mm512_dpbusd_epi32(acc[p][v], value, w[v]);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 14
+  for (int p = 0; p < pixels; p++)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) {
+      if (start) acc[p][v] = _mm512_add_epi32(acc[p][v], _mm512_loadu_si512(start + LANES * v));
+      _mm512_storeu_si512(sums + (p * vectors + v) * LANES, acc[p][v]);
+    }
+}
+
+#define TILES(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+#define WIDE_TILES(X) X(8) X(9) X(10) X(11) X(12) X(13) X(14)
+#define CASE(pixels_, vectors_) \
+  case pixels_: dot_tile(d, in, pixel, pixels_, vectors_, codes, start, sums); break;
+#define CASE1(n) CASE(n, 1)
+#define CASE2(n) CASE(n, 2)
+#define CASE4(n) CASE(n, 4)
+
+static void dot1(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, const int8_t *codes,
+                 const int32_t *start, int32_t *sums) {
+  switch (pixels) { TILES(CASE1) WIDE_TILES(CASE1) }
+}
+
+static void dot2(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, const int8_t *codes,
+                 const int32_t *start, int32_t *sums) {
+  switch (pixels) { TILES(CASE2) WIDE_TILES(CASE2) }
+}
+
+static void dot4(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, const int8_t *codes,
+                 const int32_t *start, int32_t *sums) {
+  switch (pixels) { TILES(CASE4) }
+}
+
+static void dot(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, const int8_t *codes,
+                const int32_t *start, int32_t *sums) {
+  if (d->vectors == 1) dot1(d, in, pixel, pixels, codes, start, sums);
+  else if (d->vectors == 2) dot2(d, in, pixel, pixels, codes, start, sums);
+  else dot4(d, in, pixel, pixels, codes, start, sums);
+}
+
+/* Bytes of 16 channels of four rows as [channel][row]. */
+INLINE __m512i interleaved(const uint8_t *const row[4], size_t at) {
+  __m128i a = _mm_loadu_si128((const __m128i *)(row[0] + at));
+  __m128i b = _mm_loadu_si128((const __m128i *)(row[1] + at));
+  __m128i c = _mm_loadu_si128((const __m128i *)(row[2] + at));
+  __m128i d = _mm_loadu_si128((const __m128i *)(row[3] + at));
+  __m256i ab = _mm256_or_si256(_mm256_cvtepu8_epi16(a), _mm256_slli_epi16(_mm256_cvtepu8_epi16(b), 8));
+  __m256i cd = _mm256_or_si256(_mm256_cvtepu8_epi16(c), _mm256_slli_epi16(_mm256_cvtepu8_epi16(d), 8));
+  return _mm512_or_si512(_mm512_cvtepu16_epi32(ab), _mm512_slli_epi32(_mm512_cvtepu16_epi32(cd), 16));
+}
+
+/* Every column of four rows serves all pixels of the tile whose windows hold it. */
+INLINE void quad_tile(const qsd_depthwise *dw, const uint8_t *in, size_t pixel, const int pixels,
+                      const int kernel, int channel, size_t wide, int32_t *sums) {
+  __m512i acc[TILE / 2];
+#pragma GCC unroll 7
+  for (int p = 0; p < pixels; p++) acc[p] = _mm512_setzero_si512();
+#pragma GCC unroll 2
+  for (int q = 0; q < (kernel + 3) / 4; q++) {
+    const int8_t *codes = dw->quads + ((size_t)(q * kernel) * (size_t)dw->channels + (size_t)channel) * 4;
+    __m512i code[7];
+#pragma GCC unroll 7
+    for (int i = 0; i < kernel; i++)
+      code[i] = _mm512_loadu_si512(codes + (size_t)i * (size_t)dw->channels * 4);
+    const uint8_t *row[4];
+    for (int i = 0; i < 4; i++) { /* rows beyond the kernel have codes 0 */
+      int y = 4 * q + i < kernel ? 4 * q + i : 4 * q;
+      row[i] = in + (size_t)y * dw->row + channel;
+    }
+#pragma GCC unroll 13
+    for (int x = 0; x < pixels + kernel - 1; x++) {
+      __m512i value = interleaved(row, (size_t)x * pixel);
+#pragma GCC unroll 7
+      for (int i = 0; i < kernel; i++)
+        if (x - i >= 0 && x - i < pixels) acc[x - i] = _mm512_dpbusd_epi32(acc[x - i], value, code[i]);
+    }
+  }
+#pragma GCC unroll 7
+  for (int p = 0; p < pixels; p++) _mm512_storeu_si512(sums + (size_t)p * wide, acc[p]);
+}
+
+#define QUADS3(n) case n: quad_tile(dw, from, pixel, n, 3, c, wide, to); break;
+#define QUADS7(n) case n: quad_tile(dw, from, pixel, n, 7, c, wide, to); break;
+
+static void depthwise_quads(const qsd_depthwise *dw, const uint8_t *in, size_t pixel, int pixels,
+                            int vectors, int channel, int32_t *sums) {
+  size_t wide = (size_t)vectors * LANES;
+  for (int p = 0; p < pixels; p += 7)
+    for (int v = 0; v < vectors; v++) {
+      const uint8_t *from = in + (size_t)p * pixel;
+      int32_t *to = sums + (size_t)p * wide + (size_t)(v * LANES);
+      int c = channel + v * LANES, take = pixels - p < 7 ? pixels - p : 7;
+      if (dw->kernel == 3) switch (take) { TILES(QUADS3) }
+      else switch (take) { TILES(QUADS7) }
+    }
+}

@@ -1,0 +1,158 @@
+/* Runs a step of sums and what becomes of them, tile by tile. */
+#include <string.h>
+
+#include "plan.h"
+
+static void zero(uint8_t *memory, size_t from, size_t count, int bytes) {
+  memset(memory + from * (size_t)bytes, 0, count * (size_t)bytes);
+}
+
+/* Zeros around every map of a tensor; of byte planes, the bias that stands for zero. */
+void qsd_clear_border(const qsd_tensor *t, uint8_t *memory) {
+  if (!t->pad) return;
+  size_t width = (size_t)(t->width + 2 * t->pad) * (size_t)t->stride;
+  size_t edge = (size_t)t->pad * (size_t)t->stride, all = qsd_image_size(t);
+  for (int n = 0; n < t->n * t->planes; n++) {
+    int fill = (int)(t->bias >> (8 * (n / t->n)) & 255);
+    size_t base = (size_t)n * all;
+    if (fill) {
+      memset(memory + base, fill, width * (size_t)t->pad);
+      memset(memory + base + all - width * (size_t)t->pad, fill, width * (size_t)t->pad);
+    } else {
+      zero(memory, base, width * (size_t)t->pad, t->bytes);
+      zero(memory, base + all - width * (size_t)t->pad, width * (size_t)t->pad, t->bytes);
+    }
+    for (int y = 0; y < t->height; y++) {
+      size_t row = base + (size_t)(y + t->pad) * width;
+      if (fill) {
+        memset(memory + row, fill, edge);
+        memset(memory + row + width - edge, fill, edge);
+      } else {
+        zero(memory, row, edge, t->bytes);
+        zero(memory, row + width - edge, edge, t->bytes);
+      }
+    }
+  }
+}
+
+typedef struct {
+  const qsd_kernels *kernels;
+  const qsd_plan *plan;
+  const qsd_step *step;
+  uint8_t *arena;
+  int32_t *scratch;
+} runner;
+
+static const qsd_tensor *tensor(const runner *r, int number) { return &r->plan->tensors[number]; }
+
+/* Where a pixel of the step's map begins in a tensor, in elements. */
+static size_t pixel_place(const runner *r, int number, int n, int y, int x) {
+  const qsd_tensor *t = tensor(r, number);
+  return r->step->flat ? qsd_place(t, n, x / t->width, x % t->width) : qsd_place(t, n, y, x);
+}
+
+/* Bytes as 32-bit numbers, [steps][pixels][channels of the tile], in scratch memory. */
+static const int32_t *widened(const qsd_tensor *t, const uint8_t *from, qsd_tile *tile,
+                              int32_t *to, size_t *pixel, size_t *step) {
+  size_t channels = (size_t)tile->vectors * LANES;
+  *pixel = channels;
+  *step = channels * (size_t)tile->pixels;
+  for (int s = 0; s < tile->steps; s++)
+    for (int p = 0; p < tile->pixels; p++) {
+      const uint8_t *x = from + (size_t)s * qsd_image_size(t) + (size_t)p * (size_t)t->stride;
+      int32_t *y = to + (size_t)s * *step + (size_t)p * channels;
+      for (size_t c = 0; c < channels; c++) y[c] = x[c];
+    }
+  return to;
+}
+
+static const int32_t *operand(const runner *r, int number, int n, int y, int x, qsd_tile *tile,
+                              int32_t *scratch, size_t *pixel, size_t *step) {
+  const qsd_tensor *t = tensor(r, number);
+  const uint8_t *memory = r->arena + t->offset;
+  size_t place = pixel_place(r, number, n, y, x) + (size_t)tile->channel;
+  if (t->bytes == 1) return widened(t, memory + place, tile, scratch, pixel, step);
+  *pixel = (size_t)t->stride;
+  *step = qsd_image_size(t);
+  return (const int32_t *)(const void *)memory + place;
+}
+
+/* Sums of the tile into scratch memory, for each time step. */
+static void compute(const runner *r, int block, int n, int y, int x, qsd_tile *tile) {
+  const qsd_step *step = r->step;
+  const qsd_tensor *in = tensor(r, step->source);
+  size_t wide = (size_t)step->vectors * LANES;
+  tile->sums = r->scratch;
+  tile->sums_pixel = wide;
+  tile->sums_step = wide * TILE;
+  for (int s = 0; s < tile->steps; s++) {
+    int32_t *sums = r->scratch + (size_t)s * tile->sums_step;
+    /* The window's first position lies `padding` before the pixel; a border may be wider. */
+    int top = y * step->stride, left = x * step->stride;
+    const qsd_op *op = step->pad_op;
+    top -= (int)op->f[F_PADDING], left -= (int)op->f[F_PADDING];
+    size_t place = step->flat ? pixel_place(r, step->source, n + s, y, x)
+                              : qsd_place(in, n + s, top, left);
+    size_t pixel = (size_t)(step->stride * in->stride);
+    const uint8_t *from = r->arena + in->offset + place * (size_t)in->bytes;
+    if (step->kind == STEP_DOT) {
+      const int8_t *codes = step->dot.codes + (size_t)block * step->dot.block_codes;
+      const int32_t *start = step->dot.start ? step->dot.start + (size_t)block * wide : NULL;
+      r->kernels->dot(&step->dot, from, pixel, tile->pixels, codes, start, sums);
+    } else {
+      r->kernels->depthwise(&step->dw, from, pixel, tile->pixels, tile->vectors, tile->channel,
+                            sums);
+    }
+  }
+}
+
+static void run_tile(const runner *r, int block, int outer, int y, int x, int pixels) {
+  const qsd_step *step = r->step;
+  int all = qsd_round_up(step->channels, LANES) / LANES;
+  int n = outer * step->steps;
+  int32_t *second = r->scratch + (size_t)step->steps * TILE * 8 * LANES;
+  qsd_tile tile = {.steps = step->steps, .pixels = pixels, .channel = block * step->vectors * LANES};
+  tile.vectors = (int)qsd_min(step->vectors, all - block * step->vectors);
+  if (step->kind == STEP_LOAD)
+    tile.sums = operand(r, step->source, n, y, x, &tile, r->scratch, &tile.sums_pixel,
+                        &tile.sums_step);
+  else compute(r, block, n, y, x, &tile);
+  if (step->kind == STEP_DEPTHWISE) tile.sums_pixel = (size_t)tile.vectors * LANES;
+  if (step->residual >= 0)
+    tile.residual = operand(r, step->residual, n, y, x, &tile, second, &tile.residual_pixel,
+                            &tile.residual_step);
+  if (step->out >= 0) {
+    const qsd_tensor *t = tensor(r, step->out);
+    tile.out = (int32_t *)(void *)(r->arena + t->offset) +
+               pixel_place(r, step->out, n, y, x) + (size_t)tile.channel;
+    tile.out_pixel = (size_t)t->stride;
+    tile.out_step = qsd_image_size(t);
+  }
+  if (step->counts >= 0) {
+    const qsd_tensor *t = tensor(r, step->counts);
+    tile.counts = r->arena + t->offset + pixel_place(r, step->counts, n, y, x) +
+                  (size_t)tile.channel;
+    tile.counts_pixel = (size_t)t->stride;
+    tile.counts_step = qsd_image_size(t);
+  }
+  r->kernels->finish(step->finish, &tile);
+}
+
+void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_step *step,
+                   uint8_t *arena, int32_t *scratch, int part, int parts) {
+  runner r = {kernels, plan, step, arena, scratch};
+  if (part == 0) {
+    if (step->out >= 0) qsd_clear_border(tensor(&r, step->out), arena + tensor(&r, step->out)->offset);
+    if (step->counts >= 0)
+      qsd_clear_border(tensor(&r, step->counts), arena + tensor(&r, step->counts)->offset);
+  }
+  int64_t each = (int64_t)step->outer * step->rows * step->spans, units = each * step->blocks;
+  int tile = step->kind == STEP_DOT && step->vectors == 4 ? TILE / 2 : TILE;
+  for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; unit++) {
+    int block = (int)(unit / each), outer = (int)(unit % each / (step->rows * step->spans));
+    int row = (int)(unit / step->spans % step->rows), span = (int)(unit % step->spans);
+    int from = step->width * span / step->spans, to = step->width * (span + 1) / step->spans;
+    for (int x = from; x < to; x += tile)
+      run_tile(&r, block, outer, row, x, (int)qsd_min(tile, to - x));
+  }
+}

@@ -1,0 +1,272 @@
+/* Weights, factors and thresholds in the order in which kernels read them. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "plan.h"
+
+static int no_memory(qsd_builder *builder) {
+  return qsd_fail(builder->error, QSD_TOO_LARGE, "the network needs more memory than allowed");
+}
+
+/* Positions of a kernel as rows of bytes where channels fill them, and singly otherwise. */
+typedef struct {
+  int positions, groups; /* before codes are split */
+  bool rows, split;
+} layout;
+
+static layout choose_layout(const qsd_builder *builder, const qsd_op *op, const qsd_op *x,
+                            const qsd_tensor *in) {
+  int kernel = (int)ARRAY(op, A_CODES)->side[2], groups = (x->channels + 3) / 4;
+  layout found = {.positions = kernel * kernel, .groups = groups};
+  if (kernel > 1 && 5 * x->channels >= 4 * in->stride) {
+    found.rows = true;
+    found.positions = kernel;
+    found.groups = ((kernel - 1) * in->stride + x->channels + 3) / 4;
+  } else if (kernel > 1 && in->stride == 4) {
+    found.rows = true;
+    found.positions = kernel;
+    found.groups = kernel;
+  }
+  double most = in->planes > 1 || in->bias ? 255 : x->most;
+  found.split = builder->kernels->split_codes && 2 * most * (1 << (op->f[F_BITS] - 1)) > 32767;
+  return found;
+}
+
+/* Code of output `o` for byte `j` of position `at`; 0 where there is none. */
+static int code_at(const qsd_op *op, const int8_t *codes, const layout *l, int stride, int o, int at,
+                   int j) {
+  const uint32_t *side = ARRAY(op, A_CODES)->side;
+  int kernel = (int)side[2], channels = (int)side[1];
+  int y = l->rows ? at : at / kernel, x = l->rows ? j / stride : at % kernel;
+  int c = l->rows ? j % stride : j;
+  if (o >= (int)side[0] || c >= channels || x >= kernel) return 0;
+  return codes[(((size_t)o * (size_t)channels + (size_t)c) * (size_t)kernel + (size_t)y) *
+                   (size_t)kernel + (size_t)x];
+}
+
+static bool pack_codes(qsd_builder *builder, const qsd_op *op, const layout *l, const qsd_tensor *in,
+                       qsd_step *step) {
+  const qsd_array *array = ARRAY(op, A_CODES);
+  int wide = step->vectors * LANES, number = step->op, times = l->split ? 2 : 1;
+  size_t bytes = (size_t)step->blocks * (size_t)(l->positions * times) * (size_t)l->groups *
+                 (size_t)wide * 4;
+  int8_t *packed = qsd_alloc(&builder->pool, bytes, 1);
+  int32_t *start = qsd_alloc(&builder->pool, (uint64_t)(step->blocks * wide), sizeof *start);
+  int8_t *codes = malloc((size_t)array->count);
+  if (!packed || !start || !codes) {
+    free(codes);
+    return false;
+  }
+  qsd_unpack8(array, codes);
+  int8_t *next = packed;
+  for (int b = 0; b < step->blocks; b++)
+    for (int at = 0; at < l->positions * times; at++)
+      for (int j = 0; j < l->groups * 4; j += 4)
+        for (int o = b * wide; o < (b + 1) * wide; o++)
+          for (int i = 0; i < 4; i++) {
+            int code = code_at(op, codes, l, in->stride, o, at % l->positions, j + i);
+            int half = code >> 1; /* rounds down: both halves lie in -64..64 */
+            if (l->split) code = at < l->positions ? half : code - half;
+            *next++ = (int8_t)code;
+            start[o] = (int32_t)((uint32_t)start[o] - in->bias * (uint32_t)code);
+          }
+  free(codes);
+  builder->codes[number] = packed;
+  if (in->bias) builder->starts[number] = start;
+  return true;
+}
+
+int qsd_pack_dot(qsd_builder *builder, const qsd_plan *plan, qsd_step *step) {
+  const qsd_op *op = &builder->graph->ops[step->op], *x = &builder->graph->ops[op->inputs[0]];
+  const qsd_tensor *in = &plan->tensors[step->source];
+  layout l = choose_layout(builder, op, x, in);
+  int kernel = (int)ARRAY(op, A_CODES)->side[2], all = l.positions * (l.split ? 2 : 1);
+  if (!builder->codes[step->op] && !pack_codes(builder, op, &l, in, step)) return no_memory(builder);
+  size_t *offsets = qsd_alloc(&builder->pool, (uint64_t)all, sizeof *offsets);
+  if (!offsets) return no_memory(builder);
+  for (int i = 0; i < all; i++) {
+    int at = i % l.positions;
+    int y = l.rows ? at : at / kernel, shift = l.rows ? 0 : at % kernel;
+    size_t row = (size_t)(in->width + 2 * in->pad) * (size_t)in->stride;
+    offsets[i] = (size_t)y * row + (size_t)shift * (size_t)in->stride;
+  }
+  step->dot = (qsd_dot){.vectors = step->vectors,
+                        .blocks = step->blocks,
+                        .positions = all,
+                        .groups = l.groups,
+                        .planes = in->planes,
+                        .plane_size = qsd_image_size(in) * (size_t)in->n,
+                        .offsets = offsets,
+                        .codes = builder->codes[step->op],
+                        .start = builder->starts[step->op],
+                        .block_codes = (size_t)all * (size_t)l.groups * (size_t)step->vectors *
+                                       LANES * 4};
+  return QSD_OK;
+}
+
+/* Codes of four rows together, [quad][column][channel][4]; rows beyond the kernel are 0. */
+static bool pack_quads(qsd_builder *builder, const qsd_op *op, int wide, qsd_step *step) {
+  int kernel = (int)ARRAY(op, A_CODES)->side[2], quads = (kernel + 3) / 4;
+  int8_t *codes = qsd_alloc(&builder->pool, (uint64_t)(quads * kernel * wide * 4), 1);
+  if (!codes) return false;
+  for (int c = 0; c < op->channels; c++)
+    for (int y = 0; y < kernel; y++)
+      for (int x = 0; x < kernel; x++) {
+        uint64_t at = (uint64_t)((c * kernel + y) * kernel + x);
+        codes[((y / 4 * kernel + x) * wide + c) * 4 + y % 4] =
+            (int8_t)qsd_item(ARRAY(op, A_CODES), at);
+      }
+  step->dw.quads = codes;
+  return true;
+}
+
+int qsd_pack_depthwise(qsd_builder *builder, const qsd_plan *plan, qsd_step *step) {
+  const qsd_op *op = &builder->graph->ops[step->op];
+  const qsd_tensor *in = &plan->tensors[step->source];
+  int kernel = (int)ARRAY(op, A_CODES)->side[2], positions = kernel * kernel;
+  int wide = step->blocks * step->vectors * LANES;
+  size_t *offsets = qsd_alloc(&builder->pool, (uint64_t)positions, sizeof *offsets);
+  if (!offsets) return no_memory(builder);
+  for (int i = 0; i < positions; i++)
+    offsets[i] = ((size_t)(i / kernel) * (size_t)(in->width + 2 * in->pad) + (size_t)(i % kernel)) *
+                 (size_t)in->stride;
+  if (!builder->dw_codes[step->op]) {
+    int32_t *codes = qsd_alloc(&builder->pool, (uint64_t)(positions * wide), sizeof *codes);
+    if (!codes) return no_memory(builder);
+    for (int c = 0; c < op->channels; c++)
+      for (int i = 0; i < positions; i++)
+        codes[i * wide + c] = (int32_t)qsd_item(ARRAY(op, A_CODES), (uint64_t)(c * positions + i));
+    builder->dw_codes[step->op] = codes;
+  }
+  step->dw = (qsd_depthwise){.positions = positions,
+                             .bytes = in->bytes,
+                             .offsets = offsets,
+                             .codes = builder->dw_codes[step->op],
+                             .channels = wide,
+                             .kernel = kernel,
+                             .row = (size_t)(in->width + 2 * in->pad) * (size_t)in->stride};
+  bool quads = in->bytes == 1 && step->stride == 1 && (kernel == 3 || kernel == 7);
+  if (quads && !pack_quads(builder, op, wide, step)) return no_memory(builder);
+  return QSD_OK;
+}
+
+/* Finish ------------------------------------------------------------------------------------- */
+
+static qsd_factors *pack_factors(qsd_builder *builder, const qsd_op *op, int wide) {
+  qsd_factors *found = qsd_alloc(&builder->pool, 1, sizeof *found);
+  int64_t *values = qsd_alloc(&builder->pool, 4 * (uint64_t)wide, sizeof *values);
+  if (!found || !values) return NULL;
+  *found = (qsd_factors){values, values + wide, values + 2 * wide, values + 3 * wide,
+                         op->f[F_LIMIT], true};
+  for (int c = 0; c < op->channels; c++) {
+    uint64_t i = (uint64_t)c;
+    found->multiplier[c] = qsd_item(ARRAY(op, A_MULTIPLIER), i);
+    found->shift[c] = qsd_item(ARRAY(op, A_SHIFT), i);
+    found->bias[c] = qsd_item(ARRAY(op, A_BIAS), i);
+    found->round[c] = ((int64_t)1 << found->shift[c]) >> 1;
+    if (found->multiplier[c] != (int32_t)found->multiplier[c]) found->narrow = false;
+  }
+  return found;
+}
+
+static int64_t scaled(const qsd_factors *f, int c, int64_t x) {
+  if (!f) return x;
+  int64_t y = ((x * f->multiplier[c] + f->round[c]) >> f->shift[c]) + f->bias[c];
+  return qsd_max(-f->limit, qsd_min(f->limit, y));
+}
+
+/* What a neuron without memory compares with its thresholds. */
+static int64_t potential(const qsd_op *neuron, const qsd_factors *f, int c, int64_t x) {
+  int64_t y = scaled(f, c, x);
+  return neuron->kind == OP_LIF ? (y * neuron->f[F_LEAK] + (1 << 15)) >> 16 : y;
+}
+
+/* The least x in low..high + 1 at which the potential, which grows with x, reaches `level`; or,
+ * where it falls, the least at which it no longer does. */
+static int64_t boundary(const qsd_op *neuron, const qsd_factors *f, int c, int64_t bound,
+                        int64_t level, bool falls) {
+  int64_t low = -bound, high = bound + 1;
+  while (low < high) {
+    int64_t middle = low + (high - low) / 2;
+    bool reached = potential(neuron, f, c, middle) >= level;
+    if (reached != falls) high = middle;
+    else low = middle + 1;
+  }
+  return low;
+}
+
+static bool pack_thresholds(qsd_builder *builder, qsd_finish *finish, const qsd_op *neuron,
+                            const qsd_factors *f, const qsd_op *x, int wide) {
+  int levels = neuron->levels;
+  finish->thresholds = qsd_alloc(&builder->pool, (uint64_t)(levels * wide), sizeof(int32_t));
+  finish->flip = qsd_alloc(&builder->pool, (uint64_t)wide, sizeof(int32_t));
+  finish->start = qsd_alloc(&builder->pool, (uint64_t)wide, sizeof(int32_t));
+  if (!finish->thresholds || !finish->flip || !finish->start) return false;
+  finish->neuron = NEURON_THRESHOLDS;
+  bool any = false;
+  for (int c = 0; c < x->channels; c++) {
+    bool falls = f && f->multiplier[c] < 0;
+    for (int k = 0; k < levels; k++) {
+      int64_t level = neuron->kind == OP_LIF ? neuron->f[F_THRESHOLD] : neuron->thresholds[k];
+      finish->thresholds[k * wide + c] =
+          (int32_t)boundary(neuron, f, c, (int64_t)x->bound[c], level, falls);
+    }
+    finish->flip[c] = falls ? -1 : 0;
+    finish->start[c] = falls ? levels : 0;
+    any |= falls;
+  }
+  if (!any) finish->flip = finish->start = NULL;
+  return true;
+}
+
+static void pack_memory(qsd_finish *finish, const qsd_op *neuron) {
+  finish->limit = neuron->f[F_LIMIT];
+  if (neuron->kind == OP_LIF) {
+    finish->neuron = NEURON_LIF;
+    finish->leak = neuron->f[F_LEAK];
+    finish->threshold = neuron->f[F_THRESHOLD];
+    return;
+  }
+  finish->neuron = NEURON_IELIF;
+  finish->decay = neuron->f[F_DECAY];
+  finish->reset = neuron->resets[0];
+  for (int k = 0; k < neuron->levels; k++) {
+    finish->level[k] = neuron->thresholds[k];
+    finish->drop[k] = (int64_t)neuron->resets[k + 1] - neuron->resets[k];
+  }
+}
+
+int qsd_pack_finish(qsd_builder *builder, const qsd_plan *plan, qsd_step *step) {
+  (void)plan;
+  const qsd_op *ops = builder->graph->ops;
+  int wide = step->blocks * step->vectors * LANES;
+  qsd_finish *finish = qsd_alloc(&builder->pool, 1, sizeof *finish);
+  step->finish = finish;
+  if (!finish) return no_memory(builder);
+  finish->wide = wide;
+  int scales[] = {step->scale_op, step->residual_scale_op, step->neuron_scale_op};
+  qsd_factors **places[] = {&finish->scale, &finish->residual_scale, &finish->neuron_scale};
+  for (int i = 0; i < 3; i++) {
+    if (scales[i] < 0) continue;
+    *places[i] = pack_factors(builder, &ops[scales[i]], wide);
+    if (!*places[i]) return no_memory(builder);
+  }
+  finish->add = step->add_op >= 0;
+  if (finish->add) finish->add_limit = ops[step->add_op].f[F_LIMIT];
+  finish->store = step->out >= 0;
+  if (step->neuron < 0) return QSD_OK;
+  const qsd_op *neuron = &ops[step->neuron];
+  finish->levels = neuron->levels;
+  /* One step of time needs no memory: thresholds on what comes before the last factor. */
+  bool first = !finish->add && !finish->store && !finish->neuron_scale && finish->scale;
+  const qsd_op *x = &ops[first ? ops[step->scale_op].inputs[0] : step->cur];
+  if (step->steps > 1 || x->most >= INT32_MAX) {
+    pack_memory(finish, neuron);
+    return QSD_OK;
+  }
+  qsd_factors *factors = first ? finish->scale : finish->neuron_scale;
+  if (!pack_thresholds(builder, finish, neuron, factors, x, wide)) return no_memory(builder);
+  if (first) finish->scale = NULL;
+  else finish->neuron_scale = NULL;
+  return QSD_OK;
+}

@@ -1,0 +1,485 @@
+/* From operations to steps: what is done in one go, where values lie, and for how long. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "plan.h"
+
+typedef struct {
+  qsd_builder *builder;
+  const qsd_graph *graph;
+  qsd_plan *plan;
+  int *uses;      /* how many read a value; results count */
+  int *first_use; /* index into `readers` */
+  int *readers;
+  bool *absorbed, *deferred;
+  int *pad; /* the border that readers want around a value */
+  int *planes; /* tensor of byte planes of a value, -1 */
+  int *plane_step; /* the step that makes them */
+  bool *result;
+} planner;
+
+bool qsd_is_depthwise(const qsd_op *op) {
+  const uint32_t *side = ARRAY(op, A_CODES)->side;
+  return op->kind == OP_CONV && op->f[F_GROUPS] > 1 && side[1] == 1 &&
+         op->f[F_GROUPS] == side[0] && side[2] * side[3] <= MAX_TAPS;
+}
+
+bool qsd_is_dot(const qsd_op *op) {
+  const uint32_t *side = ARRAY(op, A_CODES)->side;
+  return op->kind == OP_CONV && op->f[F_GROUPS] == 1 && side[2] * side[3] <= MAX_TAPS;
+}
+
+static const qsd_op *op_at(const planner *p, int i) { return &p->graph->ops[i]; }
+
+/* Whether the value of an operation is stored as bytes. */
+static bool is_byte(const planner *p, int number) {
+  const qsd_op *op = op_at(p, number);
+  if (qsd_is_neuron(op)) return true;
+  bool map = op->kind == OP_MAXPOOL || (op->kind == OP_UPSAMPLE && !op->bilinear) ||
+             op->kind == OP_CONCAT || op->kind == OP_RESHAPE || op->kind == OP_REPEAT ||
+             op->kind == OP_FRAMES;
+  if (!map || !op->positive || op->most > 255) return false;
+  for (int i = 0; i < op->input_count; i++)
+    if (!is_byte(p, op->inputs[i])) return false;
+  return true;
+}
+
+/* The operation whose tensor is used for the value of `number`. */
+static int root(const planner *p, int number) {
+  const qsd_op *op = op_at(p, number);
+  while (op->kind == OP_FRAMES || (op->kind == OP_REPEAT && p->plan->frames)) {
+    number = op->inputs[0];
+    op = op_at(p, number);
+  }
+  return number;
+}
+
+static int new_tensor(planner *p, qsd_tensor tensor) {
+  uint64_t elements = (uint64_t)qsd_image_size(&tensor) * (uint64_t)tensor.n;
+  tensor.size = (elements * (uint64_t)tensor.bytes * (uint64_t)tensor.planes + 63) / 64 * 64;
+  tensor.first = -1;
+  p->plan->tensors[p->plan->tensor_count] = tensor;
+  return p->plan->tensor_count++;
+}
+
+static int value_tensor(planner *p, int number) {
+  number = root(p, number);
+  if (p->plan->value[number] >= 0) return p->plan->value[number];
+  const qsd_op *op = op_at(p, number);
+  qsd_tensor tensor = {.bytes = is_byte(p, number) ? 1 : 4,
+                       .n = p->plan->leading[number],
+                       .height = op->height,
+                       .width = op->width,
+                       .channels = op->channels,
+                       .stride = qsd_round_up(op->channels, LANES),
+                       .pad = p->pad[number],
+                       .planes = 1};
+  return p->plan->value[number] = new_tensor(p, tensor);
+}
+
+/* Values as unsigned bytes for products: what they are stored as, or byte planes of them. */
+static int byte_tensor(planner *p, int number, const int *key) {
+  number = root(p, number);
+  if (is_byte(p, number)) return value_tensor(p, number);
+  const qsd_op *op = op_at(p, number);
+  int planes = 1;
+  double reach = op->positive ? 256 : 128;
+  for (; planes < 4 && op->most >= reach; planes++) reach *= 256;
+  if (p->planes[number] >= 0) {
+    qsd_step *step = &p->plan->steps[p->plane_step[number]];
+    if (*key < step->key) step->key = *key;
+  } else {
+    qsd_tensor tensor = {.bytes = 1,
+                         .n = p->plan->leading[number],
+                         .height = op->height,
+                         .width = op->width,
+                         .channels = op->channels,
+                         .stride = qsd_round_up(op->channels, op->channels <= 8 ? 4 : LANES),
+                         .pad = p->pad[number],
+                         .planes = planes,
+                         .bias = op->positive ? 0 : 0x80u << (8 * (planes - 1))};
+    p->planes[number] = new_tensor(p, tensor);
+    p->plane_step[number] = p->plan->step_count;
+    qsd_step *step = &p->plan->steps[p->plan->step_count++];
+    *step = (qsd_step){.kind = STEP_PLANES, .op = number, .key = *key, .residual = -1, .counts = -1,
+                       .neuron = -1, .neuron_number = -1};
+    step->source = op->kind == OP_NORMALISE ? -1 : value_tensor(p, number);
+    step->out = p->planes[number];
+  }
+  return p->planes[number];
+}
+
+/* Readers of a value ------------------------------------------------------------------------- */
+
+static bool find_readers(planner *p) {
+  const qsd_graph *graph = p->graph;
+  uint64_t total = 0;
+  for (int i = 0; i < graph->op_count; i++) {
+    const qsd_op *op = op_at(p, i);
+    total += (uint64_t)op->input_count;
+    for (int j = 0; j < op->input_count; j++) p->uses[op->inputs[j]]++;
+  }
+  p->readers = qsd_alloc(&p->builder->pool, total, sizeof *p->readers);
+  if (!p->readers) return false;
+  int next = 0;
+  for (int i = 0; i < graph->op_count; i++) {
+    p->first_use[i] = next;
+    next += p->uses[i];
+    p->uses[i] = 0;
+  }
+  for (int i = 0; i < graph->op_count; i++)
+    for (int j = 0; j < op_at(p, i)->input_count; j++) {
+      int input = op_at(p, i)->inputs[j];
+      p->readers[p->first_use[input] + p->uses[input]++] = i;
+    }
+  return true;
+}
+
+/* The one operation that reads `number`, if it is of that kind and free; -1. */
+static int sole_reader(const planner *p, int number, qsd_kind kind) {
+  if (p->uses[number] != 1 || p->result[number]) return -1;
+  int reader = p->readers[p->first_use[number]];
+  return op_at(p, reader)->kind == kind && !p->absorbed[reader] ? reader : -1;
+}
+
+static int sole_neuron(const planner *p, int number) {
+  int reader = sole_reader(p, number, OP_IELIF);
+  return reader >= 0 ? reader : sole_reader(p, number, OP_LIF);
+}
+
+/* Groups ------------------------------------------------------------------------------------- */
+
+static void take_add(planner *p, qsd_step *step, int add) {
+  const qsd_op *op = op_at(p, add);
+  int other = op->inputs[0] == step->cur ? op->inputs[1] : op->inputs[0];
+  p->absorbed[add] = true;
+  step->add_op = add;
+  if (p->deferred[other]) {
+    step->residual_scale_op = other;
+    p->deferred[other] = false;
+    other = op_at(p, other)->inputs[0];
+  }
+  step->residual_op = other;
+  step->cur = add;
+}
+
+/* The neuron that is run with `cur`: one that reads it, or reads it through a factor. */
+static void take_neuron(planner *p, qsd_step *step) {
+  for (int i = 0; i < p->uses[step->cur]; i++) {
+    int reader = p->readers[p->first_use[step->cur] + i], neuron = -1;
+    if (p->absorbed[reader] || p->deferred[reader]) continue;
+    if (qsd_is_neuron(op_at(p, reader))) {
+      neuron = reader;
+    } else if (op_at(p, reader)->kind == OP_RESCALE) {
+      neuron = sole_neuron(p, reader);
+      if (neuron >= 0) {
+        step->neuron_scale_op = reader;
+        p->absorbed[reader] = true;
+      }
+    }
+    if (neuron < 0) continue;
+    p->absorbed[neuron] = true;
+    step->neuron = neuron;
+    return;
+  }
+}
+
+static void extend(planner *p, qsd_step *step) {
+  int reader;
+  if (step->scale_op < 0 && step->add_op < 0 && (reader = sole_reader(p, step->cur, OP_RESCALE)) >= 0) {
+    p->absorbed[reader] = true;
+    step->scale_op = step->cur = reader;
+  }
+  if (step->add_op < 0 && (reader = sole_reader(p, step->cur, OP_ADD)) >= 0) take_add(p, step, reader);
+  step->key = step->cur;
+  if (step->neuron < 0) take_neuron(p, step);
+}
+
+static void start_group(planner *p, int number) {
+  const qsd_op *op = op_at(p, number);
+  qsd_step step = {.kind = STEP_LOAD, .op = number, .head = number, .cur = number, .source = -1,
+                   .residual = -1, .out = -1, .counts = -1, .neuron = -1, .scale_op = -1,
+                   .residual_scale_op = -1, .neuron_scale_op = -1, .add_op = -1, .residual_op = -1,
+                   .source_op = -1, .neuron_number = -1, .key = number, .stride = 1};
+  if (op->kind == OP_RESCALE && sole_reader(p, number, OP_ADD) >= 0) {
+    p->deferred[number] = true;
+    return;
+  }
+  step.source_op = op->inputs[0];
+  if (op->kind == OP_CONV) {
+    step.kind = qsd_is_dot(op) ? STEP_DOT : STEP_DEPTHWISE;
+    step.stride = (int)op->f[F_STRIDE];
+  } else if (op->kind == OP_RESCALE) {
+    step.scale_op = number;
+  } else if (op->kind == OP_ADD) {
+    step.cur = op->inputs[0];
+    if (p->deferred[step.cur]) {
+      step.scale_op = step.cur;
+      p->deferred[step.cur] = false;
+      step.source_op = op_at(p, step.cur)->inputs[0];
+    }
+    take_add(p, &step, number);
+  } else { /* a neuron of a value that is stored */
+    step.cur = op->inputs[0];
+    step.neuron = number;
+  }
+  p->absorbed[number] = true;
+  if (qsd_is_neuron(op)) step.key = number;
+  else extend(p, &step);
+  p->plan->steps[p->plan->step_count++] = step;
+}
+
+static void make_steps(planner *p) {
+  for (int i = 0; i < p->graph->op_count; i++) {
+    const qsd_op *op = op_at(p, i);
+    if (p->absorbed[i] || op->kind == OP_NORMALISE || root(p, i) != i) continue;
+    bool conv = op->kind == OP_CONV && (qsd_is_dot(op) || qsd_is_depthwise(op));
+    if (conv || op->kind == OP_RESCALE || op->kind == OP_ADD || qsd_is_neuron(op)) {
+      start_group(p, i);
+      continue;
+    }
+    p->plan->steps[p->plan->step_count++] =
+        (qsd_step){.kind = STEP_OP, .op = i, .key = i, .source = -1, .residual = -1, .out = -1,
+                   .counts = -1, .neuron = -1, .neuron_number = -1};
+  }
+}
+
+/* Tensors ------------------------------------------------------------------------------------ */
+
+static bool find_leading(planner *p) {
+  for (int i = 0; i < p->graph->op_count; i++) {
+    const qsd_op *op = op_at(p, i);
+    int *n = &p->plan->leading[i];
+    *n = op->kind != OP_NORMALISE ? p->plan->leading[op->inputs[0]]
+         : p->plan->frames        ? p->graph->time_steps
+                                  : 1;
+    for (int j = 1; j < op->input_count; j++)
+      if (p->plan->leading[op->inputs[j]] != *n) return false;
+    if (op->kind == OP_REPEAT && !p->plan->frames) *n *= (int)op->f[F_STEPS];
+    if (op->kind == OP_TSUM || qsd_is_neuron(op)) {
+      int steps = (int)op->f[F_STEPS];
+      if (*n % steps) return false;
+      if (op->kind == OP_TSUM) *n /= steps;
+    }
+  }
+  return true;
+}
+
+static void find_pads(planner *p) {
+  for (int i = 0; i < p->graph->op_count; i++) {
+    const qsd_op *op = op_at(p, i);
+    if (op->kind != OP_CONV || !(qsd_is_dot(op) || qsd_is_depthwise(op))) continue;
+    int input = root(p, op->inputs[0]);
+    p->pad[input] = (int)qsd_max(p->pad[input], op->f[F_PADDING]);
+  }
+}
+
+static int neuron_number(const qsd_graph *graph, int op) {
+  int low = 0, high = graph->neuron_count - 1;
+  while (low < high) {
+    int middle = (low + high) / 2;
+    if (graph->neurons[middle] < op) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+static void place_group(planner *p, qsd_step *step) {
+  const qsd_op *op = op_at(p, step->op);
+  int readers = p->uses[step->cur] - (step->neuron >= 0 && step->cur != step->source_op);
+  if (step->kind == STEP_DOT) step->source = byte_tensor(p, step->source_op, &step->key);
+  else step->source = value_tensor(p, step->source_op);
+  if (step->residual_op >= 0) step->residual = value_tensor(p, step->residual_op);
+  bool made = step->kind != STEP_LOAD || step->scale_op >= 0 || step->add_op >= 0;
+  if (made && (readers > 0 || p->result[step->cur])) step->out = value_tensor(p, step->cur);
+  step->steps = 1;
+  if (step->neuron >= 0) {
+    step->counts = value_tensor(p, step->neuron);
+    step->neuron_number = neuron_number(p->graph, step->neuron);
+    step->steps = (int)op_at(p, step->neuron)->f[F_STEPS];
+  }
+  int made_op = made ? step->cur : step->neuron; /* one of the map that the step makes */
+  const qsd_op *map = op_at(p, made_op);
+  const qsd_tensor *t = p->plan->tensors;
+  bool point = step->kind == STEP_LOAD || (step->kind == STEP_DOT && op->f[F_STRIDE] == 1 &&
+                                           ARRAY(op, A_CODES)->side[2] == 1);
+  step->flat = point && !t[step->source].pad && (step->residual < 0 || !t[step->residual].pad) &&
+               (step->out < 0 || !t[step->out].pad) && (step->counts < 0 || !t[step->counts].pad);
+  step->channels = map->channels;
+  step->pad_op = op;
+  step->rows = step->flat ? 1 : map->height;
+  step->width = step->flat ? map->height * map->width : map->width;
+  step->outer = p->plan->leading[root(p, made_op)] / step->steps;
+  int all = qsd_round_up(map->channels, LANES) / LANES;
+  step->vectors = step->kind == STEP_LOAD ? (int)qsd_min(all, 8) : (int)qsd_min(all, 2);
+  if (step->kind == STEP_DOT && step->width <= TILE / 2 && all >= 4) step->vectors = 4;
+  step->blocks = (all + step->vectors - 1) / step->vectors;
+  step->spans = (step->width + SPAN - 1) / SPAN;
+}
+
+static int by_key(const void *a, const void *b) {
+  const qsd_step *x = a, *y = b;
+  int order = (x->key > y->key) - (x->key < y->key);
+  return order ? order : (y->kind == STEP_PLANES) - (x->kind == STEP_PLANES);
+}
+
+static void place_tensors(planner *p) {
+  int groups = p->plan->step_count; /* byte planes add steps, each before its first reader */
+  for (int i = 0; i < groups; i++) {
+    qsd_step *step = &p->plan->steps[i];
+    if (step->kind != STEP_OP) place_group(p, step);
+    else {
+      step->out = value_tensor(p, step->op);
+      for (int j = 0; j < op_at(p, step->op)->input_count; j++) {
+        int input = op_at(p, step->op)->inputs[j];
+        value_tensor(p, input);
+      }
+    }
+  }
+  for (int i = 0; i < p->graph->op_count; i++)
+    if (p->result[i]) value_tensor(p, i);
+  /* The table itself, where more than products read it. */
+  for (int i = 0; i < p->graph->op_count; i++)
+    if (op_at(p, i)->kind == OP_NORMALISE && p->plan->value[i] >= 0)
+      p->plan->steps[p->plan->step_count++] =
+          (qsd_step){.kind = STEP_OP, .op = i, .key = i, .source = -1, .residual = -1,
+                     .out = p->plan->value[i], .counts = -1, .neuron = -1, .neuron_number = -1};
+}
+
+/* Memory ------------------------------------------------------------------------------------- */
+
+static void touch(qsd_plan *plan, int tensor, int step) {
+  if (tensor < 0) return;
+  qsd_tensor *t = &plan->tensors[tensor];
+  if (t->first < 0) t->first = step;
+  if (t->last < step) t->last = step;
+}
+
+static void find_lives(planner *p) {
+  qsd_plan *plan = p->plan;
+  for (int i = 0; i < plan->step_count; i++) {
+    const qsd_step *step = &plan->steps[i];
+    touch(plan, step->source, i);
+    touch(plan, step->residual, i);
+    touch(plan, step->out, i);
+    touch(plan, step->counts, i);
+    touch(plan, step->counts, i + 1); /* statistics are taken during the next step */
+    for (int j = 0; step->kind == STEP_OP && j < op_at(p, step->op)->input_count; j++)
+      touch(plan, plan->value[root(p, op_at(p, step->op)->inputs[j])], i);
+  }
+  for (int i = 0; i < p->graph->op_count; i++)
+    if (p->result[i]) touch(plan, plan->value[root(p, i)], plan->step_count + 1);
+}
+
+typedef struct {
+  uint64_t size;
+  int tensor;
+} sized;
+
+static int by_size(const void *a, const void *b) {
+  const sized *x = a, *y = b;
+  int order = (x->size < y->size) - (x->size > y->size);
+  return order ? order : x->tensor - y->tensor;
+}
+
+/* The largest first, each at the lowest place that is free for as long as it lives. */
+static bool place_memory(planner *p) {
+  qsd_plan *plan = p->plan;
+  int count = plan->tensor_count;
+  sized *order = qsd_alloc(&p->builder->pool, (uint64_t)count, sizeof *order);
+  int *placed = qsd_alloc(&p->builder->pool, (uint64_t)count, sizeof *placed);
+  if (!order || !placed) return false;
+  for (int i = 0; i < count; i++) order[i] = (sized){plan->tensors[i].size, i};
+  if (count) qsort(order, (size_t)count, sizeof *order, by_size);
+  for (int i = 0; i < count; i++) { /* `placed` is sorted by offset */
+    qsd_tensor *t = &plan->tensors[order[i].tensor];
+    uint64_t at = 0;
+    for (int j = 0; j < i; j++) {
+      const qsd_tensor *other = &plan->tensors[placed[j]];
+      if (other->last < t->first || t->last < other->first) continue;
+      if (other->offset >= at + t->size) break;
+      if (other->offset + other->size > at) at = other->offset + other->size;
+    }
+    t->offset = at;
+    if (at + t->size > plan->arena) plan->arena = at + t->size;
+    int j = i;
+    for (; j > 0 && plan->tensors[placed[j - 1]].offset > at; j--) placed[j] = placed[j - 1];
+    placed[j] = order[i].tensor;
+  }
+  return true;
+}
+
+static int too_large(planner *p) {
+  return qsd_fail(p->builder->error, QSD_TOO_LARGE, "the network needs more memory than allowed");
+}
+
+static bool prepare(planner *p) {
+  uint64_t count = (uint64_t)p->graph->op_count;
+  qsd_pool *pool = &p->builder->pool;
+  p->uses = qsd_alloc(pool, count, sizeof *p->uses);
+  p->first_use = qsd_alloc(pool, count, sizeof *p->first_use);
+  p->pad = qsd_alloc(pool, count, sizeof *p->pad);
+  p->planes = qsd_alloc(pool, count, sizeof *p->planes);
+  p->plane_step = qsd_alloc(pool, count, sizeof *p->plane_step);
+  p->result = qsd_alloc(pool, count, sizeof *p->result);
+  p->absorbed = qsd_alloc(pool, count, sizeof *p->absorbed);
+  p->deferred = qsd_alloc(pool, count, sizeof *p->deferred);
+  p->plan->value = qsd_alloc(pool, count, sizeof *p->plan->value);
+  p->plan->leading = qsd_alloc(pool, count, sizeof *p->plan->leading);
+  p->plan->input_of = qsd_alloc(pool, count, sizeof *p->plan->input_of);
+  p->plan->tables = qsd_alloc(pool, count, sizeof *p->plan->tables);
+  p->plan->steps = qsd_alloc(pool, 2 * count + 2, sizeof *p->plan->steps);
+  p->plan->tensors = qsd_alloc(pool, 2 * count, sizeof *p->plan->tensors);
+  if (!p->uses || !p->first_use || !p->pad || !p->planes || !p->plane_step || !p->result || !p->absorbed || !p->deferred ||
+      !p->plan->value || !p->plan->leading || !p->plan->input_of || !p->plan->tables || !p->plan->steps || !p->plan->tensors)
+    return false;
+  for (uint64_t i = 0; i < count; i++) p->planes[i] = p->plan->value[i] = -1;
+  for (int i = 0; i < p->graph->result_count; i++) p->result[p->graph->results[i].op] = true;
+  if (p->graph->class_count) p->result[count - 1] = true;
+  return find_readers(p);
+}
+
+static bool unpack_tables(planner *p) {
+  for (int i = 0; i < p->graph->op_count; i++) {
+    p->plan->input_of[i] = p->plan->value[root(p, i)];
+    if (op_at(p, i)->kind != OP_NORMALISE) continue;
+    const qsd_array *array = ARRAY(op_at(p, i), A_TABLE);
+    int32_t *table = qsd_alloc(&p->builder->pool, array->count, sizeof *table);
+    if (!table) return false;
+    for (uint64_t j = 0; j < array->count; j++) table[j] = (int32_t)qsd_item(array, j);
+    p->plan->tables[i] = table;
+  }
+  return true;
+}
+
+int qsd_build_plan(qsd_builder *builder, bool frames, qsd_plan *plan) {
+  planner p = {.builder = builder, .graph = builder->graph, .plan = plan};
+  plan->frames = frames;
+  if (!prepare(&p)) return too_large(&p);
+  if (!find_leading(&p))
+    return qsd_fail(builder->error, QSD_BAD_ARGUMENT, "this network does not take frames");
+  find_pads(&p);
+  make_steps(&p);
+  place_tensors(&p);
+  qsort(plan->steps, (size_t)plan->step_count, sizeof *plan->steps, by_key);
+  find_lives(&p);
+  for (int i = 0; i < plan->tensor_count; i++)
+    if (plan->tensors[i].size > builder->pool.most) return too_large(&p);
+  if (!place_memory(&p) || !unpack_tables(&p)) return too_large(&p);
+  for (int i = 0; i < plan->step_count; i++) {
+    qsd_step *step = &plan->steps[i];
+    int status = QSD_OK;
+    if (step->kind == STEP_DOT) status = qsd_pack_dot(builder, plan, step);
+    if (step->kind == STEP_DEPTHWISE) status = qsd_pack_depthwise(builder, plan, step);
+    if (!status && step->kind <= STEP_LOAD) status = qsd_pack_finish(builder, plan, step);
+    if (status) return status;
+    /* Sums of a tile, then bytes of sources widened: source and residual. */
+    uint64_t sums = (uint64_t)step->steps * TILE * 8 * LANES * sizeof(int32_t);
+    const qsd_op *op = op_at(&p, step->op);
+    if (op->kind == OP_ATTENTION && step->kind == STEP_OP &&
+        qsd_attention_scratch(p.graph, plan, op) > plan->scratch)
+      plan->scratch = qsd_attention_scratch(p.graph, plan, op);
+    if (step->kind <= STEP_LOAD && 2 * sums > plan->scratch) plan->scratch = 2 * sums;
+  }
+  return QSD_OK;
+}

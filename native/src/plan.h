@@ -1,0 +1,188 @@
+/* A graph as steps over tensors in one piece of memory, and the kernels that run them. */
+#ifndef QSD_PLAN_H
+#define QSD_PLAN_H
+
+#include "internal.h"
+
+enum {
+  LANES = 16,      /* channels in a vector of sums */
+  TILE = 14,       /* pixels of which the sums are held at a time */
+  SPAN = 112,      /* pixels of a row that are one unit of work */
+  MAX_TAPS = 4096  /* offsets of a kernel's positions */
+};
+
+/* Values of one image: [n][height + 2 pad][width + 2 pad][stride], n its time steps; or, of more
+ * than one byte plane, [planes] of that, the lowest bytes first. Channels beyond `channels` hold
+ * anything. */
+typedef struct {
+  int bytes; /* of an element: 1 unsigned, 4 signed */
+  int n, height, width, channels, stride, pad, planes;
+  uint32_t bias; /* added to values before they became planes */
+  uint64_t size, offset;
+  int first, last; /* steps that write and read it */
+} qsd_tensor;
+
+/* y = clamp(((x * multiplier + round) >> shift) + bias), padded to whole vectors. */
+typedef struct {
+  int64_t *multiplier, *round, *shift, *bias;
+  int64_t limit;
+  bool narrow; /* multipliers fit 32 bits */
+} qsd_factors;
+
+enum { NEURON_NONE, NEURON_THRESHOLDS, NEURON_IELIF, NEURON_LIF };
+
+/* What becomes of sums: scale, add the shortcut, store; scale, and neuron. Absent where NULL. */
+typedef struct {
+  qsd_factors *scale, *residual_scale, *neuron_scale;
+  bool add, store;
+  int64_t add_limit;
+  int neuron, levels, wide; /* wide: channels, padded */
+  /* Thresholds of each channel [levels][channels]; counts are ((found ^ flip) - flip) + start. */
+  int32_t *thresholds, *flip, *start;
+  /* Neurons with memory. */
+  int32_t level[128];
+  int64_t drop[128]; /* resets[k] - resets[k - 1], resets[0] first */
+  int64_t reset, decay, limit, leak, threshold;
+} qsd_finish;
+
+/* Sums of products of bytes: for planes, positions and groups of 4 channels. */
+typedef struct {
+  int vectors, blocks; /* output channels are blocks * vectors * LANES */
+  int positions, groups, planes;
+  size_t plane_size;
+  const size_t *offsets; /* of positions, in bytes */
+  const int8_t *codes;   /* [block][position][group][vectors * LANES][4] */
+  const int32_t *start;  /* added to the sums, or NULL */
+  size_t block_codes;    /* bytes of a block */
+} qsd_dot;
+
+typedef struct {
+  int positions, bytes;
+  const size_t *offsets;  /* in elements */
+  const int32_t *codes;   /* [position][channels, padded] */
+  int channels;
+  /* Of bytes and a kernel of 3 or 7 at stride 1: four rows at a time, [quad][column][channel][4]. */
+  const int8_t *quads;
+  int kernel;
+  size_t row;
+} qsd_depthwise;
+
+/* A head: spike counts as bytes, strides in elements. */
+typedef struct {
+  const uint8_t *q, *k, *v;
+  int32_t *out, *kv; /* kv: each * (wide, padded) */
+  size_t q_pixel, q_row, k_pixel, k_row, v_pixel, v_row, out_pixel, out_row;
+  int height, width, each, wide;
+  bool small; /* the sums of k * v fit 16 bits */
+} qsd_attention;
+
+/* Pixels in a row of which sums are finished; strides in elements, of pixels and of time steps. */
+typedef struct {
+  const int32_t *sums;
+  const int32_t *residual;
+  int32_t *out;
+  uint8_t *counts;
+  size_t sums_pixel, sums_step, residual_pixel, residual_step;
+  size_t out_pixel, out_step, counts_pixel, counts_step;
+  int steps, pixels, vectors, channel;
+} qsd_tile;
+
+typedef struct {
+  const char *name;
+  /* sums [pixels][vectors * LANES] */
+  void (*dot)(const qsd_dot *dot, const uint8_t *in, size_t pixel, int pixels, const int8_t *codes,
+              const int32_t *start, int32_t *sums);
+  /* sums [pixels][vectors * LANES] of channels from `channel` on */
+  void (*depthwise)(const qsd_depthwise *dw, const void *in, size_t pixel, int pixels, int vectors,
+                    int channel, int32_t *sums);
+  void (*finish)(const qsd_finish *finish, const qsd_tile *tile);
+  void (*attention)(const qsd_attention *head);
+  void (*planes)(const int32_t *values, int channels, uint32_t bias, int planes, size_t plane,
+                 uint8_t *to);
+  int split_codes; /* products of bytes must be split where they could pass 16 bits */
+} qsd_kernels;
+
+/* The kernels of that name, or the best of this processor; NULL where it has not got them. */
+const qsd_kernels *qsd_pick_kernels(const char *isa);
+
+enum { STEP_DOT, STEP_DEPTHWISE, STEP_LOAD, STEP_PLANES, STEP_OP };
+
+typedef struct {
+  int kind, op, key; /* key: the operation at whose place it runs */
+  int source, residual, out, counts; /* tensors, or -1 */
+  int source_op, residual_op;        /* operations whose values these are */
+  int head, cur, neuron;             /* operations it stands for, -1: none */
+  int scale_op, residual_scale_op, neuron_scale_op, add_op;
+  int neuron_number; /* among the graph's neurons */
+  int steps;         /* time steps that the neuron walks through */
+  qsd_finish *finish;
+  qsd_dot dot;
+  qsd_depthwise dw;
+  bool flat; /* the map is one row of pixels */
+  int rows, width, spans, blocks, outer, vectors;
+  int stride; /* of the convolution */
+  int channels; /* of the map that it makes */
+  const qsd_op *pad_op; /* the convolution */
+} qsd_step;
+
+typedef struct {
+  bool frames;
+  int step_count, tensor_count;
+  qsd_step *steps;
+  qsd_tensor *tensors;
+  int *value; /* operation to tensor, -1 */
+  int *leading; /* time steps of each value */
+  int *input_of;  /* operation to the tensor that holds its value, -1 */
+  const int32_t **tables; /* of `normalise`, by operation */
+  uint64_t arena;   /* bytes of all tensors */
+  uint64_t scratch; /* bytes for each thread */
+} qsd_plan;
+
+typedef struct {
+  qsd_pool pool;
+  const qsd_graph *graph;
+  const qsd_kernels *kernels;
+  const int8_t **codes; /* packed, by operation */
+  const int32_t **starts, **dw_codes;
+  qsd_error *error;
+} qsd_builder;
+
+int qsd_build_plan(qsd_builder *builder, bool frames, qsd_plan *plan);
+/* Packs the weights of a step's convolution and finds the offsets of its positions. */
+int qsd_pack_dot(qsd_builder *builder, const qsd_plan *plan, qsd_step *step);
+int qsd_pack_depthwise(qsd_builder *builder, const qsd_plan *plan, qsd_step *step);
+int qsd_pack_finish(qsd_builder *builder, const qsd_plan *plan, qsd_step *step);
+bool qsd_is_depthwise(const qsd_op *op);
+bool qsd_is_dot(const qsd_op *op);
+
+/* Where value (t, y, x) of `tensor` begins, in elements. */
+static inline size_t qsd_place(const qsd_tensor *t, int n, int y, int x) {
+  size_t height = (size_t)(t->height + 2 * t->pad), width = (size_t)(t->width + 2 * t->pad);
+  return (((size_t)n * height + (size_t)(y + t->pad)) * width + (size_t)(x + t->pad)) *
+         (size_t)t->stride;
+}
+
+static inline size_t qsd_image_size(const qsd_tensor *t) {
+  return (size_t)(t->height + 2 * t->pad) * (size_t)(t->width + 2 * t->pad) * (size_t)t->stride;
+}
+
+/* The plain operations: part `part` of `parts`. */
+typedef struct {
+  const qsd_graph *graph;
+  const qsd_kernels *kernels;
+  const qsd_plan *plan;
+  uint8_t *arena;
+  int32_t *scratch;
+  const uint8_t *const *pixels;
+} qsd_place_to_run;
+
+void qsd_run_op(const qsd_place_to_run *at, const qsd_step *step, int part, int parts);
+void qsd_run_planes(const qsd_place_to_run *at, const qsd_step *step, int part, int parts);
+/* Bytes of scratch memory of a head's k^T v; 0 where the plain way is taken. */
+uint64_t qsd_attention_scratch(const qsd_graph *graph, const qsd_plan *plan, const qsd_op *op);
+void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_step *step,
+                   uint8_t *arena, int32_t *scratch, int part, int parts);
+void qsd_clear_border(const qsd_tensor *tensor, uint8_t *memory);
+
+static inline int qsd_round_up(int value, int to) { return (value + to - 1) / to * to; }
+#endif

@@ -1,0 +1,29 @@
+"""The native engine among the executors of `qsd verify`; importing this registers it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from qsdformer.graph.integer import IntegerGraph
+from qsdformer.graph.ops import Array
+from qsdformer.runtimes import native
+from qsdformer.runtimes.executors import Executor, Output, Run, register
+
+NATIVE = "native"
+
+
+def _factory(model: nn.Module, graph: IntegerGraph) -> Run | None:
+    if not native.available():
+        return None
+    loaded = native.of_graph(graph, torch.get_num_threads())
+
+    def run(pixels: Array, collect: bool) -> Output:
+        logits, counts = loaded.run_with_counts(pixels, collect=collect)
+        return logits.astype(np.float64) * graph.logit_scale, counts if collect else None
+
+    return run
+
+
+register(Executor(name=NATIVE, factory=_factory, agreement=0.999, of_graph=True))

@@ -1,0 +1,185 @@
+"""The native engine gives the integers of the reference, on every instruction set."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from graph.random_graphs import random_frames, random_graph
+from variants import LIF, VARIANTS, info_for, random_pixels
+
+from qsdformer.errors import UserError
+from qsdformer.graph.artifact import export
+from qsdformer.graph.integer import IntegerGraph
+from qsdformer.graph.lowering import lower
+from qsdformer.runtimes import native
+from qsdformer.runtimes.verify import verify
+
+SETS = ("avx512vnni", "avxvnni", "avx2", "portable")
+# QSD_NATIVE_GRAPHS=1000 compares more random graphs.
+GRAPHS = int(os.environ.get("QSD_NATIVE_GRAPHS", "60"))
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="the native engine was not built")
+
+
+@pytest.fixture(params=SETS)
+def isa(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, small_graph: IntegerGraph
+) -> str:
+    """Each instruction set that this processor has, for the models that the test makes."""
+    monkeypatch.setenv("QSD_NATIVE_ISA", request.param)
+    try:
+        found = native.of_graph(small_graph).isa
+    except UserError as error:
+        if "instruction set" not in str(error):
+            raise
+        pytest.skip(f"this processor has no {request.param}")
+    assert found == request.param
+    return found
+
+
+def assert_same(graph: IntegerGraph, pixels: np.ndarray, threads: int = 1) -> None:
+    """Logits, outputs and spike counts are those of the reference."""
+    model = native.of_graph(graph, threads)
+    expected = graph.run_outputs(pixels)
+    found = model.run_outputs(pixels)
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert np.array_equal(found[name], value), name
+    if graph.class_names:
+        assert np.array_equal(model(pixels), graph.run(pixels))
+        logits, counts = model.run_with_counts(pixels)
+        expected_logits, expected_counts = graph.run_with_counts(pixels)
+        assert np.array_equal(logits, expected_logits)
+        assert list(counts) == list(expected_counts)
+        for name, count in expected_counts.items():
+            assert np.array_equal(counts[name], count), name
+
+
+def test_random_graphs_give_the_integers_of_the_reference(isa: str):
+    for seed in range(GRAPHS):
+        graph = random_graph(seed)
+        threads = 1 + seed % 3
+        try:
+            assert_same(graph, random_frames(graph, batch=1 + seed % 4, seed=seed), threads)
+        except AssertionError as error:
+            raise AssertionError(f"random_graph({seed}): {error}") from error
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_gives_the_integers_of_the_reference(name: str, lively):
+    model = lively(**VARIANTS[name])
+    assert_same(lower(model, info_for(model)), random_pixels(model, 3).numpy(), threads=2)
+
+
+@pytest.mark.parametrize("fields", [{}, {"fully_spiking": True}, {**LIF, "time_steps": 4}])
+@pytest.mark.parametrize("size", [32, 40, 56])
+def test_sizes_and_instruction_sets_do_not_matter(isa: str, fields, size: int, make_model, settle):
+    model = settle(make_model(**fields), size)
+    graph = lower(model, info_for(model, size))
+    assert_same(graph, np.random.default_rng(0).integers(0, 256, (2, 3, size, size), np.uint8))
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_membranes_of_either_width_give_the_integers_of_the_reference(bits: int, lively):
+    model = lively(dims=(16, 32, 48, 64), heads=4)
+    graph = lower(model, info_for(model), membrane_bits=bits)
+    assert_same(graph, random_pixels(model).numpy())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_threads_and_batches_do_not_matter(small_graph: IntegerGraph, threads: int, batch: int):
+    size = small_graph.preprocessing.image_size
+    pixels = np.random.default_rng(batch).integers(0, 256, (batch, 3, size, size), np.uint8)
+    assert_same(small_graph, pixels, threads)
+
+
+def test_frames_for_each_time_step_are_taken(lively):
+    model = lively(time_steps=4)
+    graph = lower(model, info_for(model))
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 2, 3, 32, 32), np.uint8)
+    assert np.array_equal(native.of_graph(graph)(pixels), graph.run(pixels))
+
+
+def test_a_file_is_loaded_and_called(small_graph: IntegerGraph, tmp_path: Path):
+    export(small_graph, tmp_path / "model.qsd")
+    size = small_graph.preprocessing.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, size, size), np.uint8)
+    logits = native.load(tmp_path / "model.qsd", threads=1)(pixels)
+    assert logits.dtype == np.int32
+    assert np.array_equal(logits, small_graph.run(pixels))
+
+
+def test_statistics_count_the_spikes_of_the_runs_since_they_were_reset(small_graph: IntegerGraph):
+    size = small_graph.preprocessing.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, size, size), np.uint8)
+    model = native.of_graph(small_graph, threads=2)
+    model(pixels)
+    model.reset_statistics()
+    model(pixels)
+    _, counts = small_graph.run_with_counts(pixels)
+    found = model.statistics()
+    assert list(found) == list(counts)
+    for name, count in counts.items():
+        batch, channels, *_ = count.shape
+        padded = np.pad(count, ((0, 0), (0, -channels % 4), (0, 0), (0, 0)))
+        groups = padded.reshape(batch, -1, 4, *count.shape[2:]).any(axis=2)
+        assert found[name] == native.Activity(
+            elements=count.size,
+            active=int((count > 0).sum()),
+            spikes=int(count.sum()),
+            groups=groups.size,
+            active_groups=int(groups.sum()),
+        )
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [((1, 3, 31, 32), np.uint8), ((0, 3, 32, 32), np.uint8), ((1, 3, 32, 32), int)],
+)
+def test_wrong_images_are_refused_in_one_line(small_graph: IntegerGraph, shape, kind):
+    with pytest.raises(UserError, match="images"):
+        native.of_graph(small_graph)(np.zeros(shape, kind))
+
+
+@pytest.mark.parametrize("threads", [-1, 1000])
+def test_an_absurd_number_of_threads_is_refused(small_graph: IntegerGraph, threads: int):
+    with pytest.raises(UserError, match="threads"):
+        native.of_graph(small_graph, threads)
+
+
+def test_a_damaged_file_is_refused_by_name(small_graph: IntegerGraph, tmp_path: Path):
+    path = tmp_path / "model.qsd"
+    export(small_graph, path)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(UserError, match=r"model\.qsd: .*checksum"):
+        native.load(path)
+    with pytest.raises(UserError, match="cannot read"):
+        native.load(tmp_path / "none.qsd")
+
+
+def test_verify_and_bench_and_predictions_use_it(small_graph: IntegerGraph):
+    model = native.fastest(small_graph)
+    assert isinstance(model, native.NativeModel)
+    size = small_graph.preprocessing.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, size, size), np.uint8)
+    assert model.predict(pixels) == small_graph.predict(pixels)
+    report = verify(small_graph, torch.from_numpy(pixels), executors=["native"])
+    assert [row.name for row in report.rows] == ["integer", "native"]
+    assert report.rows[1].differing == 0
+    assert report.rows[1].logit_difference == 0
+
+
+def test_without_the_library_the_reference_runs(
+    small_graph: IntegerGraph, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert native.fastest(small_graph) is small_graph
+    with pytest.raises(UserError, match="compiler"):
+        native.of_graph(small_graph)
