@@ -9,7 +9,7 @@ help:
 	@echo "make demo   train an ANN and a 4-bit student on digits (about 4 minutes after installing)"
 	@echo "make test   run the tests (make test-quick: without those that take longer than 10 s)"
 	@echo "make fuzz   10,000 damaged artifacts and 2,000 checkpoints, each of which must be refused"
-	@echo "make lint   ruff and mypy"
+	@echo "make lint   ruff, mypy, and that imports point one way"
 	@echo "make clean  remove .venv and caches"
 
 install: $(VENV)/.installed

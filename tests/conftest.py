@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from timm.models import metaformer
 from variants import info_for
 
@@ -120,3 +122,17 @@ def small_graph(lively: Callable[..., MetaSpikeFormer]) -> IntegerGraph:
     """The integer graph of a small published-variant model with 3-bit weights."""
     model = lively(weight_bits=3)
     return lower(model, info_for(model))
+
+
+@pytest.fixture
+def image_root(tmp_path: Path) -> Path:
+    """An image folder of two classes with 6 training and 3 validation images each."""
+    root = tmp_path / "images"
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 3)):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{index}.jpg")
+    return root

@@ -11,11 +11,11 @@ from variants import info_for, random_pixels
 from qsdformer import load, save
 from qsdformer.analysis.report import collect
 from qsdformer.cli import run
-from qsdformer.commands import verify as verify_command
 from qsdformer.devices import pick_device
 from qsdformer.errors import UserError
 from qsdformer.graph.lowering import lower
 from qsdformer.runtimes import executors
+from qsdformer.runtimes import verify as verification
 
 MISSING = ["cuda:99", "cuda:-3", "xpu", "gpu", "nonsense", ""]
 
@@ -65,7 +65,7 @@ def test_verify_moves_the_model_to_the_device(lively, tmp_path, monkeypatch, cap
         seen.append(next(model.parameters()).device.type)
         return SimpleNamespace(table=lambda: "", missing=(), ok=True)
 
-    monkeypatch.setattr(verify_command, "verify", verify)
+    monkeypatch.setattr(verification, "verify", verify)
     arguments = ["verify", str(tmp_path / "model.ckpt"), "--data.name", "digits"]
     assert run([*arguments, "--device", "meta"]) == 0
     assert run([*arguments, "--device", "cpu"]) == 0
@@ -100,8 +100,8 @@ def test_executors_feed_images_to_the_device_of_the_model(lively, monkeypatch, n
         seen.append(images.device.type)
         return SimpleNamespace(logits=torch.zeros(1), counts={})
 
-    monkeypatch.setattr(executors, "run_binary", record)
-    monkeypatch.setattr(executors, "multi_bit", lambda m, x: (record(m, x).logits, {}))
+    monkeypatch.setattr(executors, "run_binary_of", record)
+    monkeypatch.setattr(executors, "multi_bit_of", lambda m, x: (record(m, x).logits, {}))
     execute = executors.EXECUTORS[name].factory(model.to("meta"), graph)
     assert execute is not None
     execute(random_pixels(model).numpy(), True)

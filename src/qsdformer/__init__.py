@@ -13,15 +13,15 @@ from qsdformer.registration import register_with_timm
 
 if TYPE_CHECKING:
     from qsdformer.data.base import DataInfo as DataInfo
-    from qsdformer.graph.artifact import export as export
     from qsdformer.graph.lowering import lower as lower
     from qsdformer.loading import load as load
+    from qsdformer.models.building import create_model as create_model
     from qsdformer.models.checkpoint import save as save
     from qsdformer.models.metaspikeformer import MetaSpikeFormer as MetaSpikeFormer
     from qsdformer.models.published import import_reference as import_reference
-    from qsdformer.models.registry import create_model as create_model
     from qsdformer.nn.config import ModelConfig as ModelConfig
     from qsdformer.nn.taps import tap as tap
+    from qsdformer.runtimes.exporting import export as export
     from qsdformer.runtimes.verify import verify as verify
 
 __version__ = "0.1.0"
@@ -30,8 +30,8 @@ _HOMES = {
     "DataInfo": "qsdformer.data.base",
     "MetaSpikeFormer": "qsdformer.models.metaspikeformer",
     "ModelConfig": "qsdformer.nn.config",
-    "create_model": "qsdformer.models.registry",
-    "export": "qsdformer.graph.artifact",
+    "create_model": "qsdformer.models.building",
+    "export": "qsdformer.runtimes.exporting",
     "import_reference": "qsdformer.models.published",
     "load": "qsdformer.loading",
     "lower": "qsdformer.graph.lowering",

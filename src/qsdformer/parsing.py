@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -16,6 +17,9 @@ from pydantic import TypeAdapter, ValidationError
 from qsdformer.errors import UserError
 
 Section = TypeVar("Section")
+
+# The annotated types of a dataclass's fields, evaluated once: recipes ask for them key by key.
+type_hints: Callable[[Any], dict[str, Any]] = functools.cache(get_type_hints)
 
 
 def option(default: Any, text: str) -> Any:
@@ -34,7 +38,7 @@ def load_yaml(text: str, what: str) -> Any:
 def parse_section(cls: type[Section], path: str, section: Any) -> Section:
     values = require_mapping(path, section)
     refuse_unknown(f"{path}.", values, [f.name for f in dataclasses.fields(cls)])  # type: ignore[arg-type]
-    hints = get_type_hints(cls)
+    hints = type_hints(cls)
     values = {key: none_word(hints[key], value) for key, value in values.items()}
     try:
         # As JSON, strict checking still takes lists for tuples and whole numbers for floats.

@@ -10,6 +10,7 @@ import torch
 
 from qsdformer.analysis.ledger import make_ledger
 from qsdformer.analysis.measure import measure
+from qsdformer.graph.spikes import trace_quantised
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.runtimes import binary
 
@@ -35,10 +36,11 @@ def test_total_synaptic_operations_equal_spikingjellys_count(
     measured = measure(model, [(images, torch.zeros(2, dtype=torch.long))])
     ledger = make_ledger("m", model, measured)
     # Binary execution's own counting is a convolution, which the counter would count too.
-    monkeypatch.setattr(binary, "_reached_weights", lambda spikes, layer: 0)
+    monkeypatch.setattr(binary, "reached_weights", lambda spikes, layer: 0)
+    traced = trace_quantised(model, images.shape)  # without values, which the counter reads
     counter = op_counter.SynOpCounter()
     with op_counter.DispatchCounterMode([counter]):
-        binary.run_binary(model, images)
+        binary.run_binary_of(traced, images)
     ours = sum(row.total or 0 for row in ledger.rows if row.kind in ("ac", "attention"))
     assert counter.get_total() == ours
     assert ours > 10_000

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:
@@ -33,17 +32,3 @@ def fashion_folder(tmp_path: Path) -> Path:
         write_idx(folder / f"{split}-images-idx3-ubyte.gz", rng.integers(0, 256, (count, 28, 28)))
         write_idx(folder / f"{split}-labels-idx1-ubyte.gz", np.arange(count) % 10)
     return folder
-
-
-@pytest.fixture
-def image_root(tmp_path: Path) -> Path:
-    """An image folder of two classes with 6 training and 3 validation images each."""
-    root = tmp_path / "images"
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 6), ("val", 3)):
-        for name in ("cat", "dog"):
-            (root / split / name).mkdir(parents=True)
-            for index in range(count):
-                pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{index}.jpg")
-    return root

@@ -23,7 +23,14 @@ def test_info_refuses_unknown_fields_and_names_them() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"channels": 2}, {"image_size": 0}, {"mean": (0.5, 0.5)}, {"std": (0.0,)}, {"crop_pct": 0.0}],
+    [
+        {"channels": 0},
+        {"channels": 2},
+        {"image_size": 0},
+        {"mean": (0.5, 0.5)},
+        {"std": (0.0,)},
+        {"crop_pct": 0.0},
+    ],
 )
 def test_info_refuses_impossible_values_and_names_the_field(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
@@ -42,6 +49,9 @@ def test_info_refuses_impossible_values_and_names_the_field(change: dict[str, An
         ({"random_erasing": 1.5}, r"\[0, 1\]"),
         ({"download": True}, "only fashion_mnist"),
         ({"root": "somewhere"}, "scikit-learn"),
+        ({"split": "test"}, "only image_folder has others"),
+        ({"name": "image_folder", "split": "../other"}, "the name of a folder"),
+        ({"name": "image_folder", "split": "test", "evaluate_on": "holdout"}, "left out"),
         ({"name": "image_folder", "crop_padding": 2}, "random resized crops"),
     ],
 )

@@ -242,3 +242,14 @@ def test_held_out_training_images_are_evaluated_as_the_model_wants_too(image_roo
     small = dataclasses.replace(before.info, image_size=20)
     images, _ = next(iter(DataModule(config, batch_size=6, evaluate_as=small).val_dataloader()))
     assert images.shape == (before.eval_size, 3, 20, 20)
+
+
+def test_another_split_than_val_is_evaluated_where_it_is_named(image_root: Path) -> None:
+    (image_root / "val" / "cat" / "0.jpg").rename(image_root / "val" / "cat" / "kept.jpg")
+    (image_root / "val").rename(image_root / "test")
+    assert "has no folder val" in one_line_error(image_root)
+    assert "has no folder nix" in one_line_error(image_root, split="nix")
+    for in_memory in (False, True):
+        data = module(image_root, split="test", in_memory=in_memory)
+        assert (data.train_size, data.eval_size) == (12, 6)
+    assert module(image_root, split="train").eval_size == 12

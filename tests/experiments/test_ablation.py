@@ -173,6 +173,7 @@ def test_an_interrupted_cell_goes_on_from_its_last_checkpoint(
     assert epochs == [0, 1, 1]
 
 
+@pytest.mark.slow
 def test_cells_run_as_processes_side_by_side_after_their_teacher(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,8 @@ from rich.console import Console
 from qsdformer import load
 from qsdformer.experiments import quickstart
 
+pytestmark = pytest.mark.slow  # two short trainings
+
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):

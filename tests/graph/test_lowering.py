@@ -189,7 +189,7 @@ def test_rescale_rounds_to_nearest_halves_up_and_saturates():
 def test_models_and_images_that_do_not_fit_are_refused(lively, make_model):
     model = lively()
     info = info_for(model)
-    with pytest.raises(UserError, match="give lower"):
+    with pytest.raises(UserError, match="give info="):
         lower(model)
     with pytest.raises(UserError, match="class names for a model of 7"):
         lower(lively(num_classes=7), info)

@@ -111,6 +111,29 @@ def test_sums_of_counts_stay_counts_and_means_over_time_are_sums():
     assert [op.name for op in graph.ops if isinstance(op, TimeSum)] == ["head.time"]
 
 
+class Joined(nn.Module):
+    """Spikes of several levels and membranes of several scales meet: all become potentials."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = QuantConv2d(3, 6, 3, padding=1, bits=4), nn.BatchNorm2d(6)
+        self.coarse, self.fine, self.last = IELIF(2), IELIF(8), IELIF(4)
+        self.mix, self.pool = QuantConv2d(18, 6, 1, bits=4), nn.MaxPool2d(2)
+        self.head = QuantLinear(6, 5, bits=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        x = torch.cat([self.coarse(x) + self.fine(x), x, self.coarse(x)], 1)
+        return self.head(self.last(self.mix(self.pool(x))).mean((2, 3)))
+
+
+def test_values_of_different_scale_meet_as_membrane_potentials():
+    model = settled(Joined)
+    report = qsd.verify(model, pixels(), info=INFO)
+    assert report.ok
+    assert [row.differing for row in report.rows][:3] == [0, 0, 0]
+
+
 def test_names_are_those_of_modules_and_of_what_a_forward_does():
     names = [step.name for step in trace(settled(ResNet), (2, 3, 16, 16)).steps]
     assert names[:4] == ["image", "repeat", "stem", "norm"]
@@ -213,6 +236,14 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a dilated convolution": (
         lambda: through(QuantConv2d(6, 6, 3, padding=2, dilation=2, bits=4)),
         "own .QuantConv2d.: a convolution must have dilation 1",
+    ),
+    "a part of the channels": (
+        lambda: by(lambda x: torch.cat([x[:, 3:], x[:, :3]], 1)),
+        r"the model \(Net\): a part of \(T\*B, 6, 16, 16\) is taken: only whole values",
+    ),
+    "spikes times membranes": (
+        lambda: Net(lambda net, x: net.neuron(x) * x),
+        "only spike counts can be multiplied",
     ),
     "axes exchanged": (
         lambda: by(lambda x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2)),

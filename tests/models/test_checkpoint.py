@@ -78,6 +78,9 @@ HEAD = "model.head.weight"
         (lambda c: c[KEY]["model_config"].update(frobs=1), "frobs"),
         (lambda c: c[KEY]["extra"].update(recipe="x"), "recipe='x' is not a section"),
         (lambda c: c[KEY]["extra"].update(recipe={"data": 3}), "data=3 is not a section"),
+        (lambda c: c[KEY].update(extra={"recipe": {"train": None}}), "train=None is not a section"),
+        (lambda c: c[KEY].update(extra=5), "extra=5 is not a section"),
+        (lambda c: c[KEY].pop("extra"), "extra=None is not a section"),
     ],
 )
 def test_checkpoint_that_does_not_fit_is_refused_by_name(

@@ -13,10 +13,11 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qsdformer.errors import UserError
-from qsdformer.models import registry
+from qsdformer.models import building, registry
+from qsdformer.models.building import create_model
 from qsdformer.models.checkpoint import load, save
 from qsdformer.models.e_spikeformer import ESpikeFormerConfig
-from qsdformer.models.registry import Family, create_model, families, model_config, register
+from qsdformer.models.registry import Family, families, model_config, register
 from qsdformer.models.sdt import SDTConfig
 from qsdformer.models.spikformer import SpikformerConfig
 from qsdformer.nn.attention import SoftmaxAttention, SpikeAttention
@@ -39,7 +40,7 @@ LIF_FIELDS = {"neuron": "lif", "levels": 1, "rectify": "all", "residual_gain": 1
 def small(family: str, **fields):
     torch.manual_seed(0)
     config = families()[family].config
-    return registry.build(config(**{**SMALL[family], "num_classes": 5, **fields}))
+    return building.build(config(**{**SMALL[family], "num_classes": 5, **fields}))
 
 
 def lively(family: str, **fields):
@@ -232,7 +233,7 @@ def test_e_spikeformers_attention_scale_is_2_over_the_root_of_a_heads_width():
 @pytest.mark.parametrize("family", NEW)
 def test_the_ann_has_the_same_taps_and_token_grids(family):
     model = small(family, **LIF_FIELDS, time_steps=2)
-    ann = registry.build(model.config.ann("gelu"))
+    ann = building.build(model.config.ann("gelu"))
     assert not spiking_neurons(ann)
     assert all(layer.bits is None for layer in quantized_layers(ann).values())
     shapes = []

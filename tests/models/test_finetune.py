@@ -14,7 +14,7 @@ from variants import info_for
 from qsdformer.data import DataInfo
 from qsdformer.errors import UserError
 from qsdformer.models.checkpoint import KEY, read, save_checkpoint, write
-from qsdformer.models.finetune import FIRST_CONV, start_from
+from qsdformer.models.finetune import start_from
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.models.published import import_reference
 from qsdformer.nn.quantizers import initial_step_size, quantized_layers
@@ -70,7 +70,7 @@ def test_grey_images_give_the_first_convolution_what_they_gave_it_in_colour(
     save_checkpoint(tmp_path / "a.ckpt", old, info_for(old))
     model, info = other(make_model, in_channels=now)
     lines = start_from(model, tmp_path / "a.ckpt", info)
-    assert lines[1] == f"  adapted to {now} channels: {FIRST_CONV}"
+    assert lines[1] == f"  adapted to {now} channels: stages.0.downsample.conv.weight"
     layer, old_layer = model.stages[0].downsample.conv, old.stages[0].downsample.conv
     grey = torch.randn(2, 1, 16, 16)
     outputs = [

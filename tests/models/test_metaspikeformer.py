@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from qsdformer.errors import UserError
-from qsdformer.models.metaspikeformer import SIZES, MetaSpikeFormer, create_model
+from qsdformer.models.configs.metaspikeformer import SIZES
+from qsdformer.models.metaspikeformer import MetaSpikeFormer, create_model
 from qsdformer.nn.attention import Attention
 from qsdformer.nn.blocks import Downsample
 from qsdformer.nn.neurons import counts_to_spikes

@@ -175,13 +175,29 @@ def test_a_file_of_two_networks_and_one_of_none_are_refused(save):
         import_reference(path)
 
 
-def test_arguments_of_another_network_are_refused(save):
+def test_arguments_of_another_network_are_ignored_with_a_warning(save, recwarn):
     path = save(published.spikformer(16, 1, "imagenet"))
-    with pytest.raises(UserError, match="dvs_mode is not for Spikformer"):
+    with pytest.warns(UserWarning, match="dvs_mode is ignored: Spikformer has no such choice"):
         import_reference(path, heads=2, dvs_mode=True)
     path = save(published.e_spikeformer((8, 8, 8, 8)))
-    with pytest.raises(UserError, match="pooling is not for E-SpikeFormer"):
-        import_reference(path, heads=2, pooling="1111")
+    with pytest.warns(UserWarning, match="pooling is ignored: E-SpikeFormer has no such choice"):
+        model = import_reference(path, heads=2, time_steps=1, pooling="1111")
+    assert (model.config.heads, model.config.time_steps) == (2, 1)
+    recwarn.clear()
+    import_reference(path, heads=2, dvs_mode=False)
+    assert not recwarn.list
+
+
+def test_the_command_notes_what_it_ignores_in_one_line(save, tmp_path, capsys):
+    path = save(published.e_spikeformer((8, 8, 8, 8)))
+    command = ["import-reference", str(path), str(tmp_path / "out.ckpt"), "--heads", "2"]
+    assert run([*command, "--pooling", "1111"]) == 0
+    assert capsys.readouterr().err == (
+        f"note: {path}: pooling is ignored: E-SpikeFormer has no such choice\n"
+    )
+
+
+def test_a_pooling_that_is_none_is_refused(save):
     path = save(published.sdt(16, 1, 2))
     with pytest.raises(UserError, match="pooling='11': must be four of 0 and 1"):
         import_reference(path, time_steps=2, pooling="11")

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from qsdformer.errors import UserError
 from qsdformer.models import metaspikeformer as backbone
 from qsdformer.models.checkpoint import load, save
+from qsdformer.models.configs.metaspikeformer import SIZES
 from qsdformer.nn.quantizers import QuantLinear
 
 TINY = "metaspikeformer_tiny"
@@ -29,7 +30,7 @@ def model():
 
 
 def test_all_sizes_are_registered():
-    assert set(timm.list_models("metaspikeformer*")) == set(backbone.SIZES)
+    assert set(timm.list_models("metaspikeformer*")) == set(SIZES)
 
 
 def test_names_that_timm_lists_for_the_module_exist():

@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from data.cifar_files import write_tiny_cifar10
 from PIL import Image
 from rich.console import Console
 
 import qsdformer
 from qsdformer.models.checkpoint import load
+from qsdformer.models.registry import family_of
 from qsdformer.recipes import packaged_recipes
 from qsdformer.recipes.recipe import Recipe, load_recipe
 from qsdformer.training import train
@@ -58,10 +60,11 @@ def image_folder(root: Path) -> None:
 
 
 # How the files of each data source are made, if it needs any; the size of images to train on.
-MAKERS: dict[str, tuple[Callable[[Path], None] | None, int]] = {
+MAKERS: dict[str, tuple[Callable[[Path], object] | None, int]] = {
     "digits": (None, 16),
-    "fashion_mnist": (fashion_mnist, 16),
+    "fashion_mnist": (fashion_mnist, 32),  # 16 would leave one token, and nothing to compare
     "image_folder": (image_folder, 32),
+    "cifar10": (write_tiny_cifar10, 16),
 }
 
 
@@ -82,7 +85,10 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path 
 
 def narrow(recipe: Recipe) -> dict[str, str]:
     """Keys that make a recipe's network narrow and leave its kind as it is."""
-    return {"model.dims": "[4, 6, 8, 8]", "model.depth": "2", "model.heads": "2"}
+    keys = {"model.depth": "2", "model.heads": "2"}
+    if "dims" in family_of(recipe.model.name).fields:
+        return {**keys, "model.dims": "[4, 6, 8, 8]"}
+    return {**keys, "model.width": "16"}
 
 
 def shrunk(name: str, output: Path, root: Callable[[str], Path | None]) -> dict[str, str]:
@@ -156,13 +162,13 @@ def small_teacher(tmp_path: Path) -> Callable[[Recipe], str]:
 
     def write(recipe: Recipe) -> str:
         from qsdformer.data import DataModule
+        from qsdformer.models.building import build
         from qsdformer.models.checkpoint import save_checkpoint
-        from qsdformer.models.metaspikeformer import MetaSpikeFormer
         from qsdformer.training.teaching import counterpart
 
         info = DataModule(recipe.data, batch_size=BATCH).info
         path = tmp_path / "teacher.ckpt"
-        save_checkpoint(path, MetaSpikeFormer(counterpart(recipe).model_config(info)), info)
+        save_checkpoint(path, build(counterpart(recipe).model_config(info)), info)
         return str(path)
 
     return write

@@ -8,7 +8,8 @@ from qsdformer.errors import UserError
 from qsdformer.experiments.grid import Cell, cell_recipe, load_grid
 from qsdformer.nn.config import ModelConfig
 from qsdformer.recipes import first_line, packaged_recipes
-from qsdformer.recipes.recipe import TrainConfig, load_recipe, options, parse_recipe
+from qsdformer.recipes.learning import TrainConfig
+from qsdformer.recipes.recipe import load_recipe, options, parse_recipe
 
 DIGITS = {"data": {"name": "digits"}}
 

@@ -51,6 +51,7 @@ def test_timings_are_in_milliseconds_and_leave_warm_up_out():
     assert (sleeping.batch, sleeping.runs, sleeping.threads) == (4, 5, 1)
 
 
+@pytest.mark.slow
 def test_the_command_prints_every_network_and_writes_them_to_a_file(checkpoint, tmp_path, capsys):
     out = tmp_path / "bench.csv"
     words = ["--batch-size", "1", "2", "--runs", "2", "--threads", "1", "--csv", str(out)]
@@ -73,6 +74,7 @@ def test_bench_refuses_an_ann(make_model, tmp_path, capsys):
     assert "is an ANN" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_quantised_ann_runs_on_integer_kernels(make_model):
     data = ann_model(make_model(), (3, 32, 32))
     assert onnxruntime_session(data, 1).get_inputs()[0].type == "tensor(float)"
@@ -84,6 +86,7 @@ def test_the_quantised_ann_runs_on_integer_kernels(make_model):
     assert after.integer["QLinearConv"] > 20
 
 
+@pytest.mark.slow
 def test_an_artifact_needs_less_than_half_the_memory_of_pytorch(checkpoint, lively, tmp_path):
     model = lively(fully_spiking=True)
     export(model, tmp_path / "model.qsd", info=info_for(model))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from qsdformer.graph.artifact import is_artifact, load_artifact
 from qsdformer.graph.lowering import lower
 from qsdformer.models.checkpoint import save_checkpoint
 from qsdformer.runtimes.executors import EXECUTORS, Executor
+from qsdformer.tasks.stored import stored_data
 
 DIGITS = ["--data.name", "digits", "--limit", "12", "--batch-size", "8"]
 NEURON = "stages.0.blocks.0.neuron1"
@@ -197,3 +199,60 @@ def test_an_exported_file_under_the_other_suffix_is_named_for_what_it_is(exporte
         load_onnx(exported[".qsd"])
     assert run(["verify", str(exported[".onnx"]), *DIGITS]) == 2
     assert "one way of execution" in capsys.readouterr().err
+
+
+@pytest.fixture
+def imported(lively, tmp_path: Path) -> Path:
+    """A checkpoint as `qsd import-reference` makes them: it says nothing of its images."""
+    path = tmp_path / "imported.ckpt"
+    save_checkpoint(path, lively(num_classes=2))
+    return path
+
+
+def accuracy(capsys, path: Path, root: Path, *words: str) -> tuple[float, int]:
+    capsys.readouterr()
+    code = run(["eval", str(path), "--data.root", str(root), "--json", *words])
+    streams = capsys.readouterr()
+    assert code == 0, streams.err
+    values = json.loads(streams.out)
+    return values["top1"], values["images"]
+
+
+def test_an_imported_checkpoint_is_exported_by_size_and_evaluated_in_any_folder(
+    imported, image_root, tmp_path, capsys
+):
+    pytest.importorskip("onnxruntime")
+    size = ["--data.image_size", "32"]
+    expected = accuracy(capsys, imported, image_root, *size)
+    for suffix in (".qsd", ".onnx"):
+        file = tmp_path / f"model{suffix}"
+        assert run(["export", str(imported), str(file), *size]) == 0
+        assert accuracy(capsys, file, image_root) == expected
+        assert accuracy(capsys, file, image_root, "--data.split", "train")[1] == 12
+    words = [str(tmp_path / "model.qsd"), "--data.root", str(image_root)]
+    assert run(["verify", *words, "--executor", "integer"]) == 0
+
+
+def test_what_an_imported_checkpoint_lacks_is_told_by_options(
+    imported, image_root, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("qsdformer.runtimes.bench.peak_memory", lambda *words: 0.0)
+    out = tmp_path / "model.qsd"
+    named = ["--data.root", str(image_root), "--image-size", "32"]
+    assert run(["export", str(imported), str(out), *named]) == 0
+    assert load_artifact(out).class_names == ("cat", "dog")
+    words = ["--batch-size", "1", "--runs", "1", "--threads", "1", "--no-ann"]
+    capsys.readouterr()
+    assert run(["bench", str(imported), *words]) == 2
+    assert "--image-size N" in capsys.readouterr().err
+    assert run(["bench", str(imported), *words, "--image-size", "32"]) == 0
+
+
+def test_an_image_size_that_is_given_is_not_ignored(image_root):
+    data = DataConfig(name="image_folder", root=str(image_root), image_size=32)
+    info = DataModule(data, batch_size=1).info
+    for size, keys in ((32, {}), (48, {"data.image_size": "48"})):
+        module = stored_data("it", {"data": dataclasses.asdict(data)}, keys, info, 2)
+        images, _ = next(iter(module.val_dataloader()))
+        assert images.shape == (2, 3, size, size)
+        assert module.info.image_size == size

@@ -169,6 +169,22 @@ def test_ties_go_to_the_even_count_where_thresholds_say_so(arrangement, runtime)
 
 
 @EVERYWHERE
+@pytest.mark.parametrize("levels", [1, 4])
+def test_ties_go_up_where_thresholds_say_so(arrangement, runtime, levels):
+    """The mask of SDT v1 with IE-LIF: sums of counts times a power of two, many exactly half."""
+    ops = (
+        scaled("u", "pixel", 2**FRACTION // 64),
+        ielif("up", "u", levels, standard_neuron(FRACTION, levels)[0]),
+        Repeat(name="still", inputs=("pixel",), steps=2),
+        scaled("v", "still", 2**FRACTION // 64),
+        dataclasses.replace(
+            ielif("again", "v", levels, standard_neuron(FRACTION, levels)[0]), steps=2
+        ),
+    )
+    both(graph_of(*ops, outputs=("u", "v")), PIXELS, arrangement, runtime)
+
+
+@EVERYWHERE
 def test_the_or_neuron_of_sdt_v1_is_exact_over_time(arrangement, runtime):
     ops = (
         Repeat(name="still", inputs=("pixel",), steps=4),

@@ -13,7 +13,8 @@ from qsdformer.data import DataModule
 from qsdformer.models.metaspikeformer import MetaSpikeFormer, create_model
 from qsdformer.nn.exact import TF32_SWITCHES, exact_float32
 from qsdformer.nn.taps import spiking_neurons, tap
-from qsdformer.recipes.recipe import Recipe, TrainConfig, parse_recipe
+from qsdformer.recipes.learning import TrainConfig
+from qsdformer.recipes.recipe import Recipe, parse_recipe
 from qsdformer.runtimes.binary import multi_bit
 from qsdformer.tasks.classification import (
     Classification,

@@ -176,7 +176,7 @@ def test_the_counterpart_takes_keys_too_and_a_mistake_in_them_is_one_line(tmp_pa
 
 def test_a_distilled_recipe_trains_its_teacher_on_the_command_lines_budget(tmp_path: Path) -> None:
     keys = {"epochs": "1", "train_limit": "64", "batch_size": "32", "accelerator": "cpu"}
-    run(taught(tmp_path / "run", **keys, image_size="16"))
+    run(taught(tmp_path / "run", **keys, image_size="32"))
     loaded = load_checkpoint(tmp_path / "run" / "teacher" / "last.ckpt")
     stored = loaded.extra["recipe"]
     assert (loaded.extra["epoch"], stored["data"]["train_limit"]) == (1, 64)

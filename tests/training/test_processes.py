@@ -19,7 +19,8 @@ from rich.console import Console
 
 import qsdformer
 from qsdformer.errors import UserError
-from qsdformer.recipes.recipe import Recipe, TrainConfig, load_recipe
+from qsdformer.recipes.learning import TrainConfig
+from qsdformer.recipes.recipe import Recipe, load_recipe
 from qsdformer.training import train
 from qsdformer.training.processes import Processes, check_processes, global_rank
 

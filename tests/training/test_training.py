@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import io
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,20 @@ def test_resuming_what_does_not_fit_is_refused(
     for expected, overrides in cases.items():
         with pytest.raises(UserError, match=expected):
             run(small(tmp_path, **overrides), resume=last)
+    content = torch.load(last, weights_only=True)
+    half = {key: value for key, value in content.items() if key != "loops"}
+    torch.save(half, tmp_path / "half.ckpt")
+    with pytest.raises(UserError, match="no training state"):
+        run(small(tmp_path / "run", epochs="9"), resume=tmp_path / "half.ckpt")
+    content["qsdformer"]["extra"]["recipe"]["train"] = {"ema": "often"}
+    torch.save(content, tmp_path / "half.ckpt")
+    with pytest.raises(UserError, match=r"train\.ema='often'"):
+        run(small(tmp_path / "run", epochs="9"), resume=tmp_path / "half.ckpt")
+    content["qsdformer"]["extra"] = {"recipe": "x"}
+    torch.save(content, tmp_path / "half.ckpt")
+    with pytest.raises(UserError, match="recipe='x' is not a section"):
+        run(small(tmp_path / "run", epochs="9"), resume=tmp_path / "half.ckpt")
+    (tmp_path / "half.ckpt").unlink()
     with pytest.raises(UserError, match="nothing to resume: there is no"):
         run(small(tmp_path), resume=tmp_path / "none.ckpt")
     assert list(tmp_path.iterdir()) == []
@@ -188,6 +203,21 @@ def test_lamb_clipping_channels_last_and_bf16_train(tmp_path: Path) -> None:
     assert result.last_path.exists()
 
 
+@pytest.mark.slow
 def test_short_training_of_the_digits_recipe_reaches_90_percent(tmp_path: Path) -> None:
     recipe = load_recipe("digits", {"epochs": "3", "output": str(tmp_path), "accelerator": "cpu"})
     assert run(recipe).best_accuracy >= 0.90
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_within_a_long_epoch_lines_tell_the_progress_where_there_is_no_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setattr("qsdformer.training.progress.LINE_EVERY", 0.0)
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=terminal)
+    train(small(tmp_path, epochs="2"), console=console)
+    lines = [line for line in written.getvalue().splitlines() if "  step " in line]
+    starts = [f"epoch {epoch}/2  step {step}/5  " for epoch in (1, 2) for step in range(1, 6)]
+    assert [line[: len(starts[0])] for line in lines] == ([] if terminal else starts)
+    assert all("img/s  loss" in line for line in lines)

@@ -3,7 +3,7 @@
 Sources:
 [H14] M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014, 45 nm,
       0.9 V: table of arithmetic, cache and DRAM energies.
-[SDT] M. Yao et al., "Spike-driven Transformer", NeurIPS 2023, and the papers after it: energy as
+[Yao] M. Yao et al., "Spike-driven Transformer", NeurIPS 2023, and the papers after it: energy as
       E_MAC * MACs of the first layer + E_AC * MACs * firing rate * time steps of all others.
 """
 
@@ -23,7 +23,7 @@ INT32_MULT_PJ = 3.1
 FP32_ADD_PJ = 0.9
 FP32_MULT_PJ = 3.7
 
-# The convention of the spiking-transformer papers [SDT], pJ: both in 32-bit floating point.
+# The convention of the spiking-transformer papers [Yao], pJ: both in 32-bit floating point.
 E_MAC_PJ = 4.6  # FP32_MULT_PJ + FP32_ADD_PJ
 E_AC_PJ = 0.9  # FP32_ADD_PJ
 

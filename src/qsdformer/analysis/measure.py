@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from qsdformer.analysis.information import QKV
 from qsdformer.errors import UserError
 from qsdformer.graph.spikes import spike_values
-from qsdformer.graph.trace import Kind, Step, Traced, Tracings, logits_step
+from qsdformer.graph.steps import Kind, Step, Traced
+from qsdformer.graph.trace import Tracings, logits_step
 from qsdformer.nn.attention import SpikeAttention
 from qsdformer.nn.exact import exact_float32
 from qsdformer.nn.neurons import firing_rate

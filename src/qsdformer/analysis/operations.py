@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from qsdformer.analysis.energy import Kind, Role
 from qsdformer.errors import UserError
+from qsdformer.graph.assumed import first_channels
 from qsdformer.graph.spikes import Spikes, spike_values
-from qsdformer.graph.trace import BATCH, Step, Traced, evaluating, trace
+from qsdformer.graph.steps import Step, Traced
+from qsdformer.graph.trace import BATCH, evaluating, trace
 from qsdformer.nn.attention import SpikeAttention
 from qsdformer.nn.neurons import LIF, SpikingNeuron
 from qsdformer.nn.taps import spiking_neurons
@@ -88,7 +90,7 @@ def operations(model: nn.Module, image_size: tuple[int, int]) -> list[Operation]
     """
     require_neurons(model)
     with evaluating(model):
-        traced = trace(model, (BATCH, first_channels(model), *image_size))
+        traced = trace(model, (BATCH, first_channels(model, image_size), *image_size))
     return operations_of(traced)
 
 
@@ -100,14 +102,6 @@ def operations_of(traced: Traced) -> list[Operation]:
     for result in traced.walk(first, tracer.do).values():
         tracer.settled(result)
     return tracer.found
-
-
-def first_channels(model: nn.Module) -> int:
-    """Channels of the images that a model takes: those of its first convolution or linear layer."""
-    layer = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if layer is None:
-        raise UserError("the model has no convolution: its images' channels are unknown")
-    return layer.in_channels
 
 
 def require_neurons(model: nn.Module) -> None:

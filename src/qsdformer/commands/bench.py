@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import tempfile
 from pathlib import Path
@@ -85,6 +84,7 @@ def _prepare(
     from qsdformer.nn.taps import spiking_neurons
     from qsdformer.runtimes.bench import make_subjects, onnx_subjects
     from qsdformer.runtimes.exported import load_exported
+    from qsdformer.tasks.stored import SIZE, described_inputs
 
     path = Path(options.model)
     exported = load_exported(path)
@@ -98,12 +98,10 @@ def _prepare(
         files = _export(exported, folder)
         return make_subjects(None, exported, options.threads), files, exported.preprocessing
     loaded = load_checkpoint(path)
-    info = loaded.info
-    if options.image_size is not None and info is not None:
-        info = dataclasses.replace(info, image_size=options.image_size)
     if not spiking_neurons(loaded.model):
         raise UserError(f"{path} is an ANN: bench compares a spiking network with it")
-    graph = lower(loaded.model, info)
+    keys = {} if options.image_size is None else {SIZE: str(options.image_size)}
+    graph = lower(loaded.model, described_inputs(loaded, path, keys))
     subjects = make_subjects(loaded.model, graph, options.threads, ann=not options.no_ann)
     return subjects, {"checkpoint": path, **_export(graph, folder)}, graph.preprocessing
 

@@ -70,8 +70,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _lowered(loaded: Loaded, options: argparse.Namespace, bits: int) -> IntegerGraph:
-    from qsdformer.commands.inputs import SIZE, described_inputs
     from qsdformer.graph.lowering import lower
+    from qsdformer.tasks.stored import SIZE, described_inputs
 
     keys = given_keys(options)
     if options.image_size is not None:

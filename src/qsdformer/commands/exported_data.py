@@ -35,14 +35,6 @@ def data_for(
 
 def pixel_batches(data: DataModule, limit: int | None) -> Iterator[tuple[Tensor, Tensor]]:
     """The first `limit` evaluation images, None for all, as uint8 (B, C, H, W), and labels."""
-    info = data.info
-    source = Preprocessing(
-        image_size=info.image_size,
-        channels=info.channels,
-        mean=info.mean,
-        std=info.std,
-        interpolation=info.interpolation,
-        crop_pct=info.crop_pct,
-    )
+    source = Preprocessing.of(data.info)
     for images, labels in first_images(data.val_dataloader(), limit):
         yield torch.from_numpy(to_pixels(images, source)), labels

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import warnings
 
 from qsdformer.commands.arguments import positive
 
@@ -45,13 +47,16 @@ def run(options: argparse.Namespace) -> int:
     from qsdformer.models.checkpoint import save_checkpoint
     from qsdformer.models.published import import_reference
 
-    model = import_reference(
-        options.source,
-        heads=options.heads,
-        time_steps=options.time_steps,
-        pooling=options.pooling,
-        dvs_mode=options.dvs_mode,
-    )
+    with warnings.catch_warnings(record=True, action="always") as notes:
+        model = import_reference(
+            options.source,
+            heads=options.heads,
+            time_steps=options.time_steps,
+            pooling=options.pooling,
+            dvs_mode=options.dvs_mode,
+        )
+    for note in notes:
+        print(f"note: {note.message}", file=sys.stderr)
     save_checkpoint(options.out, model, extra={"imported_from": str(options.source)})
     config = model.config
     size = sum(p.numel() for p in model.parameters()) / 1e6

@@ -104,12 +104,12 @@ def _classifier(path: str, top: int, device: str) -> Classify:
 def _checkpoint_classifier(path: str, top: int, device_name: str) -> Classify:
     import torch
 
-    from qsdformer.commands.inputs import unknown_inputs
     from qsdformer.data.images import prepare
     from qsdformer.devices import pick_device
     from qsdformer.graph.classes import top_classes
     from qsdformer.models.checkpoint import load_checkpoint
     from qsdformer.nn.exact import exact_float32
+    from qsdformer.tasks.stored import unknown_inputs
 
     device = pick_device(device_name)
     loaded = load_checkpoint(path)

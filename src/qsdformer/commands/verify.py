@@ -91,7 +91,7 @@ def _load(
     if exported is None:
         device = pick_device(options.device)
         loaded, data = load_with_data(options.model, keys, options.batch_size)
-        return loaded.model.to(device), data, loaded.info or data.info
+        return loaded.model.to(device), data, data.info
     if not isinstance(exported, IntegerGraph):
         raise UserError(
             f"{options.model} is an ONNX file, which has one way of execution: give the checkpoint "

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SourceName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "image_folder"]
 EvaluateOn = Literal["test", "holdout"]
 LARGEST_IMAGE = 8192  # pixels of a side
+LARGEST_CHANNELS = 1024
 
 Batch: TypeAlias = (
     "tuple[Tensor, Tensor]"  # images (B, C, H, W) float32, normalised; labels (B,) int64
@@ -29,6 +30,11 @@ Batch: TypeAlias = (
 def as_text(name: str) -> str:
     r"""A folder's name as text that can be written: UTF-8 in any locale, other bytes as \xff."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def numbered_classes(count: int) -> tuple[str, ...]:
+    """What classes are called that nobody has named: by their numbers."""
+    return tuple(map(str, range(count)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +62,9 @@ class DataInfo:
         ok = isinstance(self.image_size, int) and 1 <= self.image_size <= LARGEST_IMAGE
         require(self, "image_size", ok, f"a whole number of pixels, 1 to {LARGEST_IMAGE}")
         require(self, "interpolation", isinstance(self.interpolation, str), "a filter's name")
-        require(self, "channels", self.channels in (1, 3), "1 (grey) or 3 (RGB)")
+        ok = isinstance(self.channels, int) and 1 <= self.channels <= LARGEST_CHANNELS
+        allowed = f"1 (grey), 3 (RGB), or of other data up to {LARGEST_CHANNELS}"
+        require(self, "channels", ok, allowed)
         for name in ("mean", "std"):
             one_each = len(getattr(self, name)) == self.channels
             require(self, name, one_each, f"one value for each of {self.channels} channels")
@@ -94,6 +102,7 @@ class DataConfig:
     image_size: int | None = None
     in_memory: bool = False  # image_folder: hold all images in memory, resized once
     skip_bad: bool = False  # leave unreadable images of a folder out instead of refusing to train
+    split: str = "val"  # image_folder: the folder, beside train, of the images evaluated on
     train_limit: int | None = None  # train on this many images of a fixed permutation
     evaluate_on: EvaluateOn = "test"  # holdout: training images that are left out of training
     hflip: bool = False  # mirror every other image
@@ -116,6 +125,10 @@ class DataConfig:
         require(self, "image_size", ok, f"at most {LARGEST_IMAGE} pixels")
         for name in ("crop_padding", "workers"):
             require(self, name, getattr(self, name) >= 0, "0 or more")
+        ok = self.split not in ("", ".", "..") and not {"/", "\0"} & set(self.split)
+        require(self, "split", ok, "the name of a folder, such as val or test")
+        ok = self.split == "val" or self.evaluate_on == "test"
+        require(self, "split", ok, "left out, or evaluate_on test: holdout has its own images")
         require(self, "random_erasing", 0 <= self.random_erasing <= 1, "in [0, 1]")
         for name in ("mixup", "cutmix"):
             value = getattr(self, name)
@@ -136,6 +149,7 @@ class DataConfig:
             "download": (False, downloads, "false: only fashion_mnist and cifar have one"),
             "skip_bad": (False, folders, "false: only folders of images may have bad ones"),
             "in_memory": (False, self.name == "image_folder", "false: this source always is"),
+            "split": ("val", self.name == "image_folder", "val: only image_folder has others"),
             "crop_padding": (0, self.held_in_memory, in_memory),
         }
         for name, (unused, usable, allowed) in rules.items():

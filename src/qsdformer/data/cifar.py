@@ -17,7 +17,7 @@ import torch
 import torchvision
 from torchvision.datasets.utils import download_url
 
-from qsdformer.data import archives
+from qsdformer.data.archives import file_names, read_files
 from qsdformer.data.base import DataConfig, DataInfo, Source, bad_file
 from qsdformer.data.cifar_names import CIFAR10, CIFAR100
 from qsdformer.data.download import cache_folder, download_into
@@ -191,12 +191,12 @@ def _published_files(kind: Cifar, place: Path) -> tuple[Layout, Path] | None:
     if not place.is_file():
         return None
     # An archive by another name: what is in it decides.
-    members = archives.file_names(place)
+    members = file_names(place)
     return next(((one, place) for one in kind.layouts if members & set(one.names)), None)
 
 
 def _read_split(kind: Cifar, layout: Layout, place: Path, split: str) -> Split:
-    contents = archives.read_files(place, layout.files[split])
+    contents = read_files(place, layout.files[split])
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     for name in layout.files[split]:
         try:

@@ -136,3 +136,10 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except EXIF_ERRORS:
         return image.copy()
+
+
+def in_channels(image: Image.Image, channels: int) -> Image.Image:
+    """A grey (1) or colour (3) image; `UserError` for what image files do not have."""
+    if channels not in (1, 3):
+        raise UserError(f"the model takes {channels} channels, which image files do not have")
+    return image.convert("L" if channels == 1 else "RGB")

@@ -1,4 +1,7 @@
-"""Folders of images as ImageNet has them: root/train/CLASS/* and root/val/CLASS/*."""
+"""Folders of images as ImageNet has them: root/train/CLASS/* and root/val/CLASS/*.
+
+What `val` is called may be chosen: the key `split`.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +90,7 @@ def load(config: DataConfig, seed: int) -> Source:
 
     Held in memory it is varied as the other sources in memory, and images are not magnified.
     """
-    val = _scan(config, "val")
+    val = _scan(config, config.split)
     info = DataInfo(
         image_size=config.image_size or (MEMORY_SIZE if config.in_memory else DEFAULT_SIZE),
         channels=3,

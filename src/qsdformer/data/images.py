@@ -12,7 +12,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 from qsdformer.data.base import DataError, DataInfo
-from qsdformer.data.decoding import middle, open_image
+from qsdformer.data.decoding import in_channels, middle, open_image
 from qsdformer.data.preprocessing import Preprocessing, pixels
 from qsdformer.errors import UserError
 
@@ -31,7 +31,7 @@ def load_images(paths: Iterable[str | os.PathLike[str]], info: DataInfo) -> Tens
 def prepare(images: Iterable[Image.Image], info: DataInfo) -> Tensor:
     """Pillow images of any size and mode as evaluation sees them: (B, C, H, W) float32."""
     transform = eval_transform(info)
-    prepared = [transform(_in_channels(image, info.channels)) for image in images]
+    prepared = [transform(in_channels(image, info.channels)) for image in images]
     if not prepared:
         raise ValueError("paths is empty: give at least one image file")
     return torch.stack(prepared)
@@ -50,14 +50,7 @@ def load_pixels(paths: Sequence[str], info: DataInfo) -> Tensor:
             "data.image_size or leave data.in_memory out"
         )
     held = np.empty((len(paths), info.channels, size, size), np.uint8)
-    preprocessing = Preprocessing(
-        image_size=size,
-        channels=info.channels,
-        mean=info.mean,
-        std=info.std,
-        interpolation=info.interpolation,
-        crop_pct=info.crop_pct,
-    )
+    preprocessing = Preprocessing.of(info)
     for place, path in zip(held, paths, strict=True):
         place[...] = pixels([read_image(path, info.channels)], preprocessing)[0]
     return torch.from_numpy(held)
@@ -84,10 +77,6 @@ def eval_transform(info: DataInfo) -> Transform:
 def read_image(path: str | os.PathLike[str], channels: int) -> Image.Image:
     """The decoded image in mode L (1 channel) or RGB (3); raises `UserError` naming the file."""
     try:
-        return _in_channels(open_image(path), channels)
+        return in_channels(open_image(path), channels)
     except UserError as error:
         raise DataError(str(error)) from error
-
-
-def _in_channels(image: Image.Image, channels: int) -> Image.Image:
-    return image.convert("L" if channels == 1 else "RGB")

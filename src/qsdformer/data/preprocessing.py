@@ -6,15 +6,20 @@ normalises them.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from qsdformer.data.decoding import middle
+from qsdformer.data.decoding import in_channels, middle
 from qsdformer.errors import UserError
+
+if TYPE_CHECKING:
+    from qsdformer.data.base import DataInfo
 
 Array = np.ndarray
 
@@ -43,6 +48,12 @@ class Preprocessing:
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
 
+    @classmethod
+    def of(cls, info: DataInfo) -> Preprocessing:
+        """As evaluation prepares the images that `info` describes."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: getattr(info, name) for name in names})
+
 
 def pixels(images: Iterable[Image.Image], pre: Preprocessing) -> Array:
     """uint8 (B, C, H, W): shorter side to image_size / crop_pct, centre cropped."""
@@ -53,11 +64,9 @@ def pixels(images: Iterable[Image.Image], pre: Preprocessing) -> Array:
 
 
 def _one(image: Image.Image, pre: Preprocessing) -> Array:
-    if pre.channels not in (1, 3):
-        raise UserError(f"the model takes {pre.channels} channels, which image files do not have")
     if pre.interpolation not in FILTERS:
         raise UserError(f"unknown interpolation {pre.interpolation!r} in the model's preprocessing")
-    image = middle(image).convert("L" if pre.channels == 1 else "RGB")
+    image = in_channels(middle(image), pre.channels)
     short = math.floor(pre.image_size / pre.crop_pct)
     width, height = image.size
     if min(width, height) != short:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from qsdformer.graph.call import Call
 from qsdformer.graph.layout import axes_text, repeated
-from qsdformer.graph.trace import Constant, Step
-
-if TYPE_CHECKING:
-    from qsdformer.graph.reading import Operation
+from qsdformer.graph.steps import Constant, Step
 
 SUMS = {"add": 1, "iadd": 1, "add_": 1, "sub": -1, "subtract": -1, "isub": -1}
 PRODUCTS = ("mul", "imul", "mul_", "multiply", "div", "truediv", "divide")
 
 
-def summed(op: Operation, name: str) -> Step:
+def summed(op: Call, name: str) -> Step:
     """A shortcut, or a constant added."""
     sign = SUMS[name]
     a, b = op.args[0], (*op.args[1:], op.kwargs.get("other"))[0]
@@ -36,7 +34,7 @@ def summed(op: Operation, name: str) -> Step:
     return op.make("shift", offset=_constant(op, b if isinstance(a, Step) else a, sign))
 
 
-def multiplied(op: Operation, *, divide: bool) -> Step:
+def multiplied(op: Call, *, divide: bool) -> Step:
     """A product of spikes, or with a constant factor."""
     a, b = op.args[0], (*op.args[1:], op.kwargs.get("other"))[0]
     if isinstance(a, Step) and isinstance(b, Step):
@@ -57,7 +55,7 @@ def multiplied(op: Operation, *, divide: bool) -> Step:
     return op.make("scale", factor=constant)
 
 
-def _constant(op: Operation, value: Any, sign: int) -> float | Constant:
+def _constant(op: Call, value: Any, sign: int) -> float | Constant:
     """A number, or one for each channel (C,)."""
     if isinstance(value, (int, float)):
         return float(sign * value)
@@ -76,7 +74,7 @@ def _constant(op: Operation, value: Any, sign: int) -> float | Constant:
     return Constant(compute)
 
 
-def concatenated(op: Operation) -> Step:
+def concatenated(op: Call) -> Step:
     """Values joined along their channels; a value joined with itself in time is repeated."""
     values = op.args[0] if op.args else op.kwargs["tensors"]
     dim = op.kwargs.get("dim", op.args[1] if len(op.args) > 1 else 0)
@@ -87,7 +85,7 @@ def concatenated(op: Operation) -> Step:
     if not same or axes[dim] != "c":
         raise op.fail("only values of one kind can be concatenated, along their channels")
     if len(set(values)) != len(values):
-        raise op.fail("a value concatenated with itop is not supported")
+        raise op.fail("a value concatenated with itself is not supported")
     op.inputs = tuple(values)
     return op.make("concat")
 

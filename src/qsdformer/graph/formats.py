@@ -23,7 +23,7 @@ from torch import Tensor
 
 from qsdformer.errors import UserError
 from qsdformer.graph.ops import Array
-from qsdformer.graph.trace import Constant, Step, Traced
+from qsdformer.graph.steps import Constant, Step, Traced
 from qsdformer.nn.neurons import IELIF
 
 MOST_FRACTION = {32: 24, 16: 14}  # fractional bits of membrane potentials

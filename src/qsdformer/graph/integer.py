@@ -16,7 +16,7 @@ from qsdformer.data.preprocessing import Preprocessing, pixels
 from qsdformer.errors import UserError
 from qsdformer.graph.classes import top_classes
 from qsdformer.graph.ops import Array, Frames, Neuron, Op, Rescale, time_steps
-from qsdformer.graph.reference import execute
+from qsdformer.graph.reference import checked_images, execute
 
 LOGITS = "logits"
 
@@ -33,7 +33,7 @@ class Output:
     scale: tuple[float, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class IntegerGraph:
     """A whole network in integers: operations in execution order.
 
@@ -50,6 +50,13 @@ class IntegerGraph:
     membrane_bits: int
     membrane_fraction: int
     outputs: tuple[Output, ...] = ()
+
+    def __repr__(self) -> str:
+        """Its size; the operations themselves would fill many screens."""
+        return (
+            f"<IntegerGraph: {len(self.ops)} operations, {len(self.class_names)} classes, "
+            f"{self.membrane_bits}-bit membranes>"
+        )
 
     @property
     def time_steps(self) -> int:
@@ -78,6 +85,10 @@ class IntegerGraph:
     def neurons(self) -> Iterator[Neuron]:
         """The neurons, named as in the model."""
         return (op for op in self.ops if isinstance(op, Neuron))
+
+    def check_images(self, images: Array) -> None:
+        """`UserError` for images that `run` would not take."""
+        checked_images(self.ops, self.preprocessing, images)
 
     def run(self, images: Array) -> Array:
         """Integer logits (B, classes) int32 of uint8 images (B, C, H, W) or (T, B, C, H, W).

@@ -1,13 +1,12 @@
-"""What reshaping, reducing and repeating mean for time, channels and grid; see `trace.py`."""
+"""What reshaping, reducing and repeating mean for time, channels and grid; see `steps.py`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import Any
 
-from qsdformer.graph.trace import Step
-
-if TYPE_CHECKING:
-    from qsdformer.graph.reading import Operation
+from qsdformer.graph.call import Call
+from qsdformer.graph.steps import Step
 
 GRID = {"nchw": "hw", "tbchw": "hw", "ncp": "p", "npc": "p", "tbcp": "p", "tbpc": "p"}
 
@@ -19,7 +18,7 @@ def axes_text(step: Step) -> str:
     return f"({', '.join(letters.get(a) or str(numbers[a]) for a in step.axes)})"
 
 
-def reshaped(op: Operation) -> Step:
+def reshaped(op: Call) -> Step:
     """A view: the axes that fit the new shape, found in this order."""
     x, shape = op.x, op.shape()
     c, h, w = x.size
@@ -43,12 +42,14 @@ def reshaped(op: Operation) -> Step:
     axes = next((axes for axes, sizes in flat.items() if sizes == shape), None)
     if axes is not None and not x.axes.endswith("pc"):
         return op.make("view", axes=axes, size=(c * p, 1, 1), flattened=True)
+    if math.prod(shape) != math.prod(op.input_shape()):
+        raise op.fail(f"a part of {axes_text(x)} is taken: only whole values are supported")
     raise op.fail(
         f"{axes_text(x)} cannot be seen as {shape}: time, batch, channels and grid must stay apart"
     )
 
 
-def reduced(op: Operation, what: str, dim: Any, keepdim: Any, *, folded: bool = False) -> Step:
+def reduced(op: Call, what: str, dim: Any, keepdim: Any, *, folded: bool = False) -> Step:
     """A mean or sum over the whole grid, or over time."""
     x, mean = op.x, what == "mean"
     if folded:
@@ -68,7 +69,7 @@ def reduced(op: Operation, what: str, dim: Any, keepdim: Any, *, folded: bool = 
     )
 
 
-def repeated(op: Operation) -> Step:
+def repeated(op: Call) -> Step:
     """Still values at every time step, time slowest: (B, ...) to (T*B, ...) or (T, B, ...)."""
     x, shape = op.x, op.shape()
     if len(op.inputs) > 1:
@@ -85,6 +86,6 @@ def repeated(op: Operation) -> Step:
     return op.make("repeat", time=times, axes=axes, size=x.size)
 
 
-def _batch(op: Operation) -> int:
+def _batch(op: Call) -> int:
     before = dict(zip(op.x.axes, op.input_shape(), strict=True))
     return before["b"] if "b" in before else before["n"] // op.x.time

@@ -8,12 +8,14 @@ result depends on nothing but the model and the options; `formats.py` has the nu
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError
+from qsdformer.graph.assumed import assumed_info, first_channels
 from qsdformer.graph.check import check_graph
 from qsdformer.graph.formats import MULTIPLIER_BITS, REAL_INPUT_BITS, membrane_fraction_of
 from qsdformer.graph.integer import IntegerGraph
@@ -33,29 +35,39 @@ def lower(
     model: nn.Module,
     info: DataInfo | None = None,
     *,
+    image_size: int | None = None,
     membrane_bits: int = 32,
     membrane_fraction: int | None = None,
     frames: bool = False,
 ) -> IntegerGraph:
     """The integer graph of a trained spiking model in eval mode: one of ours, or one's own.
 
-    `info` describes the images; models read by `qsdformer.load` bring it. `membrane_fraction`
-    replaces the fractional bits of membrane potentials. With `frames` the input has a time axis,
-    one frame for each of the time steps that the model's neurons have. A model that returns
-    feature maps gets these as outputs, in place of logits. Raises `UserError` for a model that
-    cannot be lowered, or whose sums could leave 32 bits.
+    `info` describes the images; models read by `qsdformer.load` bring it. `image_size` replaces
+    that of `info`; alone it means pixels / 255 and classes called by their numbers.
+    `membrane_fraction` replaces the fractional bits of membrane potentials. With `frames` the
+    input has a time axis, one frame for each of the time steps that the model's neurons have. A
+    model that returns feature maps gets these as outputs, in place of logits. Raises `UserError`
+    for a model that cannot be lowered, or whose sums could leave 32 bits.
     """
     if membrane_bits not in MULTIPLIER_BITS:
         raise ValueError(f"membrane_bits={membrane_bits}: must be 16 or 32")
-    info = info if info is not None else getattr(model, "data_info", None)
     require_spikes(model)
+    steps = max(neuron.time_steps for neuron in spiking_neurons(model).values())
+    info = info if info is not None else getattr(model, "data_info", None)
     if info is None:
-        raise UserError("the model does not say what images it takes: give lower() a DataInfo")
+        if image_size is None:
+            raise UserError(
+                "the model does not say what images it takes: give info=qsdformer.DataInfo(...), "
+                "or image_size= for pixels / 255"
+            )
+        shape = (BATCH, first_channels(model, (image_size, image_size)), image_size, image_size)
+        info = assumed_info(model, (steps, *shape) if frames else shape)
+    elif image_size is not None:
+        info = dataclasses.replace(info, image_size=image_size)
     wanted = next((m.channels for m in model.modules() if isinstance(m, TimeInput)), None)
     if wanted not in (None, info.channels):
         raise UserError(f"images have {info.channels} channels, but the model takes {wanted}")
     shape = (BATCH, info.channels, info.image_size, info.image_size)
-    steps = max(neuron.time_steps for neuron in spiking_neurons(model).values())
     traced = trace_quantised(model, (steps, *shape) if frames else shape)
     is_classifier = has_logits(traced)
     if is_classifier and len(info.class_names) != logits_step(traced).channels:
@@ -66,14 +78,7 @@ def lower(
     fraction = membrane_fraction
     if fraction is None:
         fraction = membrane_fraction_of(traced, membrane_bits)
-    pre = Preprocessing(
-        image_size=info.image_size,
-        channels=info.channels,
-        mean=tuple(info.mean),
-        std=tuple(info.std),
-        interpolation=info.interpolation,
-        crop_pct=info.crop_pct,
-    )
+    pre = Preprocessing.of(info)
     lowering = Lowering(traced=traced, pre=pre, bits=membrane_bits, fraction=fraction)
     try:
         outputs = lowering.run(is_classifier)

@@ -6,7 +6,7 @@ from collections import Counter
 
 from torch import fx
 
-from qsdformer.graph.trace import Kind
+from qsdformer.graph.steps import Kind
 from qsdformer.graph.tracer import ROOT, model_path
 
 

@@ -16,10 +16,11 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from qsdformer.errors import UserError
 from qsdformer.graph.arithmetic import PRODUCTS, SUMS, concatenated, multiplied, summed
+from qsdformer.graph.call import Call
 from qsdformer.graph.layout import axes_text, reduced, repeated, reshaped
 from qsdformer.graph.naming import Names, spelled
-from qsdformer.graph.trace import Constant, Kind, Step, Traced
-from qsdformer.graph.tracer import NORMS, SUPPORTED, called, model_path, shape_of
+from qsdformer.graph.steps import Constant, Step, Traced
+from qsdformer.graph.tracer import NORMS, SUPPORTED, model_path, shape_of
 from qsdformer.graph.windows import conv_options, pool_options
 from qsdformer.nn.attention import LayerScale, SpikeAttention
 from qsdformer.nn.blocks import border_conv
@@ -45,6 +46,7 @@ class _Reader:
 
     def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
         self.root = root
+        self.modules = dict(root.named_modules(remove_duplicate=False))
         self.steps: list[Step] = []
         self.outputs: dict[str, Step] = {}
         self.found: dict[fx.Node, Any] = {}  # Step, Constant or module
@@ -100,35 +102,21 @@ class _Reader:
 
     def _operation(self, node: fx.Node) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.found[n])
-        function = _function(node, self.root)
+        function = _function(node, self.modules)
         given = tree_flatten((args, kwargs))[0]
         inputs = tuple(dict.fromkeys(x for x in given if isinstance(x, Step)))
         if not inputs:
             constants = (args, kwargs)
             return Constant(lambda: _evaluate(function, *constants))
-        module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        module = self.modules[str(node.target)] if node.op == "call_module" else None
         result = Operation(node, function, args, kwargs, inputs, self.names).step(module)
         if result not in inputs:
             self.steps.append(result)
         return result
 
 
-class Operation:
-    """One node: the arguments it was called with, and the step that it becomes."""
-
-    def __init__(
-        self,
-        node: fx.Node,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        inputs: tuple[Step, ...],
-        names: Names,
-    ) -> None:
-        self.node, self.args, self.kwargs, self.inputs = node, args, kwargs, inputs
-        self.call = (function, args, kwargs)
-        self.names = names
-        self.x = inputs[0]
+class Operation(Call):
+    """What a call means: the step that it becomes."""
 
     def step(self, module: nn.Module | None) -> Step:
         """The step, or the one it reads where nothing is done."""
@@ -212,60 +200,6 @@ class Operation:
         if isinstance(m, nn.Upsample):
             return self._upsample(m.mode, m.align_corners)
         raise self.fail(f"{type(m).__name__} is not supported: {SUPPORTED}")
-
-    # What modules and functions share.
-
-    def make(
-        self,
-        kind: Kind,
-        *,
-        size: tuple[int, int, int] | None = None,
-        axes: str | None = None,
-        time: int | None = None,
-        module: nn.Module | None = None,
-        name: str | None = None,
-        **options: Any,
-    ) -> Step:
-        """A step on the first input; what is not given is as in that input."""
-        axes = self.x.axes if axes is None else axes
-        if size is None:
-            size = self._size(axes)
-        return Step(
-            name=self.names.of(self.node, kind, name),
-            kind=kind,
-            inputs=self.inputs,
-            time=self.x.time if time is None else time,
-            size=size,
-            axes=axes,
-            module=module,
-            options=options,
-            call=self.call,
-        )
-
-    def fail(self, what: str) -> UserError:
-        """The error that says `what` about this operation."""
-        path, owner = self.names.where(self.node)
-        return UserError(f"{called(path)} ({owner}): {what}")
-
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the result."""
-        return tuple(shape_of(self.node).shape)
-
-    def arguments(self, *names: str) -> tuple[Any, ...]:
-        """The arguments after the first by name, None where they are not given."""
-        given = dict(zip(names, self.args[1:], strict=False))
-        return tuple(self.kwargs.get(name, given.get(name)) for name in names)
-
-    def _size(self, axes: str) -> tuple[int, int, int]:
-        """(C, H, W) of the result with these axes; a grid of tokens keeps that of the input."""
-        found = dict(zip(axes, self.shape(), strict=True))
-        if "p" in axes:
-            return (found["c"], *self.x.size[1:])
-        return found["c"], found.get("h", 1), found.get("w", 1)
-
-    def input_shape(self) -> tuple[int, ...]:
-        node = next(n for n in self.node.all_input_nodes if "shape" in n.meta)
-        return tuple(shape_of(node).shape)
 
     def _module_of(self, index: int) -> Any:
         return self.args[index]
@@ -356,9 +290,9 @@ class Operation:
         return self.make("upsample", mode=mode)
 
 
-def _function(node: fx.Node, root: nn.Module) -> Callable[..., Any]:
+def _function(node: fx.Node, modules: Mapping[str, nn.Module]) -> Callable[..., Any]:
     if node.op == "call_module":
-        return root.get_submodule(str(node.target))
+        return modules[str(node.target)]
     if node.op == "call_method":
         method = str(node.target)
         return lambda x, *args, **kwargs: getattr(x, method)(*args, **kwargs)

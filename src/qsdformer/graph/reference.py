@@ -57,7 +57,7 @@ def execute(
     And, if asked to `collect`, spike counts (T*B, C, H, W) uint8 by neuron. `images` are uint8,
     (B, C, H, W) or one frame for each of T time steps, (T, B, C, H, W).
     """
-    pixels, frames = _checked_images(ops, pre, images)
+    pixels, frames = checked_images(ops, pre, images)
     values: dict[str, Array] = {}
     counts: dict[str, Array] = {}
     last_use = {name: op.name for op in ops for name in op.inputs}
@@ -75,7 +75,7 @@ def execute(
     return {name: np.ascontiguousarray(values[name].swapaxes(0, 1)) for name in wanted}, counts
 
 
-def _checked_images(ops: Sequence[Op], pre: Preprocessing, images: Array) -> tuple[Array, bool]:
+def checked_images(ops: Sequence[Op], pre: Preprocessing, images: Array) -> tuple[Array, bool]:
     """Pixels (C, B, H, W), and whether each time step has its own frame."""
     expected = (pre.channels, pre.image_size, pre.image_size)
     shape, steps = tuple(images.shape), time_steps(ops)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from qsdformer.errors import UserError
-from qsdformer.graph.trace import Step, Traced, trace
+from qsdformer.graph.steps import Step, Traced
+from qsdformer.graph.trace import trace
 from qsdformer.graph.tracer import called
 from qsdformer.nn.neurons import SpikingNeuron
 from qsdformer.nn.taps import spiking_neurons

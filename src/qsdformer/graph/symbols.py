@@ -41,7 +41,7 @@ from qsdformer.graph.ops import (
     Upsample,
 )
 from qsdformer.graph.spikes import spike_values
-from qsdformer.graph.trace import Step, Traced
+from qsdformer.graph.steps import Step, Traced
 from qsdformer.nn.neurons import IELIF as IELIFModule
 from qsdformer.nn.neurons import LIF as LIFModule
 

@@ -163,9 +163,13 @@ class _Tracer(fx.Tracer):
         return _Value(node, self)
 
     def create_arg(self, a: Any) -> Any:
+        if isinstance(a, nn.Module):
+            module = self.create_node("get_attr", self.path_of_module(a), (), {})
+            module.meta["shape"] = a
+            return module
         argument = super().create_arg(a)
-        if isinstance(a, (Tensor, nn.Module)) and isinstance(argument, fx.Node):
-            argument.meta["shape"] = a if isinstance(a, nn.Module) else a.detach().to("meta")
+        if isinstance(a, Tensor) and isinstance(argument, fx.Node):
+            argument.meta["shape"] = a.detach().to("meta")
         return argument
 
     def _check_state(self, m: nn.Module) -> None:
@@ -226,11 +230,13 @@ class _Tracer(fx.Tracer):
                 raise ValueError(f"{m.in_features} inputs are asked for, and {x.shape[-1]} given")
             return x.new_empty(*x.shape[:-1], m.out_features)
         if isinstance(m, (SpikingNeuron, LayerScale, *NORMS)):
-            return torch.empty_like(x)
+            return x
         raise UserError(f"{self._where()}: {type(m).__name__} is not supported: {SUPPORTED}")
 
 
 def _conv_shape(x: Tensor, m: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
+    if x.dim() == 4 and x.shape[1] != m.in_channels:
+        raise ValueError(f"{m.in_channels} channels are asked for, and {x.shape[1]} given")
     weight = torch.empty(m.weight.shape, device="meta")
     if isinstance(m, nn.ConvTranspose2d):
         return F.conv_transpose2d(
@@ -249,6 +255,8 @@ def record(model: nn.Module, shape: tuple[int, ...]) -> tuple[fx.Graph, nn.Modul
 
     The model lies in the root as "model". It must be in eval mode, and is not changed.
     """
+    if hasattr(model, "_orig_mod"):
+        raise UserError("the model is compiled: give the one that torch.compile was given")
     busy = next((n for n, m in model.named_modules() if m.training), None)
     if busy is not None:
         raise UserError(f"{called(busy)} is in training mode: call model.eval() first")

@@ -27,7 +27,8 @@ from qsdformer.devices import pick_device
 from qsdformer.errors import UserError, one_line
 from qsdformer.files import atomic_path, exported_kind
 from qsdformer.models.base import SpikingTransformer
-from qsdformer.models.registry import FIRST_FAMILY, build, config_from_dict
+from qsdformer.models.building import build
+from qsdformer.models.registry import FIRST_FAMILY, config_from_dict
 from qsdformer.nn.config import NetworkConfig
 
 FORMAT_VERSION = 1
@@ -114,9 +115,6 @@ def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> Loaded
         config = config_from_dict(head["model_config"])
         info = None if head["data_info"] is None else DataInfo.from_dict(head["data_info"])
         extra = dict(head["extra"])
-        for name, section in (("recipe", extra), ("data", extra.get("recipe", {}))):
-            if not isinstance(section.get(name, {}), dict):
-                raise ValueError(f"{name}={section[name]!r} is not a section")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: damaged checkpoint header: {one_line(error)}") from error
     weights = _weights(content, path)
@@ -275,7 +273,22 @@ def _checked(content: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path}: checkpoint format {one_line(version, 40)}, but this version reads "
             f"{FORMAT_VERSION}; use the qsdformer that wrote it"
         )
+    _check_sections(head, path)
     return content
+
+
+def _check_sections(head: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """`UserError` where the header lacks something, or where a mapping should be and is none."""
+    extra = head.get("extra")
+    sections: dict[str, Any] = {"model_config": head.get("model_config"), "extra": extra}
+    recipe = extra.get("recipe", {}) if isinstance(extra, dict) else {}
+    sections["recipe"] = recipe
+    if isinstance(recipe, dict):
+        sections |= {name: recipe[name] for name in ("model", "data", "train") if name in recipe}
+    for name, section in sections.items():
+        if not isinstance(section, dict):
+            wrong = f"{name}={one_line(repr(section), 40)} is not a section"
+            raise UserError(f"{path}: damaged checkpoint header: {wrong}")
 
 
 def _weights(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Tensor]:

@@ -10,14 +10,14 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import (
     build_model_with_cfg,
     generate_default_cfgs,
-    get_pretrained_cfg,
     register_model,
 )
 from torch import nn
 
 from qsdformer.errors import UserError
+from qsdformer.models.building import build as build_network
 from qsdformer.models.registry import Family, with_our_names
-from qsdformer.nn.config import NetworkConfig, completed
+from qsdformer.nn.config import completed
 from qsdformer.parsing import none_word
 
 if TYPE_CHECKING:
@@ -106,17 +106,4 @@ def _build(family: Family, fields: dict[str, Any]) -> SpikingTransformer:
     if unknown:
         raise TypeError(f"unknown model arguments: {', '.join(unknown)}")
     fields = {name: none_word(kinds[name], value) for name, value in fields.items()}
-    return family.build(family.config(**completed(fields, family.config)))
-
-
-def record_of(family: Family, config: NetworkConfig) -> dict[str, Any]:
-    """timm's record of a model: under the name of its size, or of any where it has none."""
-
-    def shape(of: NetworkConfig) -> list[Any]:
-        return [getattr(of, name) for name in of.SHOWN]
-
-    fits = [n for n, size in family.sizes.items() if shape(family.config(**size)) == shape(config)]
-    registered = get_pretrained_cfg(fits[0] if fits else next(iter(family.sizes)))
-    assert registered is not None
-    record: dict[str, Any] = registered.to_dict()
-    return record
+    return build_network(family.config(**completed(fields, family.config)))

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from qsdformer.models.base import SpikingTransformer
-from qsdformer.models.registry import create_model as create_model
+from qsdformer.models.building import create_model as create_model
 from qsdformer.models.registry import model_config as model_config
 from qsdformer.nn.attention import TransformerBlock
 from qsdformer.nn.blocks import ConvBlock, Downsample

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from qsdformer.models.base import SpikingTransformer
 
 CONFIGS = "qsdformer.models.configs"  # importing it registers all families
-IN_TIMM = "qsdformer.models.families"  # importing it makes them known to timm
 
 DEFAULT = "metaspikeformer_15m"
 # A stored configuration without a family is one from before there were several.
@@ -73,17 +72,6 @@ class Family:
         self.check_fields(fields)
         return self.config(**completed({**self.sizes[name], **fields}, self.config))
 
-    def build(self, config: NetworkConfig) -> SpikingTransformer:
-        """The network of a configuration, with new weights."""
-        importlib.import_module(IN_TIMM)
-        # Not at the top: reading a configuration needs neither timm nor PyTorch.
-        from qsdformer.models.in_timm import record_of
-
-        model = self.network(config)
-        model.pretrained_cfg = model.default_cfg = record_of(self, config)
-        model._model_args = config.to_dict()
-        return model
-
 
 _families: dict[str, Family] = {}
 
@@ -121,20 +109,6 @@ def family_of(name: str) -> Family:
 def model_config(name: str = DEFAULT, **fields: Any) -> Any:
     """The configuration of a named size, with `fields` of its family's configuration replaced."""
     return family_of(name).size(name, **fields)
-
-
-def create_model(name: str = DEFAULT, **fields: Any) -> Any:
-    """A model of a named size; `fields` are those of its configuration and replace the size's.
-
-    `in_chans` is timm's name for `in_channels`. What a neuron decides need not be given:
-    neuron="lif" has one level, "relu" and "gelu" have softmax attention.
-    """
-    return build(model_config(name, **fields))
-
-
-def build(config: NetworkConfig) -> SpikingTransformer:
-    """The network of a configuration, with new weights."""
-    return families()[config.family].build(config)
 
 
 def config_from_dict(values: Mapping[str, Any]) -> NetworkConfig:

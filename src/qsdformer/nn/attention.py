@@ -54,6 +54,11 @@ class SpikeAttention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k (B, C, H, W) and v (B, C_v, H, W) to (B, C_v, H, W)."""
+        if q.dim() != 4:
+            raise ValueError(
+                f"attention of a shape {tuple(q.shape)}: it takes maps (B, C, H, W); tokens "
+                "(B, N, C) become one with x.transpose(1, 2).unflatten(2, (height, width))"
+            )
         height, width = q.shape[-2:]
         q, k, v = (to_heads(x, self.heads) for x in (q, k, v))
         return from_heads(spike_attention(q, k, v, self.factor(height * width)), height, width)

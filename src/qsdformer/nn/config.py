@@ -36,9 +36,6 @@ LARGEST_WIDTH = 2**16
 BITS = ("weight_bits", "stem_bits", "head_bits")
 
 
-REPORTED = ("heads", "time_steps")  # what a report leaves out of, or says apart from, a summary
-
-
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """What the configurations of all families share: classes, weight bits and neurons.
@@ -131,7 +128,7 @@ class NetworkConfig:
 
     def summary(self) -> str:
         """What a report says of the network beside its weights and neurons."""
-        shown = {name: getattr(self, name) for name in self.SHOWN if name not in REPORTED}
+        shown = {name: getattr(self, name) for name in self.SHOWN}
         text = ", ".join(
             f"{name} {', '.join(map(str, value)) if isinstance(value, tuple) else value}"
             for name, value in shown.items()
@@ -260,10 +257,6 @@ class ModelConfig(PyramidConfig):
             )
         if not self.is_spiking and self.fully_spiking:
             raise ValueError("fully_spiking=True needs a spiking neuron, 'ielif' or 'lif'")
-
-    def summary(self) -> str:
-        """What a report says of the network beside its neurons and weights."""
-        return (", fully spike-driven" if self.fully_spiking else "") + super().summary()
 
 
 def check_heads(heads: int, width: int) -> None:

@@ -9,16 +9,15 @@ full path. PyTorch is not needed to read them.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any
 
 import yaml
 
 from qsdformer.data import DataConfig, DataInfo
-from qsdformer.errors import UserError, require
+from qsdformer.errors import UserError
 from qsdformer.models.registry import DEFAULT, Family, families, owners, sizes
 from qsdformer.nn.config import ANN_NEURONS, NetworkConfig, completed, decided_by
 from qsdformer.parsing import (
@@ -32,81 +31,15 @@ from qsdformer.parsing import (
     parse_value,
     refuse_unknown,
     require_mapping,
+    type_hints,
 )
 from qsdformer.recipes import packaged_recipes
 from qsdformer.recipes.derived import with_start_shape, with_teacher_keys
-from qsdformer.recipes.learning import ActivityConfig, DistillConfig
+from qsdformer.recipes.learning import ActivityConfig, DistillConfig, TrainConfig
 
 # Set from the data, so a recipe may not name them.
 FROM_DATA = ("in_channels", "num_classes")
 BASE = "recipe"  # the key of a recipe file that names the recipe it builds on
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How to train. `batch_size` is per process; learning rates are per optimiser step."""
-
-    epochs: int = option(10, "passes over the training set")
-    batch_size: int = option(128, "images per process and step")
-    eval_batch_size: int | None = option(None, "images per evaluation step; none: batch_size")
-    optimizer: Literal["adamw", "lamb"] = option("adamw", "lamb is timm's, with trust_clip")
-    lr: float = option(4e-3, "peak learning rate")
-    lr_base_batch: int | None = option(None, "lr is for this global batch, scaled linearly")
-    min_lr: float = option(0.0, "learning rate at the end of the cosine")
-    warmup: float = option(0.1, "linear warm-up, as a fraction of all steps")
-    weight_decay: float = option(0.05, "for tensors of two or more dimensions only")
-    betas: tuple[float, float] = option((0.9, 0.999), "of the optimiser's moving averages")
-    label_smoothing: float = option(0.0, "in [0, 1)")
-    ema: float | None = option(None, "decay of the averaged weights that are evaluated")
-    ema_warmup: bool = option(True, "let the decay rise to `ema` over the first steps")
-    clip_grad: float | None = option(None, "largest gradient norm")
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = option(
-        "auto", "auto: bf16-mixed on CUDA, 32-true elsewhere"
-    )
-    compile: bool = option(False, "torch.compile for the training step")
-    channels_last: bool = option(False, "memory format of images and weights")
-    accelerator: Literal["auto", "cpu", "gpu"] = option("auto", "where to train")
-    devices: int = option(1, "processes per node")
-    num_nodes: int = option(1, "machines")
-    save_every: int = option(1, "epochs between writes of last.ckpt")
-    log_every: int = option(50, "steps between rows of metrics.csv")
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
-        for name in ("epochs", "batch_size", "devices", "num_nodes", "save_every", "log_every"):
-            require(self, name, getattr(self, name) >= 1, "a whole number, at least 1")
-        for name in ("eval_batch_size", "lr_base_batch"):
-            value = getattr(self, name)
-            require(self, name, value is None or value >= 1, "at least 1, or none")
-        require(self, "lr", _finite(self.lr) and self.lr > 0, "above 0")
-        require(self, "min_lr", 0 <= self.min_lr <= self.lr, "between 0 and lr")
-        require(self, "warmup", 0 <= self.warmup < 1, "in [0, 1), a fraction of all steps")
-        ok = _finite(self.weight_decay) and self.weight_decay >= 0
-        require(self, "weight_decay", ok, "0 or more")
-        require(self, "betas", all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
-        require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
-        require(self, "ema", self.ema is None or 0 < self.ema < 1, "in (0, 1), or none")
-        ok = self.clip_grad is None or (_finite(self.clip_grad) and self.clip_grad > 0)
-        require(self, "clip_grad", ok, "above 0, or none")
-
-    @property
-    def global_batch(self) -> int:
-        """Images per optimiser step, over all processes."""
-        return self.batch_size * self.devices * self.num_nodes
-
-    @property
-    def peak_lr(self) -> float:
-        """The learning rate after warm-up, scaled to the global batch if `lr_base_batch` is set."""
-        return self.lr if self.lr_base_batch is None else self.lr * self._lr_scale
-
-    @property
-    def final_lr(self) -> float:
-        """The learning rate at the end; not scaled, but never above the peak."""
-        return min(self.min_lr, self.peak_lr)
-
-    @property
-    def _lr_scale(self) -> float:
-        return self.global_batch / self.lr_base_batch if self.lr_base_batch else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +135,7 @@ def options() -> list[Option]:
     ]
     taken: set[str] = set()
     for section, cls in sections:
-        hints = get_type_hints(cls)
+        hints = type_hints(cls)
         for item in dataclasses.fields(cls):
             path = f"{section}.{item.name}"
             if item.name in FROM_DATA or item.name == "fields" or path in taken:
@@ -302,7 +235,7 @@ def _merged_model(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 def _not_of_an_ann(fields: Mapping[str, Any]) -> list[str]:
     """The keys of a model section that the counterpart ANN overrules."""
     configs = [family.config for family in families().values()]
-    kinds = {key: kind for config in configs for key, kind in get_type_hints(config).items()}
+    kinds = {key: kind for config in configs for key, kind in type_hints(config).items()}
     real = {key: value for config in configs for key, value in config.ANN_FIELDS.items()}
     overruled = [
         key
@@ -380,7 +313,7 @@ def _parse_model(section: Any) -> ModelRecipe:
                 f"model.{key} is for {' and '.join(owners(key))}, not for {name}: leave it out"
             )
     refuse_unknown("model.", values, allowed)
-    hints = get_type_hints(family.config)
+    hints = type_hints(family.config)
     ann = parse_value("model.ann", bool, values.get("ann", False))
     left_out = (*own, *(_not_of_an_ann(values) if ann else ()))
     return ModelRecipe(
@@ -413,7 +346,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _finite(value: float) -> bool:
-    return math.isfinite(value)

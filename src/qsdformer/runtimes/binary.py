@@ -27,7 +27,8 @@ from torch.nn import functional as F
 
 from qsdformer.errors import UserError
 from qsdformer.graph.spikes import Spikes, spike_values, trace_quantised
-from qsdformer.graph.trace import Step, Traced, logits_step, trace
+from qsdformer.graph.steps import Step, Traced
+from qsdformer.graph.trace import logits_step, trace
 from qsdformer.nn.attention import SpikeAttention, from_heads, to_heads
 from qsdformer.nn.neurons import SpikingNeuron, counts_to_spikes, spikes_to_counts
 from qsdformer.nn.quantizers import QuantConv2d, QuantLinear
@@ -65,6 +66,8 @@ class SpikeTrain:
 
 
 Value = Tensor | SpikeTrain
+
+EXACT_FLOAT32 = 2**24  # whole numbers below it are exact in float32
 
 
 def multi_bit(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -164,16 +167,19 @@ class _Binary:
             return moved
         return torch.stack([step.run(s) for s in spikes])
 
-    def _summed(self, x: SpikeTrain, add: Callable[[Tensor], Tensor]) -> Tensor:
-        """Sums of codes over all spikes, taken one virtual time step at a time; int32.
+    def _summed(self, x: SpikeTrain, codes: Tensor, add: Callable[[Tensor], Tensor]) -> Tensor:
+        """Sums of codes over all spikes, taken one virtual time step at a time; whole numbers.
 
-        Exact in float32 below 2^24. Rounded, not cut off: an algorithm that is off by a unit in
-        the last place must not lose a whole one.
+        `codes` have outputs first. Exact in float32 below 2^24; int32 where all steps together
+        could go beyond that. Rounded, not cut off: an algorithm that is off by a unit in the last
+        place must not lose a whole one.
         """
+        largest = len(x.spikes) * float(codes.abs().flatten(1).sum(1).max())
+        kind = codes.dtype if largest < EXACT_FLOAT32 else torch.int32
         summed: Tensor | None = None
         for spikes in x.spikes:
-            y = add(spikes).round().int()
-            summed = y if summed is None else summed + y
+            y = add(spikes).round_().to(kind)
+            summed = y if summed is None else summed.add_(y)
         assert summed is not None
         return summed
 
@@ -184,8 +190,8 @@ class _Binary:
             return layer(x)
         codes = layer.codes().to(x.spikes.dtype)
         options = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        summed = self._summed(x, lambda s: F.conv2d(s, codes, None, *options))  # type: ignore[arg-type]
-        self.additions[step.name] = sum(reached_weights(spikes, step) for spikes in x.spikes)
+        summed = self._summed(x, codes, lambda s: F.conv2d(s, codes, None, *options))  # type: ignore[arg-type]
+        self.additions[step.name] = reached_weights(x.spikes.flatten(0, 1), step)
         return _finished(summed, x, layer, (1, -1, 1, 1))
 
     def _conv_transpose(self, step: Step, x: Value) -> Tensor:
@@ -195,7 +201,9 @@ class _Binary:
             self.macs[step.name] = x.numel() * reach
             return layer(x)
         codes = layer.codes().to(x.spikes.dtype)
-        summed = self._summed(x, lambda s: F.conv_transpose2d(s, codes, stride=2))
+        summed = self._summed(
+            x, codes.transpose(0, 1), lambda s: F.conv_transpose2d(s, codes, stride=2)
+        )
         self.additions[step.name] = _number(x.spikes) * reach
         return _finished(summed, x, layer, (1, -1, 1, 1))
 
@@ -205,7 +213,7 @@ class _Binary:
             self.macs[step.name] = x.numel() * layer.out_features
             return layer(x)
         codes = layer.codes().to(x.spikes.dtype)
-        summed = self._summed(x, lambda s: F.linear(s, codes))
+        summed = self._summed(x, codes, lambda s: F.linear(s, codes))
         self.additions[step.name] = _number(x.spikes) * layer.out_features
         return _finished(summed, x, layer, (-1,))
 
@@ -216,7 +224,7 @@ class _Binary:
     def _neuron(self, step: Step, x: Value) -> SpikeTrain:
         layer = cast(SpikingNeuron, step.module)
         values = step.run(_real(x))
-        spikes = counts_to_spikes(layer.counts(values), layer.levels).to(values.dtype)
+        spikes = counts_to_spikes(layer.counts(values).to(values.dtype), layer.levels)
         self.counts[step.name] = step.channels_first(spikes_to_counts(spikes).long())
         return SpikeTrain(make=lambda: spikes, unit=layer.step, value=values)
 

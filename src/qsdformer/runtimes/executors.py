@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qsdformer.data.preprocessing import Preprocessing
+from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.ops import Array
 from qsdformer.graph.spikes import trace_quantised
@@ -62,9 +63,18 @@ def normalised(pixels: Array, pre: Preprocessing) -> Tensor:
 
 
 def to_pixels(images: Tensor, pre: Preprocessing) -> Array:
-    """The inverse of `normalised`, rounded to whole pixel values; uint8 passes as it is."""
+    """The inverse of `normalised`, rounded to whole pixel values; whole numbers are pixels.
+
+    Raises `UserError` for whole numbers beyond 0..255, and floats that are not finite.
+    """
     if images.dtype == torch.uint8:
         return images.cpu().numpy()
+    if not images.is_floating_point():
+        if images.numel() and not (images.min() >= 0 and images.max() <= 255):
+            raise UserError("images of whole numbers must be pixels, 0 to 255")
+        return images.to(torch.uint8).cpu().numpy()
+    if not images.isfinite().all():
+        raise UserError("there are values in the images that are not finite")
     mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (pre.mean, pre.std))
     values = (images.double().cpu() * std + mean) * 255.0
     return values.round().clamp(0, 255).to(torch.uint8).numpy()

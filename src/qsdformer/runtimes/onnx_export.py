@@ -57,7 +57,7 @@ from qsdformer.runtimes.onnx_maps import MapNodes, channel_offsets
 from qsdformer.runtimes.onnx_metadata import metadata, sign
 from qsdformer.runtimes.onnx_neurons import NeuronNodes
 from qsdformer.runtimes.onnx_nodes import FLOAT, INT64, UINT8, Nodes, Value, conv_shape
-from qsdformer.runtimes.onnx_thresholds import factor_and_bias
+from qsdformer.runtimes.onnx_thresholds import factor_and_bias, often_ties
 from qsdformer.runtimes.sessions import Arrangement
 
 if TYPE_CHECKING:
@@ -235,10 +235,8 @@ class _Translation:
                 return fused
         x = self._value(op.inputs[0])
         potential = self.maps.real(x)
-        if op.steps == 1:
-            name = self.neurons.counts(op, potential, x.unit)
-        else:
-            name = self.neurons.over_time(op, potential, x.unit)
+        made = self.neurons.counts if op.steps == 1 else self.neurons.over_time
+        name = made(op, potential, x.unit, ties=often_ties(before))
         return dataclasses.replace(x, name=name, unit=1.0, levels=op.levels)
 
     def _fused(self, op: Neuron, rescale: Rescale) -> Value | None:

@@ -25,10 +25,14 @@ class NeuronNodes:
     quantised: bool
     clip_bytes: bool
 
-    def counts(self, op: Neuron, potential: str, unit: float) -> str:
-        """Spike counts of real potentials at one time step."""
+    def counts(self, op: Neuron, potential: str, unit: float, *, ties: bool) -> str:
+        """Spike counts of real potentials at one time step.
+
+        `ties` says that potentials often lie on a threshold, as sums of counts do, so that it
+        matters which way they go there; the conversion to bytes takes the even count.
+        """
         if isinstance(op, IELIF):
-            if not rounds(op, unit, even=self.quantised):
+            if (ties and self.quantised) or not rounds(op, unit, even=self.quantised):
                 return self._compared(op, potential, unit)
             if self.quantised:
                 return self.rounded(potential, op.levels)
@@ -67,7 +71,7 @@ class NeuronNodes:
             name = self.nodes.add("Min", name, self.nodes.constant(np.uint8(levels)))
         return name
 
-    def over_time(self, op: Neuron, potential: str, unit: float) -> str:
+    def over_time(self, op: Neuron, potential: str, unit: float, *, ties: bool) -> str:
         """The neuron's steps one after the other, its potential carried in float32."""
         carried: str | None = None
         counts = []
@@ -80,7 +84,7 @@ class NeuronNodes:
             else:
                 assert isinstance(op, IELIF)
                 h = u if carried is None else self.nodes.add("Add", u, carried)
-                spikes = self.counts(op, h, unit)
+                spikes = self.counts(op, h, unit, ties=ties)
                 if number < op.steps - 1:
                     carried = self._soft_reset(op, h, spikes, unit)
             counts.append(spikes)

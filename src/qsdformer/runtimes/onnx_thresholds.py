@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qsdformer.graph.ops import FACTOR_BITS, IELIF, LIF, Array, Conv, Neuron, Rescale
+from qsdformer.graph.ops import FACTOR_BITS, IELIF, LIF, Array, Conv, Neuron, Op, Rescale
 
 CODE_LIMIT = 127
 # Processors without VNNI add pairs of byte products in 16 bits, which saturate: the largest count
@@ -81,6 +81,17 @@ def factor_and_bias(op: Rescale) -> tuple[Array, Array]:
     """A rescaling as real numbers: real result = input * factor + bias; (C,) float64."""
     factor = op.multiplier * 2.0 ** -(op.shift.astype(np.float64) + op.fraction)
     return factor, op.bias * 2.0**-op.fraction
+
+
+def often_ties(op: Op) -> bool:
+    """Whether results of `op` are coarse enough to lie on a threshold more often than by chance.
+
+    Sums of spike counts are, where the factor that makes potentials of them is a power of two.
+    """
+    if not isinstance(op, Rescale):
+        return False
+    factor = np.abs(op.multiplier.astype(np.int64))
+    return bool(((factor > 0) & (factor & (factor - 1) == 0)).any())
 
 
 def required_sums(rescale: Rescale, neuron: Neuron) -> Array:

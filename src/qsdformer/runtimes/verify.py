@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import qsdformer.runtimes.native_executor
 import qsdformer.runtimes.onnx_executors  # noqa: F401  registers ONNX Runtime and OpenVINO
 from qsdformer.errors import UserError
+from qsdformer.graph.assumed import assumed_of
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.lowering import lower
 from qsdformer.graph.ops import Array
@@ -65,6 +67,7 @@ class Report:
     rows: tuple[Row, ...]
     images: int
     missing: tuple[str, ...]  # executors whose runtime is not installed
+    assumed: str | None = None  # of the images, where neither model nor caller describes them
 
     @property
     def ok(self) -> bool:
@@ -75,7 +78,8 @@ class Report:
         """The rows as a rich table."""
         from rich.table import Table
 
-        table = Table(title=f"{self.images:,} images, latency for one image at a time")
+        title = f"{self.images:,} images, latency for one image at a time"
+        table = Table(title=title, caption=self.assumed)
         table.add_column("execution")
         for title in (
             "accuracy",
@@ -128,7 +132,7 @@ class _Tally:
 
 def verify(
     model: nn.Module | IntegerGraph,
-    images: Tensor | Iterable[tuple[Tensor, Tensor]],
+    images: Tensor | Array | Iterable[Tensor | tuple[Tensor, Tensor]],
     info: DataInfo | None = None,
     *,
     executors: Sequence[str] | None = None,
@@ -138,35 +142,45 @@ def verify(
     """Run `model` in every way on `images` and compare with its ordinary evaluation.
 
     Of an integer graph there are only the ways that need no more, and its reference executor
-    stands for the evaluation. `images` are (B, C, H, W), uint8 pixels or normalised floats, or
-    batches (images, labels).
+    stands for the evaluation. `images` are (B, C, H, W), uint8 pixels or normalised floats;
+    (T, B, C, H, W) with the option `frames`; or batches, with or without labels: (images, labels).
+    `info` describes them; models read by `qsdformer.load` bring it. Where nothing does, floats
+    from 0 to 1 are taken as pixels / 255, others as 256 steps between the least and the greatest
+    of the first batch; the report says so.
     `executors` are names in `EXECUTORS`, all by default; `options` are those of `lower`;
     `on_images` is told the number of images after each batch.
     """
-    graph = model if isinstance(model, IntegerGraph) else lower(model, info, **options)
+    batches, assumed, device = _batches(images), None, torch.device("cpu")
+    if isinstance(model, IntegerGraph):
+        graph = model
+    else:
+        device = _device(model)
+        if info is None and getattr(model, "data_info", None) is None:
+            ahead = list(itertools.islice(batches, 1))
+            batches = itertools.chain(ahead, batches)
+            info, assumed = assumed_of(model, ahead[0][0] if ahead else torch.empty(0, 1, 1, 1))
+        graph = lower(model, info, **options)
     tallies, missing = _prepare(model, graph, executors)
-    device = torch.device("cpu")
-    if not isinstance(model, IntegerGraph):
-        device = next(model.parameters()).device
-    total, labelled = 0, False
+    axis, total, labelled = int(graph.takes_frames), 0, False
     first: Array | None = None
-    for batch, labels in _batches(images):
+    for batch, labels in batches:
         pixels = to_pixels(batch, graph.preprocessing)
-        first = pixels[:1] if first is None else first
+        graph.check_images(pixels)
+        first = pixels.take([0], axis) if first is None else first
         with exact_float32(device):
             outputs = [tally.run(pixels, True) for tally in tallies]
         labelled = labels is not None
         for tally, output in zip(tallies, outputs, strict=True):
             tally.add(output, outputs[0], None if labels is None else labels.cpu().numpy())
-        total += len(pixels)
+        total += pixels.shape[axis]
         if on_images is not None:
-            on_images(len(pixels))
+            on_images(pixels.shape[axis])
     if first is None:
         raise UserError("there are no images to verify on")
     neurons = [] if isinstance(model, IntegerGraph) else spiking_neurons(model).values()
     exact = all(_is_power_of_two(n.levels) and _is_power_of_two(n.time_steps) for n in neurons)
     rows = [_row(tally, total, labelled, first, exact) for tally in tallies]
-    return Report(rows=tuple(rows), images=total, missing=tuple(missing))
+    return Report(rows=tuple(rows), images=total, missing=tuple(missing), assumed=assumed)
 
 
 def count_differences(counts: dict[str, Array], reference: dict[str, Array]) -> tuple[int, int]:
@@ -203,10 +217,24 @@ def _prepare(
     return tallies, missing
 
 
+def _device(model: nn.Module) -> torch.device:
+    """Where the model is; a `UserError` for one that does not compute in float32."""
+    first = next(model.parameters())
+    if first.dtype != torch.float32:
+        raise UserError(f"the model computes in {first.dtype}: call model.float() first")
+    return first.device
+
+
 def _batches(
-    images: Tensor | Iterable[tuple[Tensor, Tensor]],
-) -> Iterable[tuple[Tensor, Tensor | None]]:
-    return [(images, None)] if isinstance(images, Tensor) else images
+    images: Tensor | Array | Iterable[Tensor | tuple[Tensor, Tensor]],
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    if isinstance(images, (Tensor, np.ndarray)):
+        images = [torch.as_tensor(images)]
+    for batch in images:
+        if isinstance(batch, (Tensor, np.ndarray)):
+            yield torch.as_tensor(batch), None
+        else:
+            yield batch
 
 
 def _row(tally: _Tally, images: int, labelled: bool, first: Array, exact: bool) -> Row:

@@ -19,11 +19,12 @@ from torchmetrics.classification import MulticlassAccuracy
 from qsdformer.data import DataInfo
 from qsdformer.data.policies import batch_mix
 from qsdformer.models.base import SpikingTransformer
+from qsdformer.models.building import build
 from qsdformer.models.checkpoint import KEY, header
 from qsdformer.models.finetune import start_from
-from qsdformer.models.registry import build
 from qsdformer.nn.exact import exact_float32
-from qsdformer.recipes.recipe import Recipe, TrainConfig
+from qsdformer.recipes.learning import TrainConfig
+from qsdformer.recipes.recipe import Recipe
 from qsdformer.tasks.activity import ActivityPenalty
 
 

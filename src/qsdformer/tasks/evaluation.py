@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qsdformer.data import DataInfo
+from qsdformer.data.base import numbered_classes
 from qsdformer.errors import UserError
 from qsdformer.nn.exact import exact_float32
 
@@ -62,7 +63,10 @@ def evaluate_logits(
 
 
 def check_fits(model_classes: int, model_info: DataInfo | None, data: DataInfo) -> None:
-    """`UserError` if a model cannot be evaluated on data of another kind of image or class."""
+    """`UserError` if a model cannot be evaluated on data of another kind of image or class.
+
+    Classes that the model calls by their numbers may have any names in the data.
+    """
     classes = len(data.class_names)
     if model_classes != classes:
         raise UserError(
@@ -76,6 +80,8 @@ def check_fits(model_classes: int, model_info: DataInfo | None, data: DataInfo) 
             f"the checkpoint takes images of {model_info.channels} channels, but the dataset's "
             f"have {data.channels}"
         )
+    if model_info.class_names == numbered_classes(classes):
+        return
     for mine, theirs in zip(model_info.class_names, data.class_names, strict=True):
         if mine != theirs:
             raise UserError(

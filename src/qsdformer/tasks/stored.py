@@ -1,15 +1,26 @@
-"""The images of a stored model: those that its recipe names, with other keys put in their place."""
+"""The images of a stored model: those that its recipe names, with other keys put in their place.
+
+An imported checkpoint names none: what its images look like is said by options.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
 from qsdformer.data import DataConfig, DataInfo, DataModule
+from qsdformer.data.base import numbered_classes
+from qsdformer.data.image_folder import CROP_PCT
 from qsdformer.errors import UserError
 from qsdformer.models.checkpoint import Loaded, load_checkpoint
 from qsdformer.recipes.recipe import parse_data, parse_value, with_keys
 from qsdformer.tasks.evaluation import check_fits
+
+SIZE = "data.image_size"
 
 
 def load_with_data(
@@ -21,26 +32,38 @@ def load_with_data(
     that does not fit the model.
     """
     loaded = load_checkpoint(path)
+    return loaded, data_of(loaded, path, keys, batch_size)
+
+
+def data_of(
+    loaded: Loaded, path: str | Path, keys: Mapping[str, str], batch_size: int
+) -> DataModule:
+    """The data of the checkpoint at `path`, as `load_with_data` gives it."""
     data = stored_data(path, loaded.recipe, keys, loaded.info, batch_size)
     check_fits(loaded.model.num_classes, loaded.info, data.info)
-    return loaded, data
+    return data
 
 
 def stored_data(
-    path: str,
+    path: str | Path,
     recipe: Mapping[str, Any],
     keys: Mapping[str, str],
     info: DataInfo | None,
     batch_size: int,
 ) -> DataModule:
-    """The data of a model file: its recipe's, some keys replaced, prepared as `info` says."""
+    """The data of a model file: its recipe's, some keys replaced.
+
+    They are prepared as `info` says, in the size of `keys` if that is given.
+    """
     seed = parse_value("seed", int, recipe.get("seed", 0))
     config = data_config(path, recipe, keys, info)
+    if info is not None and config.image_size is not None:
+        info = dataclasses.replace(info, image_size=config.image_size)
     return DataModule(config, batch_size=batch_size, seed=seed, evaluate_as=info)
 
 
 def data_config(
-    path: str, recipe: Mapping[str, Any], keys: Mapping[str, str], info: DataInfo | None
+    path: str | Path, recipe: Mapping[str, Any], keys: Mapping[str, str], info: DataInfo | None
 ) -> DataConfig:
     """What `stored_data` loads; a folder without a name is an image folder."""
     values = with_keys({"data": recipe.get("data", {})}, keys)
@@ -55,3 +78,38 @@ def data_config(
     if info is not None and data.get("image_size") is None:
         data["image_size"] = info.image_size
     return parse_data({"data": data})
+
+
+def described_inputs(loaded: Loaded, path: str | Path, keys: Mapping[str, str]) -> DataInfo:
+    """The images of the checkpoint at `path`, as it says or as the data keys given say.
+
+    Where those name a data set, they are that one's. An image size alone changes the size; for an
+    imported checkpoint it means colour images prepared as is usual for ImageNet.
+    """
+    info = loaded.info
+    if set(keys) - {SIZE}:
+        return data_of(loaded, path, keys, batch_size=1).info
+    size = parse_data(with_keys({"data": {"name": "image_folder"}}, keys)).image_size
+    if info is not None:
+        return info if size is None else dataclasses.replace(info, image_size=size)
+    if size is None or loaded.model.config.in_channels != 3:
+        raise unknown_inputs(path)
+    return DataInfo(
+        image_size=size,
+        channels=3,
+        class_names=numbered_classes(loaded.model.num_classes),
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+        interpolation="bicubic",
+        crop_pct=CROP_PCT,
+    )
+
+
+def unknown_inputs(path: str | Path) -> UserError:
+    """For a command that has to know what images an imported checkpoint takes."""
+    return UserError(
+        f"{path} does not say what its images look like (it was imported): qsd export and bench "
+        "take --image-size N for images prepared as ImageNet's are, export also --data.root DIR "
+        "of a data set like the one it was trained on; or fine-tune it on your data with "
+        f"qsd train RECIPE --start_from {path}"
+    )

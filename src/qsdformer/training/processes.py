@@ -28,7 +28,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from rich.console import Console
 
 from qsdformer.errors import UserError, one_line
-from qsdformer.recipes.recipe import TrainConfig
+from qsdformer.recipes.learning import TrainConfig
 
 # How long processes wait for one another, at the start and in a step.
 PATIENCE = timedelta(minutes=10)

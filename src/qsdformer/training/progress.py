@@ -178,13 +178,18 @@ class Metrics(Callback):
         return row
 
 
+BAR_EVERY = 0.5  # seconds between new numbers on a terminal
+LINE_EVERY = 60.0  # seconds between lines within an epoch where there is no terminal
+
+
 class Report(Callback):
-    """One line an epoch and, on a terminal, a progress bar with speed, loss and accuracy."""
+    """One line an epoch; within it a progress bar or, without a terminal, a line a minute."""
 
     def __init__(self, console: Console, metrics: Metrics) -> None:
         self.console = console
         self.metrics = metrics
         self._bar: Progress | None = None
+        self._in_epoch = False
         self._task = TaskID(0)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -195,10 +200,11 @@ class Report(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """A bar for the rest of an epoch that is resumed, and so does not start."""
-        if self._bar is None:
+        if not self._in_epoch:
             self._open(trainer, done=batch_idx)
 
     def _open(self, trainer: Trainer, done: int) -> None:
+        self._in_epoch = True
         self._images, self._since = 0, time.perf_counter()
         if not (self.console.is_terminal and trainer.is_global_zero):
             return
@@ -213,7 +219,7 @@ class Report(Callback):
         )
         self._bar.start()
         self._task = self._bar.add_task(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
+            _epoch(trainer),
             total=int(trainer.num_training_batches),
             completed=done,
             numbers="",
@@ -222,17 +228,24 @@ class Report(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move the bar; refresh its numbers about twice a second."""
-        if self._bar is None:
+        """Move the bar; now and then new numbers, on it or on a line."""
+        if not trainer.is_global_zero:
             return
         self._images += len(batch[1]) * trainer.world_size
-        self._bar.advance(self._task)
+        if self._bar is not None:
+            self._bar.advance(self._task)
         elapsed = time.perf_counter() - self._since
-        if elapsed > 0.5:
-            loss, accuracy = float(outputs["loss"]), float(outputs["accuracy"])
-            numbers = f"{self._images / elapsed:,.0f} img/s  loss {loss:.3f}  acc {accuracy:.1%}"
+        if elapsed <= (LINE_EVERY if self._bar is None else BAR_EVERY):
+            return
+        loss, accuracy = float(outputs["loss"]), float(outputs["accuracy"])
+        numbers = f"{self._images / elapsed:,.0f} img/s  loss {loss:.3f}  acc {accuracy:.1%}"
+        if self._bar is not None:
             self._bar.update(self._task, numbers=numbers)
-            self._images, self._since = 0, time.perf_counter()
+        else:
+            steps = f"step {batch_idx + 1:,}/{int(trainer.num_training_batches):,}"
+            line = f"{_epoch(trainer)}  {steps}  {numbers}"
+            self.console.print(line, highlight=False, soft_wrap=True)
+        self._images, self._since = 0, time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The epoch's line."""
@@ -254,9 +267,14 @@ class Report(Callback):
         self._close()
 
     def _close(self) -> None:
+        self._in_epoch = False
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _epoch(trainer: Trainer) -> str:
+    return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
 
 
 def _step(row: dict[str, Any]) -> int:

@@ -24,7 +24,7 @@ from qsdformer.files import write_json, write_text
 from qsdformer.models import checkpoint
 from qsdformer.models.base import SpikingTransformer
 from qsdformer.nn.config import NetworkConfig
-from qsdformer.recipes.recipe import Recipe
+from qsdformer.recipes.recipe import Recipe, parse_recipe
 from qsdformer.tasks.classification import Classification
 from qsdformer.tasks.distillation import Distillation
 from qsdformer.tasks.teachers import Teacher
@@ -159,17 +159,17 @@ def check_resume(start: Point, recipe: Recipe, config: NetworkConfig, console: C
     """Refuse a checkpoint of another model; say in which other keys the recipe has changed."""
     path = start.path
     checkpoint.check_same_model(start.header.get("model_config", {}), config, path)
-    if "optimizer_states" not in start.content:
+    if not {"optimizer_states", "loops"} <= set(start.content):
         raise UserError(f"cannot resume from {path}: it has weights only, no training state")
-    old = start.header["extra"].get("recipe", {})
+    old = parse_recipe(start.header["extra"].get("recipe", {})).to_dict()
     if start.epochs >= recipe.train.epochs:
         raise UserError(
             f"nothing to resume: {path} has been trained for {start.epochs} of "
             f"{recipe.train.epochs} epochs"
         )
-    if (old.get("train", {}).get("ema") is None) != (recipe.train.ema is None):
+    if (old["train"]["ema"] is None) != (recipe.train.ema is None):
         raise UserError(f"cannot resume from {path}: train.ema was {old['train']['ema']} there")
-    if old.get("train", {}).get("optimizer") != recipe.train.optimizer:
+    if old["train"]["optimizer"] != recipe.train.optimizer:
         raise UserError(f"cannot resume from {path}: it was trained with another optimizer")
     for key, before, now in _changes(old, recipe.to_dict()):
         if key != "output":

@@ -17,7 +17,8 @@ from qsdformer.analysis.subject import Analysis, Subject, analyze, load_run
 from qsdformer.analysis.twins import ann_ledger, twins
 from qsdformer.data import DataConfig, DataInfo
 from qsdformer.errors import UserError
-from qsdformer.graph.trace import Step, Traced, trace
+from qsdformer.graph.steps import Step, Traced
+from qsdformer.graph.trace import trace
 from qsdformer.nn.attention import SpikeAttention, to_heads
 from qsdformer.nn.neurons import SpikingNeuron, counts_to_spikes
 from qsdformer.nn.taps import spiking_neurons, tap
@@ -104,6 +105,8 @@ def images_text(config: DataConfig) -> str:
     """The evaluation images of a data configuration, in words."""
     if config.evaluate_on == "holdout":
         return f"held-out training images of {config.name}"
+    if config.split != "val":
+        return f"images of {config.name} in {config.split}"
     return f"test images of {config.name}"
 
 
@@ -114,7 +117,9 @@ def weights_text(file: str, subject: Subject) -> str:
     if file != BEST or not subject.recipe.get("data"):
         return file
     config, stored = subject.data.config, parse_data(subject.recipe)
-    same = all(getattr(config, k) == getattr(stored, k) for k in ("name", "root", "evaluate_on"))
+    same = all(
+        getattr(config, k) == getattr(stored, k) for k in ("name", "root", "split", "evaluate_on")
+    )
     which = "these very images" if same else images_text(stored)
     return f"{BEST}, of the epoch that was most accurate on {which}"
 

@@ -31,7 +31,7 @@ def _recognises(state: State) -> bool:
 
 
 def _fields(state: State, told: Told) -> dict[str, Any]:
-    told.refuse("E-SpikeFormer", "dvs_mode", "pooling")
+    told.ignore("E-SpikeFormer", "dvs_mode", "pooling")
     if told.given.get("time_steps") not in (None, 1):
         raise UserError(f"{state.path}: time_steps={told.given['time_steps']}: E-SpikeFormer has 1")
     heads = told.need("heads", "num_heads", example="8 for the published sizes")

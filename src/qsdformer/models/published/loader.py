@@ -13,16 +13,19 @@ from torch import Tensor
 
 from qsdformer.errors import UserError
 from qsdformer.models.base import SpikingTransformer
+from qsdformer.models.building import build
 from qsdformer.models.checkpoint import load_tensors
-from qsdformer.models.published import e_spikeformer, metaspikeformer, sdt, spikformer
+from qsdformer.models.published.e_spikeformer import PUBLISHED as E_SPIKEFORMER
 from qsdformer.models.published.mapping import Pair, Published, State, Told
-from qsdformer.models.registry import build
+from qsdformer.models.published.metaspikeformer import PUBLISHED as METASPIKEFORMER
+from qsdformer.models.published.sdt import PUBLISHED as SDT
+from qsdformer.models.published.spikformer import PUBLISHED as SPIKFORMER
 
 PUBLISHED: tuple[Published, ...] = (
-    metaspikeformer.PUBLISHED,
-    sdt.PUBLISHED,
-    spikformer.PUBLISHED,
-    e_spikeformer.PUBLISHED,
+    METASPIKEFORMER,
+    SDT,
+    SPIKFORMER,
+    E_SPIKEFORMER,
 )
 
 SAFETENSORS = ".safetensors"
@@ -44,9 +47,10 @@ def import_reference(
     file of the same names. Which network it holds, its widths, depth and classes are read from
     the tensors, other facts from the training arguments in the file. What neither tells has to be
     given: attention `heads`, `time_steps`, SDT v1's `pooling` (such as "1111"), its `dvs_mode`
-    where images have two channels. What is given goes before the file's arguments. Every tensor
-    must be accounted for: an unmatched, missing or misshaped key is a `UserError` that names it,
-    and so is a file that is of no known network or could be of two.
+    where images have two channels. What is given goes before the file's arguments; what the
+    network has no choice of is ignored with a warning. Every tensor must be accounted for: an
+    unmatched, missing or misshaped key is a `UserError` that names it, and so is a file that is of
+    no known network or could be of two.
     """
     given = {"heads": heads, "time_steps": time_steps, "pooling": pooling, "dvs_mode": dvs_mode}
     tensors, saved = _read(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,11 +60,13 @@ class Told:
             raise UserError(f"{self.path}: the file does not tell {name}: give it, {example}")
         return value
 
-    def refuse(self, network: str, *names: str) -> None:
-        """`UserError` for arguments that say nothing about this network."""
+    def ignore(self, network: str, *names: str) -> None:
+        """A warning for arguments that say nothing about this network, and change nothing."""
         for name in names:
-            if self.given.get(name) is not None:
-                raise UserError(f"{self.path}: {name} is not for {network}: leave it out")
+            if self.given.get(name) not in (None, False):
+                warnings.warn(
+                    f"{self.path}: {name} is ignored: {network} has no such choice", stacklevel=4
+                )
 
 
 class State:

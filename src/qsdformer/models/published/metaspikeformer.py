@@ -55,7 +55,7 @@ def _recognises(state: State) -> bool:
 
 
 def _fields(state: State, told: Told) -> dict[str, Any]:
-    told.refuse("Meta-SpikeFormer", "dvs_mode", "pooling")
+    told.ignore("Meta-SpikeFormer", "dvs_mode", "pooling")
     if told.given.get("time_steps") not in (None, 1):
         steps = told.given["time_steps"]
         raise UserError(f"{state.path}: time_steps={steps}: the published Meta-SpikeFormer has 1")

@@ -32,7 +32,7 @@ def _layer(state: State) -> str:
 
 
 def _fields(state: State, told: Told) -> dict[str, Any]:
-    told.refuse("Spikformer", "dvs_mode")
+    told.ignore("Spikformer", "dvs_mode")
     stem = state.shape("patch_embed.proj_conv.weight", 4)
     layer = _layer(state)
     fc1 = state.shape(f"block.0.mlp.fc1_{layer}.weight", 2, 3, 4)

@@ -1,0 +1,84 @@
+"""One call in a traced forward: its arguments, and the step that can be made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+
+from qsdformer.errors import UserError
+from qsdformer.graph.naming import Names
+from qsdformer.graph.steps import Kind, Step
+from qsdformer.graph.tracer import called, shape_of
+
+
+class Call:
+    """A node of the recorded graph, the arguments it was called with, and the steps they are."""
+
+    def __init__(
+        self,
+        node: fx.Node,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        inputs: tuple[Step, ...],
+        names: Names,
+    ) -> None:
+        self.node, self.args, self.kwargs, self.inputs = node, args, kwargs, inputs
+        self.call = (function, args, kwargs)
+        self.names = names
+        self.x = inputs[0]
+
+    def make(
+        self,
+        kind: Kind,
+        *,
+        size: tuple[int, int, int] | None = None,
+        axes: str | None = None,
+        time: int | None = None,
+        module: nn.Module | None = None,
+        name: str | None = None,
+        **options: Any,
+    ) -> Step:
+        """A step on the first input; what is not given is as in that input."""
+        axes = self.x.axes if axes is None else axes
+        if size is None:
+            size = self._size(axes)
+        return Step(
+            name=self.names.of(self.node, kind, name),
+            kind=kind,
+            inputs=self.inputs,
+            time=self.x.time if time is None else time,
+            size=size,
+            axes=axes,
+            module=module,
+            options=options,
+            call=self.call,
+        )
+
+    def fail(self, what: str) -> UserError:
+        """The error that says `what` about this operation."""
+        path, owner = self.names.where(self.node)
+        return UserError(f"{called(path)} ({owner}): {what}")
+
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the result."""
+        return tuple(shape_of(self.node).shape)
+
+    def arguments(self, *names: str) -> tuple[Any, ...]:
+        """The arguments after the first by name, None where they are not given."""
+        given = dict(zip(names, self.args[1:], strict=False))
+        return tuple(self.kwargs.get(name, given.get(name)) for name in names)
+
+    def _size(self, axes: str) -> tuple[int, int, int]:
+        """(C, H, W) of the result with these axes; a grid of tokens keeps that of the input."""
+        found = dict(zip(axes, self.shape(), strict=True))
+        if "p" in axes:
+            return (found["c"], *self.x.size[1:])
+        return found["c"], found.get("h", 1), found.get("w", 1)
+
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of the first input."""
+        node = next(n for n in self.node.all_input_nodes if "shape" in n.meta)
+        return tuple(shape_of(node).shape)

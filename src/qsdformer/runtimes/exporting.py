@@ -1,0 +1,44 @@
+"""`qsd.export`: a model as a file to run elsewhere, packed integers or ONNX."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from qsdformer.graph import artifact
+from qsdformer.graph.integer import IntegerGraph
+from qsdformer.runtimes.sessions import Arrangement
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from qsdformer.data.base import DataInfo
+
+
+def export(
+    model: nn.Module | IntegerGraph,
+    path: str | os.PathLike[str],
+    info: DataInfo | None = None,
+    *,
+    runtime: Arrangement = "onnxruntime",
+    **options: Any,
+) -> IntegerGraph:
+    """Write `model` to `path`, whole or not at all; returns its integer graph.
+
+    A name that ends in .onnx makes an ONNX file, laid out for the speed of `runtime`; any other a
+    packed artifact. `info` and `options` are those of `qsdformer.lower`. Raises `UserError` for a
+    model that cannot be lowered and a file that cannot be written.
+    """
+    if isinstance(model, IntegerGraph):
+        graph = model
+    else:
+        from qsdformer.graph.lowering import lower
+
+        graph = lower(model, info, **options)
+    if os.path.splitext(path)[1] == ".onnx":
+        from qsdformer.runtimes.onnx_export import export_onnx
+
+        export_onnx(graph, path, runtime)
+    else:
+        artifact.export(graph, path)
+    return graph
