@@ -13,11 +13,11 @@ import argparse
 import numpy as np
 import torch
 
+from qsdformer import create_model
 from qsdformer.data.base import DataInfo
 from qsdformer.graph.artifact import load_artifact
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.lowering import lower
-from qsdformer.models.registry import create_model
 from qsdformer.runtimes.bench import INTEGER, make_subjects, measure
 
 
