@@ -10,6 +10,7 @@ from variants import info_for, random_pixels
 
 from qsdformer.errors import UserError
 from qsdformer.graph.lowering import lower
+from qsdformer.graph.spikes import trace_quantised
 from qsdformer.runtimes import executors
 from qsdformer.runtimes.executors import EXECUTORS, Executor, normalised, register, to_pixels
 from qsdformer.runtimes.verify import verify
@@ -39,6 +40,20 @@ def test_normalised_images_are_verified_on_the_pixels_they_came_from(lively):
     report = verify(model, normalised(pixels.numpy(), pre), info_for(model), executors=["integer"])
     assert [row.name for row in report.rows] == ["multi-bit", "integer"]
     assert all(row.accuracy is None for row in report.rows)
+
+
+def test_all_executors_of_a_model_share_one_trace_of_each_shape(lively, monkeypatch):
+    traced = []
+
+    def counted(model, shape):
+        traced.append(shape[0])
+        return trace_quantised(model, shape)
+
+    monkeypatch.setattr("qsdformer.runtimes.executors.trace_quantised", counted)
+    model = lively()
+    batches = [(random_pixels(model, 4, seed), torch.zeros(4).long()) for seed in range(2)]
+    verify(model, batches, info_for(model))
+    assert sorted(traced) == [1, 4]
 
 
 def _broken(model, graph):

@@ -157,7 +157,8 @@ class SpikingNeuron(nn.Module):
 
     def counts(self, output: Tensor) -> Tensor:
         """Integer spike counts behind this neuron's output (exact, as int64)."""
-        return (output.detach().double() / self.step).round().long()
+        # float32 is enough: counts are small whole numbers, and rounded.
+        return (output.detach().float() / self.step).round_().long()
 
     def forward(self, x: Tensor) -> Tensor:
         """Spike values for membrane input `x`, (T*B, ...)."""

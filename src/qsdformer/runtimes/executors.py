@@ -6,7 +6,9 @@ able to, the spike counts of every neuron. Others join by `register`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,8 +82,21 @@ def to_pixels(images: Tensor, pre: Preprocessing) -> Array:
     return values.round().clamp(0, 255).to(torch.uint8).numpy()
 
 
+_shared: ContextVar[Tracings | None] = ContextVar("tracings", default=None)
+
+
+@contextlib.contextmanager
+def one_tracing(model: nn.Module) -> Iterator[None]:
+    """Executors of `model` that are prepared inside the block trace each shape once for all."""
+    token = _shared.set(Tracings(model, trace_quantised))
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
 def _multi_bit(model: nn.Module, graph: IntegerGraph) -> Run:
-    tracings = Tracings(model)
+    tracings = _shared.get() or Tracings(model)
 
     def run(pixels: Array, collect: bool) -> Output:
         images = normalised(pixels, graph.preprocessing).to(_device(model))
@@ -95,7 +110,7 @@ def _multi_bit(model: nn.Module, graph: IntegerGraph) -> Run:
 
 
 def _binary(model: nn.Module, graph: IntegerGraph) -> Run:
-    tracings = Tracings(model, trace_quantised)
+    tracings = _shared.get() or Tracings(model, trace_quantised)
 
     def run(pixels: Array, collect: bool) -> Output:
         images = normalised(pixels, graph.preprocessing).to(_device(model))

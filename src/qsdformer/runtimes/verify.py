@@ -29,6 +29,7 @@ from qsdformer.runtimes.executors import (
     Executor,
     Output,
     Run,
+    one_tracing,
     to_pixels,
 )
 
@@ -207,13 +208,14 @@ def _prepare(
     if unable:
         raise UserError(f"executor {unable[0]!r} needs a checkpoint; choose {', '.join(every)}")
     tallies, missing = [], []
-    for name in chosen:
-        # Executors of a graph do not look at the model.
-        run = EXECUTORS[name].factory(cast(nn.Module, model), graph)
-        if run is None:
-            missing.append(name)
-        else:
-            tallies.append(_Tally(EXECUTORS[name], run))
+    whole = cast(nn.Module, model)  # executors of a graph do not look at it
+    with one_tracing(whole):
+        for name in chosen:
+            run = EXECUTORS[name].factory(whole, graph)
+            if run is None:
+                missing.append(name)
+            else:
+                tallies.append(_Tally(EXECUTORS[name], run))
     return tallies, missing
 
 
