@@ -39,6 +39,7 @@ test-quick: install
 
 fuzz: install
 	QSD_FUZZ_MUTANTS=10000 $(BIN)/python -m pytest tests/graph/test_artifact_fuzz.py
+	QSD_FUZZ_MUTANTS=10000 $(BIN)/python -m pytest tests/runtimes/test_native_build.py
 	QSD_FUZZ_MUTANTS=2000 $(BIN)/python -m pytest tests/models/test_checkpoint_fuzz.py
 
 lint: install
