@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from qsdformer.data.base import DataInfo
+from qsdformer.data.base import DataInfo, numbered_classes
 from qsdformer.errors import UserError
 from qsdformer.graph.trace import BATCH, has_logits, logits_step, trace
 
@@ -41,7 +41,7 @@ def assumed_info(
     return DataInfo(
         image_size=height,
         channels=channels,
-        class_names=tuple(map(str, range(classes))),
+        class_names=numbered_classes(classes),
         mean=(-low / spread,) * channels,
         std=(1 / spread,) * channels,
     )
