@@ -17,7 +17,7 @@ SHORT = ["--train.epochs", "1", "--data.train_limit", "64", "--train.batch_size"
 # IE-LIF taught by the counterpart ANN, and LIF over time.
 VARIANTS = {
     "distilled": ["--distill.teacher", "ann", "--distill.fgd_weight", "3"],
-    "lif": ["--model.neuron", "lif", "--model.time_steps", "4", "--model.rectify", "all"],
+    "lif": ["--model.neuron", "lif", "--model.time_steps", "2", "--model.rectify", "all"],
 }
 
 
