@@ -14,7 +14,8 @@ from qsdformer.cli import run
 # The recipes on digits, one of each family.
 RECIPES = ("digits", "digits-sdt", "digits-spikformer", "digits-e-spikeformer")
 SHORT = ["--train.epochs", "1", "--data.train_limit", "64", "--train.batch_size", "32"]
-# IE-LIF taught by the counterpart ANN, and LIF over time.
+# IE-LIF taught by the counterpart ANN, and LIF over time, which is silent after so few steps in
+# some of the families.
 VARIANTS = {
     "distilled": ["--distill.teacher", "ann", "--distill.fgd_weight", "3"],
     "lif": ["--model.neuron", "lif", "--model.time_steps", "2", "--model.rectify", "all"],
