@@ -10,9 +10,11 @@ encoding:
 - `address`: D passes, one for each virtual time step d; pass d holds the addresses whose count
   exceeds d, so that a spike is one address;
 - `address+count`: one pass of (address, count);
-- `bitmap`: D passes of a bit for every address.
+- `bitmap`: D passes of a bit for every address;
+- `dense`: the counts themselves, as a dense array of multipliers reads them.
 
-Lists of addresses begin with their length.
+Lists of addresses begin with their length. Of a list that holds a single address the count is
+stored, in any encoding.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import numpy as np
 from qsdformer.graph.ops import Array
 
 Layout = Literal["pixel", "channel"]
-Encoding = Literal["bitmap", "address", "address+count"]
+Encoding = Literal["bitmap", "address", "address+count", "dense"]
 ENCODINGS: tuple[str, ...] = get_args(Encoding)
 
 
@@ -68,7 +70,8 @@ class Spikes:
         """Channel, image and position in the map of each entry, (n,) each."""
         _, batch, height, width = self.shape
         if self.layout == "channel":
-            return *np.divmod(self.lists, batch), self.addresses
+            channel, image = np.divmod(self.lists, batch)
+            return channel, image, self.addresses
         image, position = np.divmod(self.lists, height * width)
         return self.addresses, image, position
 
@@ -121,6 +124,8 @@ def list_bits(spikes: Spikes, encoding: Encoding) -> Array:
     """Bits of each list, (lists,) int64, its length and all passes among them."""
     lists, levels = spikes.list_count, spikes.levels
     address, header = address_bits(spikes.length), bits_to_tell(spikes.length + 1)
+    if encoding == "dense" or spikes.length == 1:
+        return np.full(lists, spikes.length * bits_to_tell(levels + 1), np.int64)
     if encoding == "bitmap":
         return np.full(lists, levels * spikes.length, np.int64)
     if encoding == "address+count":

@@ -1,6 +1,6 @@
-"""The mask-add unit of attention without products, and the unit of q (k^T v).
+"""The mask-add unit: attention by coincidences, without products.
 
-**Mask-add** reads the lists of k and v, of the `channel` layout, side by side: a merge. Each cycle
+It reads the lists of k and v, of the `channel` layout, side by side: a merge. Each cycle
 compares the two addresses at the heads of a pair of lists. Where they are equal, the accumulator
 of the channel grows by the product of their counts (by 1 for spikes) and both lists advance; else
 the one with the smaller address does. A pair is done when either list is at its end; a pair of
@@ -20,8 +20,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from qsdformer.accelerator.encoding import Encoding, Spikes
-from qsdformer.accelerator.units.work import Walk, passes
+from qsdformer.accelerator.design import Design, Lanes
+from qsdformer.accelerator.encoding import (
+    Encoding,
+    Spikes,
+    address_bits,
+    bits_to_tell,
+    stored_bits,
+)
+from qsdformer.accelerator.units.work import Walk, Work, lane_energy, met, passes, walk
+from qsdformer.analysis.energy import add_energy
 from qsdformer.graph.ops import Array
 
 FILL = 1
@@ -29,8 +37,8 @@ FILL = 1
 
 def intersection(a: Spikes, b: Spikes) -> Spikes:
     """What both hold, with the products of their counts, in the layout that they share."""
-    keys = [s.lists * s.length + s.addresses for s in (a, b)]
-    _, in_a, in_b = np.intersect1d(*keys, assume_unique=True, return_indices=True)
+    key_a, key_b = (s.lists * s.length + s.addresses for s in (a, b))
+    _, in_a, in_b = np.intersect1d(key_a, key_b, assume_unique=True, return_indices=True)
     return Spikes(
         shape=a.shape,
         levels=a.levels * b.levels,
@@ -78,3 +86,57 @@ def _last(lists: Array, addresses: Array, count: int) -> Array:
     last = np.full(count, -1, np.int64)
     last[lists] = addresses  # entries ascend: the last one stays
     return last
+
+
+def merge_work(k: Spikes, v: Spikes, made: Spikes, unit: Lanes, design: Design) -> Work:
+    """What the mask-add unit does to intersect k and v."""
+    encoding = design.encoding
+    walked = merge_walk(k, v, encoding, design.word_bits)
+    cycles, stalls = walked.on(unit.engines)
+    compared = int((walked.cycles - walked.idle).sum())
+    energy = compared * add_energy(address_bits(k.length))
+    energy += met(made, encoding) * lane_energy(made, design, bits_to_tell(made.length + 1), 1)
+    again = (1, 1) if encoding == "address+count" else (v.levels, k.levels)
+    return Work(
+        unit="mask_add",
+        cycles=cycles + FILL,
+        fill=FILL,
+        stalls=stalls,
+        operations=compared,
+        capacity=(cycles + FILL) * unit.total,
+        energy=energy,
+        inputs=tuple(
+            times * stored_bits(s, encoding) for s, times in zip((k, v), again, strict=True)
+        ),
+    )
+
+
+def masked(spikes: Spikes, mask: Array) -> Spikes:
+    """The entries of `spikes` whose channel and image have a mask (C, B), times its count."""
+    channel, image, _ = spikes.indices
+    factor = mask[channel, image]
+    kept = factor > 0
+    return Spikes(
+        shape=spikes.shape,
+        levels=spikes.levels * int(max(1, mask.max(initial=1))),
+        layout=spikes.layout,
+        lists=spikes.lists[kept],
+        addresses=spikes.addresses[kept],
+        counts=spikes.counts[kept] * factor[kept],
+    )
+
+
+def mask_work(q: Spikes, mask: Spikes, unit: Lanes, design: Design) -> Work:
+    """What the mask-add unit does to filter q."""
+    cycles, stalls = walk(q, 1, design.encoding, design.word_bits).on(unit.engines)
+    entries = met(q, design.encoding)
+    return Work(
+        unit="mask_add",
+        cycles=cycles + FILL,
+        fill=FILL,
+        stalls=stalls,
+        operations=entries,
+        capacity=(cycles + FILL) * unit.total,
+        energy=entries * add_energy(1),
+        inputs=(stored_bits(q, design.encoding), stored_bits(mask, design.encoding)),
+    )

@@ -19,8 +19,17 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from qsdformer.accelerator.encoding import Encoding, Spikes
-from qsdformer.accelerator.units.work import Walk, walk
+from qsdformer.accelerator.design import Design, Lanes
+from qsdformer.accelerator.encoding import Encoding, Spikes, stored_bits
+from qsdformer.accelerator.units.work import (
+    Walk,
+    Work,
+    lane_energy,
+    met,
+    outputs_a_tile,
+    tiles,
+    walk,
+)
 from qsdformer.graph.ops import Array
 
 FILL = 2
@@ -37,3 +46,35 @@ def linear_sums(codes: Array, spikes: Spikes) -> Array:
 def linear_walk(spikes: Spikes, outputs: int, lanes: int, encoding: Encoding, word: int) -> Walk:
     """Cycles of each list, without FILL, for `outputs` sums a list on engines of `lanes` adders."""
     return walk(spikes, -(-outputs // lanes), encoding, word)
+
+
+def linear_work(
+    name: str, outputs: int, bits: int, sum_bits: int, spikes: Spikes, unit: Lanes, design: Design
+) -> Work:
+    """What the unit does for `outputs` sums of `sum_bits` a list, with weights of `bits`.
+
+    Where the buffers hold fewer outputs, the lists are read once more for each tile of them.
+    """
+    at_once = outputs_a_tile(name, design, spikes.length * bits, sum_bits * unit.engines, outputs)
+    parts = tiles(outputs, at_once)
+    walks = [
+        linear_walk(spikes, size, unit.lanes, design.encoding, design.word_bits) * times
+        for size, times in parts
+    ]
+    cycles, stalls = sum(walks[1:], walks[0]).on(unit.engines)
+    additions = met(spikes, design.encoding) * outputs
+    drained = spikes.list_count * outputs * sum_bits
+    return Work(
+        unit="linear",
+        cycles=cycles + FILL,
+        fill=FILL,
+        stalls=stalls,
+        operations=additions,
+        synaptic=spikes.spikes * outputs,
+        capacity=(cycles + FILL) * unit.total,
+        energy=additions * lane_energy(spikes, design, sum_bits, bits),
+        inputs=(stored_bits(spikes, design.encoding) * sum(times for _, times in parts),),
+        weights=additions * bits,
+        reads=additions * sum_bits + drained,
+        writes=additions * sum_bits,
+    )

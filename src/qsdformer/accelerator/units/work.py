@@ -7,12 +7,15 @@ their number, and an operation lasts as long as the engine with most to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from qsdformer.accelerator.encoding import Encoding, Spikes
+from qsdformer.accelerator.design import KIB_BITS, Design
+from qsdformer.accelerator.encoding import Encoding, Spikes, bits_to_tell
+from qsdformer.analysis.energy import add_energy, mult_energy
+from qsdformer.errors import UserError
 from qsdformer.graph.ops import Array
 
 
@@ -23,7 +26,8 @@ class Work:
     `capacity` is how many `operations`, additions or comparisons, its lanes could have done in
     that time; `stalls` are cycles, the mean over its engines, in which no lane did anything for
     want of spikes: empty lists, empty words, entries that reach no output, other engines' work.
-    `energy` is that of arithmetic in pJ; `reads` and `writes` are bits by buffer.
+    `energy` is that of arithmetic in pJ. Bits that it read: `inputs`, of each input of the
+    operation, `weights` and `reads` of accumulators; that it wrote there: `writes`.
     """
 
     unit: str
@@ -34,8 +38,10 @@ class Work:
     synaptic: int = 0  # additions that spikes cause, those of the energy ledger
     capacity: int = 0
     energy: float = 0.0
-    reads: Mapping[str, int] = field(default_factory=dict)
-    writes: Mapping[str, int] = field(default_factory=dict)
+    inputs: tuple[int, ...] = ()
+    weights: int = 0
+    reads: int = 0
+    writes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +51,23 @@ class Walk:
     cycles: Array
     idle: Array
 
-    def on(self, engines: int) -> tuple[int, float]:
-        """Cycles until the last engine is done, and stalls as the mean over engines."""
-        loads = engine_loads(self.cycles, engines)
+    def on(self, engines: int, owner: Array | None = None) -> tuple[int, float]:
+        """Cycles until the last engine is done, and stalls as the mean over engines.
+
+        `owner` says which engine takes each list, if not list i engine i modulo their number.
+        """
+        owner = np.arange(len(self.cycles)) % engines if owner is None else owner
+        loads = np.bincount(owner, self.cycles, minlength=engines).astype(np.int64)
         longest = int(loads.max(initial=0))
         return longest, float((longest - loads).sum() + self.idle.sum()) / engines
 
+    def __add__(self, other: Walk) -> Walk:
+        """One after the other."""
+        return Walk(cycles=self.cycles + other.cycles, idle=self.idle + other.idle)
 
-def engine_loads(cycles: Array, engines: int) -> Array:
-    """The cycles of each engine, (engines,), list i on engine i modulo their number."""
-    owner = np.arange(len(cycles)) % engines
-    return np.bincount(owner, cycles, minlength=engines).astype(np.int64)
+    def __mul__(self, times: int) -> Walk:
+        """So many times."""
+        return Walk(cycles=self.cycles * times, idle=self.idle * times)
 
 
 def walk(spikes: Spikes, cost: Array | int, encoding: Encoding, word: int) -> Walk:
@@ -93,3 +105,44 @@ def passes(spikes: Spikes, encoding: Encoding) -> Iterator[Array]:
 def pass_weights(spikes: Spikes, encoding: Encoding) -> Array:
     """How often each entry is met in all passes, (n,)."""
     return np.ones_like(spikes.counts) if encoding == "address+count" else spikes.counts
+
+
+def met(spikes: Spikes, encoding: Encoding) -> int:
+    """How many entries all passes meet together."""
+    return int(pass_weights(spikes, encoding).sum())
+
+
+def lane_energy(spikes: Spikes, design: Design, bits: int, operand: int) -> float:
+    """pJ of adding an `operand`-bit number to a sum of `bits` for an entry that a unit meets.
+
+    Where counts are stored beside addresses, the number is multiplied by the count first.
+    """
+    energy = add_energy(bits)
+    if design.encoding == "address+count" and spikes.levels > 1:
+        energy += mult_energy((operand, bits_to_tell(spikes.levels + 1)))
+    return energy
+
+
+def outputs_a_tile(
+    what: str, design: Design, weight_bits: int, sum_bits: int, outputs: int, groups: int = 1
+) -> int:
+    """How many outputs the buffers hold at a time, at most `outputs`, a multiple of `groups`.
+
+    `weight_bits` and `sum_bits` are those of one output. A `UserError` says what would fit.
+    """
+    fitting = outputs
+    for name, each in (("weights", weight_bits), ("accumulators", sum_bits)):
+        buffer = design.buffers.named()[name]
+        if each * groups > buffer.bits:
+            raise UserError(
+                f"{what}: buffers.{name} of {buffer.kib:g} KiB of design {design.name} is too "
+                f"small: one output needs {each * groups / KIB_BITS:.2f} KiB"
+            )
+        fitting = min(fitting, buffer.bits // (each * groups) * groups)
+    return fitting
+
+
+def tiles(outputs: int, per_tile: int) -> list[tuple[int, int]]:
+    """Sizes of tiles, each with how many there are of it."""
+    full, rest = divmod(outputs, per_tile)
+    return [(size, times) for size, times in ((per_tile, full), (rest, 1)) if size and times]
