@@ -192,6 +192,34 @@ def load_design(name: str) -> Design:
     return parse_design(load_yaml(text, f"design {name}"), path.stem)
 
 
+def paths(design: Design) -> list[str]:
+    """The paths of all numbers of a design."""
+    return [path for path in design.sources if _at(design, path) is not None]
+
+
+def changed(design: Design, path: str, value: Any) -> Design:
+    """`design` with the number at `path` replaced, for want of a source by a sweep's."""
+    sources = {**design.sources, path: f"{ASSUMPTION}: swept"}
+    made = dataclasses.replace(_replaced(design, path.split("."), value), sources=sources)
+    _check(made, f"design {design.name}")
+    return made
+
+
+def _at(section: Any, path: str) -> Any:
+    for name in path.split("."):
+        section = getattr(section, name, None)
+    return section
+
+
+def _replaced(section: Any, names: list[str], value: Any) -> Any:
+    first, rest = names[0], names[1:]
+    if rest:
+        inner = _replaced(getattr(section, first), rest, value)
+    else:
+        inner = _checked(type_hints(type(section))[first], value, "--sweep", first)
+    return dataclasses.replace(section, **{first: inner})
+
+
 def parse_design(values: Any, name: str) -> Design:
     """Check the plain values of a design file."""
     sources: dict[str, str] = {}
