@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from qsdformer.accelerator.ledger import Line
 from qsdformer.accelerator.results import PARTS, Figures, figures, stage_figures
 from qsdformer.accelerator.simulate import Simulation, Stage
 from qsdformer.accelerator.sweep import Point
@@ -91,6 +92,20 @@ def design_table(simulations: Sequence[Simulation]) -> Table:
             f"{found.gsops:,.1f}",
             f"{found.gsops_per_watt:,.2f}",
         )
+    return table
+
+
+def ledger_table(lines: Sequence[Line], design: str) -> Table:
+    """The ledger's memory model beside the traffic of a design."""
+    table = Table(title=f"Traffic an image: the ledger's memory model, and {design}")
+    table.add_column("what")
+    for column in ("ledger", "simulated", "times"):
+        table.add_column(column, justify="right")
+    table.add_column("why", overflow="fold")
+    for line in lines:
+        times = f"{line.simulated / line.ledger:,.1f}" if line.ledger else ""
+        cells = bytes_text(line.ledger), bytes_text(line.simulated), times
+        table.add_row(line.what, *cells, line.why)
     return table
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qsdformer.accelerator.design import designs
@@ -14,10 +14,13 @@ from qsdformer.files import write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import nn
 
     from qsdformer.accelerator.design import Design
+    from qsdformer.accelerator.ledger import Line
     from qsdformer.accelerator.simulate import Simulation
     from qsdformer.accelerator.sweep import Point
+    from qsdformer.data import DataModule
     from qsdformer.graph.integer import IntegerGraph
     from qsdformer.graph.ops import Array
 
@@ -59,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="vary the first design, such as lanes=32|64,encoding=address|address+count,"
         "buffers=0.5|1 (default: off)",
     )
+    parser.add_argument(
+        "--ledger",
+        action="store_true",
+        help="of a checkpoint: also show the first design's traffic beside that of the memory "
+        "cost model of qsd analyze (default: off)",
+    )
     parser.add_argument("--csv", metavar="FILE", help="write the stages' rows (default: off)")
     parser.add_argument("--json", metavar="FILE", help="write everything (default: off)")
     add_recipe_keys(parser, section="data")
@@ -74,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
 
     chosen = [load_design(name) for name in options.design or ("sdt-sparse", "dense-int")]
     keys = parse_sweep(options.sweep, chosen[0]) if options.sweep else None
-    graph, images = _load(options)
+    graph, images, ledger = _load(options)
     console = Console()
     if not console.is_terminal:
         console = Console(width=FILE_WIDTH)
@@ -85,6 +94,10 @@ def run(options: argparse.Namespace) -> int:
         with console.status(f"simulating {design.name}"):
             simulations.append(simulate(graph, design, images))
     _print(console, simulations)
+    if ledger is not None:
+        from qsdformer.accelerator.tables import ledger_table
+
+        console.print(ledger_table(ledger(simulations[0]), chosen[0].name))
     if options.csv:
         from qsdformer.accelerator.tables import write_csv
 
@@ -96,8 +109,10 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _load(options: argparse.Namespace) -> tuple[IntegerGraph, Array]:
-    """The integer graph, and pixels for it."""
+def _load(
+    options: argparse.Namespace,
+) -> tuple[IntegerGraph, Array, Callable[[Simulation], list[Line]] | None]:
+    """The integer graph, pixels for it, and what compares with the ledger, if asked for."""
     import numpy as np
 
     from qsdformer.commands.exported_data import data_for, pixel_batches
@@ -107,9 +122,13 @@ def _load(options: argparse.Namespace) -> tuple[IntegerGraph, Array]:
     from qsdformer.tasks.stored import load_with_data
 
     keys = given_keys(options)
-    graph = load_exported(options.model)
+    graph, compare = load_exported(options.model), None
+    if options.ledger and graph is not None:
+        raise UserError(f"--ledger is of a checkpoint, and {options.model} is none")
     if graph is None:
         loaded, data = load_with_data(options.model, keys, options.images)
+        if options.ledger:
+            compare = _comparison(options.model, loaded.model, data, options.images)
         graph = lower(loaded.model, data.info, membrane_bits=options.membrane_bits)
     elif not isinstance(graph, IntegerGraph):
         raise UserError(f"{options.model} is an ONNX file: give the checkpoint or a .qsd file")
@@ -118,7 +137,21 @@ def _load(options: argparse.Namespace) -> tuple[IntegerGraph, Array]:
     batches = [pixels.numpy() for pixels, _ in pixel_batches(data, options.images)]
     if not batches:
         raise UserError("there are no images to simulate")
-    return graph, np.concatenate(batches)
+    return graph, np.concatenate(batches), compare
+
+
+def _comparison(
+    name: str, model: nn.Module, data: DataModule, images: int
+) -> Callable[[Simulation], list[Line]]:
+    """What puts a simulation beside the ledger of `model` on the same images."""
+    from qsdformer.accelerator.ledger import traffic_lines
+    from qsdformer.analysis.ledger import make_ledger
+    from qsdformer.analysis.measure import measure
+    from qsdformer.tasks.evaluation import first_images
+
+    measured = measure(model, first_images(data.val_dataloader(), images))
+    ledger = make_ledger(name, model, measured)
+    return lambda simulation: traffic_lines(ledger, model, measured.size, simulation)
 
 
 def _print(console: Console, simulations: Sequence[Simulation]) -> None:
