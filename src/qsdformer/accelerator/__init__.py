@@ -1,0 +1,1 @@
+"""Sparse accelerators: what designs make of real spikes, in cycles, traffic and energy."""
