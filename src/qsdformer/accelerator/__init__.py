@@ -1,1 +1,1 @@
-"""Sparse accelerators: what designs make of real spikes, in cycles, traffic and energy."""
+"""A sparse accelerator, simulated: what real spikes cost it in cycles, traffic and energy."""

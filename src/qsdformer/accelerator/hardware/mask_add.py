@@ -8,83 +8,102 @@ from amaranth.hdl import Module, Mux, Signal, unsigned
 from amaranth.lib import stream
 from amaranth.lib.wiring import Component, In, Out
 
-from qsdformer.accelerator.hardware.entries import EMPTY, entry_layout
+from qsdformer.accelerator.hardware.entries import Heads, written_layout
 
 
 class MaskAdd(Component):
-    """Passes a channel's list of q where its lists of k and v coincide often enough.
+    """Passes a channel's spikes of q where its lists of k and v coincide often enough.
 
-    Lists hold the `tokens` where a channel spikes. Those of k and v are merged: the smaller of two
-    heads leaves, equal ones leave together and add the product of their counts to `total`. If it
-    reaches the channel's threshold (one for each channel at `thresholds`), q's list goes to
-    `masked` as it is, else an empty list does. There is no multiplication at one level.
+    There is a list for each of `channels` channels, whose addresses are the `tokens` where it
+    spikes. After `start` the lists of k and v are merged, channel by channel: of the two entries at
+    hand the one with the smaller address leaves; equal ones leave together, and the product of
+    their counts is added to the channel's `total`; when either list has ended, what is left of the
+    other is skipped. A channel whose total reaches its threshold (`thresholds`, one for each) has a
+    mask. Then the lists of q are read: entries of channels with a mask go to `masked`, which has
+    the lists of all channels, the others empty.
 
     The threshold is that of a neuron without a memory: one time step, or a LIF neuron that fires at
     the first coincidence (threshold 1), as in SDT v1.
 
-    Cycles: max(1, tokens where k or v spikes) + max(1, tokens where q does), summed over channels.
+    Cycles: while `merging`, max(1, comparisons), summed over channels, and 1 to fill; while
+    `filtering`, max(1, entries of q), summed over channels, and 1 to fill: an engine of the
+    simulator's mask-add unit.
     """
 
+    start: Any
+    merging: Any
+    filtering: Any
     q: Any
     k: Any
     v: Any
     thresholds: Any
-    masked: Any
     total: Any
+    masked: Any
 
-    def __init__(self, *, tokens: int, levels: int = 1) -> None:
-        most = unsigned((tokens * levels**2).bit_length())
-        listed = stream.Signature(entry_layout(tokens, levels))
+    def __init__(self, *, channels: int, tokens: int, levels: int = 1) -> None:
+        self.channels, self.tokens, self.levels = channels, tokens, levels
+        self.most = unsigned((tokens * levels**2).bit_length())
+        heads = Heads(positions=tokens, levels=levels, lists=channels)
         super().__init__(
             {
-                **{name: In(listed) for name in "qkv"},
-                "thresholds": In(stream.Signature(most)),
-                "masked": Out(listed),
-                "total": Out(most),
+                "start": In(1),
+                "merging": Out(1),
+                "filtering": Out(1),
+                **{name: In(heads) for name in "qkv"},
+                "thresholds": In(stream.Signature(self.most)),
+                "total": Out(self.most),
+                "masked": Out(stream.Signature(written_layout(tokens, levels))),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
-        """The circuit: one state merges k and v, the other passes q or lets it fall."""
+        """The circuit: a state that merges k and v, and one that filters q."""
         m = Module()
+        masks = Signal(self.channels)
+        m.d.comb += [self.k.start.eq(self.start), self.v.start.eq(self.start)]
         with m.FSM():
             with m.State("merge"):
-                self._merge(m)
+                m.d.comb += self.merging.eq(self.start | self.k.valid)
+                with m.If(self.k.valid):
+                    self._merge(m, masks)
+            with m.State("begin"):
+                m.d.comb += [self.filtering.eq(1), self.q.start.eq(1)]
+                m.next = "filter"
             with m.State("filter"):
-                self._filter(m)
+                m.d.comb += self.filtering.eq(1)
+                with m.If(self.q.valid):
+                    self._filter(m, masks)
         return m
 
-    def _merge(self, m: Module) -> None:
-        k, v = self.k.payload, self.v.payload
-        k_done, v_done = Signal(name="k_done"), Signal(name="v_done")
-        ready = (k_done | self.k.valid) & (v_done | self.v.valid)
-        alone = k_done | v_done | k.empty | v.empty  # no two heads to compare
-        take_k, take_v = Signal(name="take_k"), Signal(name="take_v")
-        m.d.comb += [
-            take_k.eq(ready & ~k_done & (alone | (k.address <= v.address))),
-            take_v.eq(ready & ~v_done & (alone | (v.address <= k.address))),
-            self.k.ready.eq(take_k),
-            self.v.ready.eq(take_v),
-        ]
-        k_ends, v_ends = k_done | (take_k & k.last), v_done | (take_v & v.last)
-        m.d.sync += [k_done.eq(k_ends), v_done.eq(v_ends)]
-        with m.If(take_k & take_v & ~alone):
-            m.d.sync += self.total.eq(self.total + k.count * v.count)
-        with m.If(k_ends & v_ends):
-            m.d.sync += [k_done.eq(0), v_done.eq(0)]
-            m.next = "filter"
+    def _merge(self, m: Module, masks: Signal) -> None:
+        k, v = self.k, self.v
+        none = k.empty | v.empty
+        take_k = ~none & (k.spike.address <= v.spike.address)
+        take_v = ~none & (v.spike.address <= k.spike.address)
+        met = Mux(take_k & take_v, k.spike.count * v.spike.count, 0)
+        ends = none | (take_k & k.last) | (take_v & v.last)
+        kept = Signal(self.most)  # of this channel, before the entries at hand
+        m.d.comb += self.total.eq(kept + met)
+        with m.If(~ends):
+            m.d.comb += [k.advance.eq(take_k), v.advance.eq(take_v)]
+            m.d.sync += kept.eq(self.total)
+        with m.Elif(self.thresholds.valid):
+            reached = self.total >= self.thresholds.payload
+            m.d.comb += [k.skip.eq(1), v.skip.eq(1), self.thresholds.ready.eq(1)]
+            m.d.sync += [kept.eq(0), masks.bit_select(k.index, 1).eq(reached)]
+            with m.If(k.index == self.channels - 1):
+                m.next = "begin"
 
-    def _filter(self, m: Module) -> None:
+    def _filter(self, m: Module, masks: Signal) -> None:
         q, out = self.q, self.masked
-        fires = self.total >= self.thresholds.payload
-        offered = q.valid & self.thresholds.valid
+        passes = masks.bit_select(q.index, 1) & ~q.empty
+        ends = q.empty | q.last
         m.d.comb += [
-            out.valid.eq(offered & (fires | q.payload.last)),
-            q.ready.eq(offered & (out.ready | ~(fires | q.payload.last))),
-            self.thresholds.ready.eq(q.ready & q.payload.last),
+            out.valid.eq(passes | ends),
+            out.payload.spike.eq(q.spike),
+            out.payload.filled.eq(passes),
+            out.payload.last.eq(ends),
+            q.advance.eq(out.ready | ~out.valid),
         ]
-        for name, value in EMPTY.items():
-            m.d.comb += out.payload[name].eq(Mux(fires, q.payload[name], value))
-        with m.If(self.thresholds.ready):
-            m.d.sync += self.total.eq(0)
+        with m.If(ends & q.advance & (q.index == self.channels - 1)):
             m.next = "merge"
