@@ -1,4 +1,4 @@
-"""Spikes as entries of address lists: the wires, and from and to spike counts.
+"""Spikes as entries of address lists: the wires, and what they stand for.
 
 An entry says where a spike is and how many there are. As written, one a cycle, it may also hold
 nothing (`filled` is 0) and only end a list (`last`); an empty list is one such entry.
@@ -6,15 +6,13 @@ nothing (`filled` is 0) and only end a list (`last`); an empty list is one such 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from amaranth.hdl import unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
-
-Entry = dict[str, int]
 
 
 def place_bits(positions: int) -> int:
@@ -60,20 +58,7 @@ class Heads(wiring.Signature):
         )
 
 
-def entries(counts: Sequence[int]) -> list[dict[str, Any]]:
-    """The list of spike counts by position, as it is written."""
-    found = [
-        {"spike": {"address": position, "count": int(count)}, "filled": 1, "last": 0}
-        for position, count in enumerate(counts)
-        if count
-    ]
-    if not found:
-        found = [{"spike": {"address": 0, "count": 0}, "filled": 0, "last": 0}]
-    found[-1]["last"] = 1
-    return found
-
-
-def counts(written: Iterable[Any], positions: int) -> list[list[int]]:
+def counts_of(written: Iterable[Any], positions: int) -> list[list[int]]:
     """Spike counts by position, of every list in a sequence of entries."""
     found, current = [], [0] * positions
     for entry in written:

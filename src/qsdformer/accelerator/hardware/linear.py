@@ -20,7 +20,7 @@ class SparseLinear(Component):
     its pixel; a count above 1 multiplies the weights. When all is added, the sums leave at `sums`,
     pixel by pixel, a word of `lanes` a cycle, and are 0 again.
 
-    Weights are written at `weights`: row channel * chunks + i are those of outputs i * lanes and on.
+    Weights are written at `weights`: row channel * chunks + i has those of outputs from i * lanes.
 
     Cycles from `start` to the last addition, in which `busy` is set: max(1, entries * chunks),
     summed over lists, and 2 to fill: an engine of the simulator's linear unit.
@@ -67,7 +67,7 @@ class SparseLinear(Component):
         )
 
     def elaborate(self, platform: object) -> Module:
-        """The circuit: list entries, a clock later weights, and another one later their addition."""
+        """The circuit: an entry, a clock later its weights, another one later their addition."""
         m = Module()
         m.submodules.weights = weights = memory.Memory(
             shape=self.weight_word, depth=self.rows, init=[]

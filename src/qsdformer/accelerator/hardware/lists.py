@@ -14,9 +14,9 @@ from qsdformer.accelerator.hardware.entries import Heads, place_bits, spike_layo
 class SpikeLists(Component):
     """Holds up to `lists` lists of `capacity` entries in all, written once and read in order.
 
-    `written` takes entries, an entry a cycle; `clear` forgets them all. `read` goes through all lists that are complete, as
-    often as it is started; the entry to come is chosen while the one at hand is looked at, so that
-    the next one is there a cycle later, even where it begins another list.
+    `written` takes entries, an entry a cycle; `clear` forgets them all. `read` goes through all
+    lists that are complete, as often as it is started: the entry to come is chosen while the one at
+    hand is looked at, so that it is there a cycle later, even where it begins another list.
     """
 
     clear: Any
