@@ -34,16 +34,20 @@ def run_linear(
     A unit of several passes gets the spikes one by one. `accepts` tells by cycle after the start
     whether results are taken.
     """
-    linear = unit.linear
-    passes = [counts > level for level in range(linear.passes)] if linear.passes > 1 else [counts]
-    lists = np.concatenate(passes).astype(int)
-    streams = {
-        "weights": _weight_words(codes, linear.lanes),
-        "words": _words(lists, unit.lists.encoder.lanes),
-    }
-    taken, cycles = _run(unit, streams, {}, "sums", linear.pixels, ("encoding", "busy"), accepts)
-    sums = np.array([list(word["values"]) for word in taken]).reshape(linear.pixels, -1)
+    streams, pixels = linear_streams(unit, codes, counts), len(counts)
+    taken, cycles = _run(unit, streams, {}, "sums", pixels, ("encoding", "busy"), accepts)
+    sums = np.array([list(word["values"]) for word in taken]).reshape(pixels, -1)
     return Run(result=sums[:, : len(codes)], cycles=cycles)
+
+
+def linear_streams(unit: EncodedLinear, codes: Array, counts: Array) -> dict[str, list[Any]]:
+    """What a linear unit's streams "weights" and "words" take, for `run_linear`'s arrays."""
+    levels = unit.linear.passes
+    passes = [counts > level for level in range(levels)] if levels > 1 else [counts]
+    return {
+        "weights": _weight_words(codes, unit.linear.lanes),
+        "words": _words(np.concatenate(passes).astype(int), unit.lists.encoder.lanes),
+    }
 
 
 def run_mask_add(
