@@ -36,6 +36,13 @@ class Lanes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConvolutionUnit(Lanes):
+    """Over all channels it gathers what a pixel sees, or scatters what a spike reaches."""
+
+    order: Literal["gather", "scatter"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncoderUnit(Lanes):
     """An engine compares `lanes` potentials a cycle and writes `ports` entries."""
 
@@ -74,7 +81,7 @@ class Units:
 
     array: ArrayUnit | None  # convolutions of real values; of everything in dense designs
     linear: Lanes | None  # 1x1 convolutions of spikes
-    convolution: Lanes | None  # other convolutions of spikes
+    convolution: ConvolutionUnit | None  # other convolutions of spikes
     pool: Lanes | None  # max pools of spikes
     mask_add: Lanes | None  # products of spikes, sums over tokens, masks
     attention: Lanes | None  # q (k^T v)
@@ -173,7 +180,7 @@ def designs() -> dict[str, Path]:
 
 
 def load_design(name: str) -> Design:
-    """A design of the package by name, or a YAML file's; a `UserError` for one that is not right."""
+    """A design of the package by name, or that of a YAML file; a `UserError` if it is not right."""
     known = designs()
     path = known.get(name, Path(name))
     if not path.is_file():

@@ -111,14 +111,17 @@ def merge_work(k: Spikes, v: Spikes, made: Spikes, unit: Lanes, design: Design) 
     )
 
 
-def masked(spikes: Spikes, mask: Array) -> Spikes:
-    """The entries of `spikes` whose channel and image have a mask (C, B), times its count."""
+def masked(spikes: Spikes, mask: Array, levels: int) -> Spikes:
+    """The entries of `spikes` whose channel and image have a mask (C, B), times its count.
+
+    No count exceeds `levels`.
+    """
     channel, image, _ = spikes.indices
     factor = mask[channel, image]
     kept = factor > 0
     return Spikes(
         shape=spikes.shape,
-        levels=spikes.levels * int(max(1, mask.max(initial=1))),
+        levels=levels,
         layout=spikes.layout,
         lists=spikes.lists[kept],
         addresses=spikes.addresses[kept],

@@ -5,10 +5,15 @@ the kernel, fewer at borders and under strides, and each tap adds to all outputs
 group: additions = taps * outputs, done `lanes` a cycle, so that the entry takes
 ceil(additions / lanes) cycles, and one cycle if it reaches nothing. All engines join for one list
 where lists add to the same sums; where groups have sums of their own, as in depthwise
-convolutions, the channels of group g go to engine g modulo their number.
+convolutions, the channels of group g go to engine g modulo their number, of as many engines as
+accumulators hold maps for.
 
 The weights of a channel stay in the lanes for its whole list if they fit there, k*k*outputs of
-them; else they are read for every entry. Sums of the map that is being made lie in accumulators.
+them; else they are read for every entry. The sums of the map that is being made lie in
+accumulators, and each addition reads and writes one. Where these hold the maps of fewer outputs,
+the lists are read once more for each part of them.
+
+This is a scatter; a convolution over all channels may gather instead (`linear.py`).
 """
 
 from __future__ import annotations
@@ -17,16 +22,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
+from scipy import sparse  # type: ignore[import-untyped]
 
 from qsdformer.accelerator.design import Design, Lanes
 from qsdformer.accelerator.encoding import Spikes, stored_bits
 from qsdformer.accelerator.units.work import (
     Work,
     lane_energy,
-    outputs_a_tile,
     pass_weights,
     passes,
+    require_output,
     tiles,
     walk,
 )
@@ -93,16 +98,16 @@ def convolution_sums(op: Conv, spikes: Spikes) -> Array:
     size = batch * sides[0] * sides[1]
     codes = op.codes.reshape(outputs, per_group, -1)  # (C_out, C_in / groups, taps)
     if op.groups == channels == outputs:
-        tap, channel = np.divmod(column, channels)
-        added = codes[channel, 0, tap].astype(np.int64) * count
-        sums = np.bincount(channel * size + row, added, minlength=outputs * size)
+        taps, own = np.divmod(column, channels)
+        added = codes[own, 0, taps].astype(np.int64) * count
+        sums = np.bincount(own * size + row, added, minlength=outputs * size)
         return sums.astype(np.int32).reshape(outputs, batch, *sides)
     groups = []
     for g in range(op.groups):
         mine = (column % channels) // per_group == g
-        tap, channel = np.divmod(column[mine], channels)
+        taps, own = np.divmod(column[mine], channels)
         table = sparse.csr_matrix(
-            (count[mine].astype(np.int32), (row[mine], tap * per_group + channel % per_group)),
+            (count[mine].astype(np.int32), (row[mine], taps * per_group + own % per_group)),
             (size, codes.shape[2] * per_group),
         )
         part = codes[g * (outputs // op.groups) : (g + 1) * (outputs // op.groups)]
@@ -120,12 +125,13 @@ def convolution_work(op: Conv, sum_bits: int, spikes: Spikes, unit: Lanes, desig
     outputs, per_group = len(op.codes), len(op.codes) // op.groups
     engines = min(op.groups, unit.engines)
     lanes = unit.lanes * (unit.engines // engines)
-    fan_in = op.codes[0].size
+    require_output(op.name, design, "weights", op.codes[0].size * op.bits)
+    require_output(op.name, design, "accumulators", map_bits)
     # With several groups at work, each has sums of its own.
-    at_once = outputs_a_tile(op.name, design, fan_in * op.bits, map_bits, per_group, groups=engines)
-    parts = tiles(per_group, max(1, at_once // engines))
-    channel, _, position = spikes.indices
-    taps = window.reached(position)
+    engines = min(engines, design.buffers.accumulators.bits // map_bits)
+    at_once = design.buffers.accumulators.bits // (map_bits * engines)
+    parts = tiles(per_group, min(per_group, at_once))
+    taps = window.reached(spikes.addresses)
     walks = [
         walk(spikes, -(-taps * size // lanes), design.encoding, design.word_bits) * times
         for size, times in parts

@@ -38,8 +38,13 @@ def encoder_walk(spikes: Spikes, lanes: int, ports: int, encoding: Encoding) -> 
     return Walk(cycles=per_list.sum(axis=1), idle=(per_list - 1).sum(axis=1))
 
 
-def encoder_work(op: Neuron, spikes: Spikes, bits: int, unit: EncoderUnit, design: Design) -> Work:
-    """What the array does to compare potentials of `bits` and write `spikes`."""
+def encoder_work(
+    op: Neuron, spikes: Spikes, bits: int, unit: EncoderUnit, design: Design, *, first: bool = True
+) -> Work:
+    """What the array does to compare potentials of `bits` and write `spikes`.
+
+    Lists of another layout, not the `first`, are written without comparing anew.
+    """
     if design.encoding == "dense":
         engines, values = unit.total, int(np.prod(spikes.shape))
         cycles, stalls = -(-values // engines), 0.0
@@ -47,7 +52,7 @@ def encoder_work(op: Neuron, spikes: Spikes, bits: int, unit: EncoderUnit, desig
         walked = encoder_walk(spikes, unit.lanes, unit.ports, design.encoding)
         cycles, stalls = walked.on(unit.engines)
     updates = int(np.prod(spikes.shape))
-    additions, multiplications = neuron_arithmetic(op)
+    additions, multiplications = neuron_arithmetic(op) if first else (0, 0)
     return Work(
         unit="encoder",
         cycles=cycles + FILL,

@@ -6,31 +6,37 @@ channel, in a cycle. So an entry takes G = ceil(N_out / lanes) cycles, and
 
     cycles = FILL + max over engines of (sum over lists of max(1, entries * G))
 
-where `entries` are those of a list in one pass: with `address` there are D passes through all
-lists, and a spike is an entry; with `address+count` there is one, and a lane adds count * code.
-With `bitmap`, max(1, entries * G) is counted for every word of `word` bits instead of every list.
+where `entries` are those of a list in one pass: with `address` there are D passes through each
+list, and a spike is an entry; with `address+count` there is one, and a lane adds count * code.
+With `bitmap`, every word of `word` bits takes max(1, spikes) * G cycles.
 FILL is paid once an operation: an address is read in the first cycle, its first word of weights
-in the second, and the first addition is done in the third. Sums stay in accumulators until the
-list ends and leave while the next list is added.
+in the second, and the first addition is done in the third.
+
+The lanes hold the sums of `lanes` outputs in registers while a list passes by, and then of the
+next ones: the list is read G times, sums are never, and every addition reads a weight.
+
+A 3x3 convolution is the same work where it gathers: the entries of the nine lists around a pixel,
+each with the weights of its tap. There, a list of one tap takes max(1, entries * G) cycles.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from scipy import sparse
+from scipy import sparse  # type: ignore[import-untyped]
 
 from qsdformer.accelerator.design import Design, Lanes
-from qsdformer.accelerator.encoding import Encoding, Spikes, stored_bits
+from qsdformer.accelerator.encoding import Encoding, Spikes, list_bits, stored_bits
+from qsdformer.accelerator.units.convolution import window_of
 from qsdformer.accelerator.units.work import (
     Walk,
     Work,
     lane_energy,
     met,
-    outputs_a_tile,
-    tiles,
+    pass_weights,
+    require_output,
     walk,
 )
-from qsdformer.graph.ops import Array
+from qsdformer.graph.ops import Array, Conv
 
 FILL = 2
 
@@ -45,7 +51,10 @@ def linear_sums(codes: Array, spikes: Spikes) -> Array:
 
 def linear_walk(spikes: Spikes, outputs: int, lanes: int, encoding: Encoding, word: int) -> Walk:
     """Cycles of each list, without FILL, for `outputs` sums a list on engines of `lanes` adders."""
-    return walk(spikes, -(-outputs // lanes), encoding, word)
+    words = -(-outputs // lanes)
+    if encoding == "bitmap":
+        return walk(spikes, 1, encoding, word) * words
+    return walk(spikes, words, encoding, word)
 
 
 def linear_work(
@@ -53,28 +62,79 @@ def linear_work(
 ) -> Work:
     """What the unit does for `outputs` sums of `sum_bits` a list, with weights of `bits`.
 
-    Where the buffers hold fewer outputs, the lists are read once more for each tile of them.
+    Where the buffer of weights holds fewer outputs, these are brought there part by part.
     """
-    at_once = outputs_a_tile(name, design, spikes.length * bits, sum_bits * unit.engines, outputs)
-    parts = tiles(outputs, at_once)
-    walks = [
-        linear_walk(spikes, size, unit.lanes, design.encoding, design.word_bits) * times
-        for size, times in parts
-    ]
-    cycles, stalls = sum(walks[1:], walks[0]).on(unit.engines)
+    require_output(name, design, "weights", spikes.length * bits)
+    words = -(-outputs // unit.lanes)
+    walked = linear_walk(spikes, outputs, unit.lanes, design.encoding, design.word_bits)
     additions = met(spikes, design.encoding) * outputs
-    drained = spikes.list_count * outputs * sum_bits
+    return added_work(
+        walked.on(unit.engines),
+        additions,
+        spikes.spikes * outputs,
+        additions * lane_energy(spikes, design, sum_bits, bits),
+        stored_bits(spikes, design.encoding) * words,
+        additions * bits,
+        unit,
+    )
+
+
+def gather_work(op: Conv, sum_bits: int, spikes: Spikes, unit: Lanes, design: Design) -> Work:
+    """What the unit does for a convolution over all channels that gathers."""
+    _, batch, height, width = spikes.shape
+    window, encoding = window_of(op, height, width), design.encoding
+    outputs = len(op.codes)
+    require_output(op.name, design, "weights", op.codes[0].size * op.bits)
+    words = -(-outputs // unit.lanes)
+    walked = linear_walk(spikes, outputs, unit.lanes, encoding, design.word_bits)
+    bits = list_bits(spikes, encoding)
+    entries = np.bincount(spikes.lists, pass_weights(spikes, encoding), minlength=spikes.list_count)
+    counts = np.bincount(spikes.lists, spikes.counts, minlength=spikes.list_count)
+    image, position = np.divmod(np.arange(spikes.list_count), height * width)
+    places = batch * window.sides[0] * window.sides[1]
+    cycles, idle = np.zeros(places, np.int64), np.zeros(places, np.int64)
+    read = met_entries = met_spikes = 0
+    for _, lists, at in window.taps(position):
+        to = image[lists] * (places // batch) + at
+        cycles[to] += walked.cycles[lists]
+        idle[to] += walked.idle[lists]
+        read += int(bits[lists].sum())
+        met_entries += int(entries[lists].sum())
+        met_spikes += int(counts[lists].sum())
+    additions = met_entries * outputs
+    return added_work(
+        Walk(cycles=cycles, idle=idle).on(unit.engines),
+        additions,
+        met_spikes * outputs,
+        additions * lane_energy(spikes, design, sum_bits, op.bits),
+        read * words,
+        additions * op.bits,
+        unit,
+        name="convolution",
+    )
+
+
+def added_work(
+    walked: tuple[int, float],
+    additions: int,
+    synaptic: int,
+    energy: float,
+    lists: int,
+    weights: int,
+    unit: Lanes,
+    name: str = "linear",
+) -> Work:
+    """The work of `additions` whose sums are in registers, with bits of `lists` and `weights`."""
+    cycles = walked[0] + FILL
     return Work(
-        unit="linear",
-        cycles=cycles + FILL,
+        unit=name,
+        cycles=cycles,
         fill=FILL,
-        stalls=stalls,
+        stalls=walked[1],
         operations=additions,
-        synaptic=spikes.spikes * outputs,
-        capacity=(cycles + FILL) * unit.total,
-        energy=additions * lane_energy(spikes, design, sum_bits, bits),
-        inputs=(stored_bits(spikes, design.encoding) * sum(times for _, times in parts),),
-        weights=additions * bits,
-        reads=additions * sum_bits + drained,
-        writes=additions * sum_bits,
+        synaptic=synaptic,
+        capacity=cycles * unit.total,
+        energy=energy,
+        inputs=(lists,),
+        weights=weights,
     )

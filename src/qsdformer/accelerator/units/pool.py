@@ -22,7 +22,6 @@ FILL = 1
 
 def pooled(op: MaxPool, spikes: Spikes) -> Spikes:
     """The largest count of each window, as lists of the `channel` layout."""
-    channels, batch, height, width = spikes.shape
     window = _window(op, spikes)
     sides = window.sides
     largest = np.zeros((spikes.list_count, sides[0] * sides[1]), np.int64)
@@ -30,7 +29,7 @@ def pooled(op: MaxPool, spikes: Spikes) -> Spikes:
         # Each place is reached once by a tap of a list.
         at = spikes.lists[entries], places
         largest[at] = np.maximum(largest[at], spikes.counts[entries])
-    return encode(largest.reshape(channels, batch, *sides), spikes.levels, "channel")
+    return encode(largest.reshape(*spikes.shape[:2], *sides), spikes.levels, "channel")
 
 
 def pool_work(op: MaxPool, spikes: Spikes, made: Spikes, unit: Lanes, design: Design) -> Work:
@@ -54,7 +53,7 @@ def pool_work(op: MaxPool, spikes: Spikes, made: Spikes, unit: Lanes, design: De
 
 
 def _window(op: MaxPool, spikes: Spikes) -> Window:
-    _, _, height, width = spikes.shape
+    height, width = spikes.shape[2:]
     return Window(
         kernel=op.kernel, stride=op.stride, padding=op.padding, height=height, width=width
     )

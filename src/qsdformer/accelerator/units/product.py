@@ -13,10 +13,10 @@ do not hold a table for every engine, fewer engines work.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
+from scipy import sparse  # type: ignore[import-untyped]
 
 from qsdformer.accelerator.design import KIB_BITS, Design, Lanes
 from qsdformer.accelerator.encoding import Spikes, bits_to_tell, stored_bits
@@ -27,7 +27,8 @@ from qsdformer.graph.ops import Array
 FILL = 2
 
 
-class Heads(NamedTuple):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Heads:
     """Where each entry lies: its part, (image, head, pixel) as one number, and channel in it."""
 
     parts: Array  # (n,)
@@ -42,7 +43,8 @@ def by_head(spikes: Spikes, heads: int) -> Heads:
     tokens, size = height * width, channels // heads
     channel, image, position = spikes.indices
     head, within = np.divmod(channel, size)
-    return Heads((image * heads + head) * tokens + position, within, batch * heads * tokens, size)
+    parts = (image * heads + head) * tokens + position
+    return Heads(parts=parts, channels=within, count=batch * heads * tokens, width=size)
 
 
 def product_sums(q: Spikes, k: Spikes, v: Spikes, heads: int) -> Array:
@@ -84,7 +86,6 @@ def product_work(
     met_q = met(q, design.encoding)
     rows = met_q * at_v.width
     drained = batch * at_v.width * heads * tokens * sum_bits
-    spike_pairs = int(_counted(k, at_k, k.counts) @ _counted(v, at_v, v.counts))
     passes_of_k = 1 if design.encoding == "address+count" else k.levels
     return Work(
         unit="attention",
@@ -92,7 +93,7 @@ def product_work(
         fill=FILL,
         stalls=stalls,
         operations=pairs + rows,
-        synaptic=spike_pairs + q.spikes * at_v.width,
+        synaptic=sum(spike_additions(q, k, v, heads)),
         capacity=(cycles + FILL) * unit.total,
         energy=pairs * _pair_energy(k, v, table_bits, design)
         + rows * lane_energy(q, design, sum_bits, table_bits),
@@ -116,8 +117,13 @@ def _engines(name: str, table: int, unit: Lanes, design: Design) -> int:
     return min(unit.engines, buffer.bits // table)
 
 
-def _counted(spikes: Spikes, at: Heads, weights: Array | None = None) -> Array:
-    return np.bincount(at.parts, weights, minlength=at.count).astype(np.int64)
+def spike_additions(q: Spikes, k: Spikes, v: Spikes, heads: int) -> tuple[int, int]:
+    """Additions that spikes cause: pairs of k and v in k^T v, and of q with rows of the table."""
+    counted = []
+    for spikes in (k, v):
+        at = by_head(spikes, heads)
+        counted.append(np.bincount(at.parts, spikes.counts, minlength=at.count).astype(np.int64))
+    return int(counted[0] @ counted[1]), q.spikes * (v.shape[0] // heads)
 
 
 def _pairs(

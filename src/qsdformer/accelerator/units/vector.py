@@ -9,7 +9,7 @@ from qsdformer.accelerator.units.work import Work
 def vector_work(
     name: str, values: int, energy: float, unit: VectorUnit, inputs: tuple[int, ...] = ()
 ) -> Work:
-    """`values` at the unit's lanes a cycle, of `energy` pJ each; `inputs` are bits that it reads."""
+    """`values`, as many a cycle as there are lanes, of `energy` pJ each; `inputs` are bits read."""
     cycles = -(-values // unit.lanes)
     return Work(
         unit=name,

@@ -123,23 +123,14 @@ def lane_energy(spikes: Spikes, design: Design, bits: int, operand: int) -> floa
     return energy
 
 
-def outputs_a_tile(
-    what: str, design: Design, weight_bits: int, sum_bits: int, outputs: int, groups: int = 1
-) -> int:
-    """How many outputs the buffers hold at a time, at most `outputs`, a multiple of `groups`.
-
-    `weight_bits` and `sum_bits` are those of one output. A `UserError` says what would fit.
-    """
-    fitting = outputs
-    for name, each in (("weights", weight_bits), ("accumulators", sum_bits)):
-        buffer = design.buffers.named()[name]
-        if each * groups > buffer.bits:
-            raise UserError(
-                f"{what}: buffers.{name} of {buffer.kib:g} KiB of design {design.name} is too "
-                f"small: one output needs {each * groups / KIB_BITS:.2f} KiB"
-            )
-        fitting = min(fitting, buffer.bits // (each * groups) * groups)
-    return fitting
+def require_output(what: str, design: Design, name: str, bits: int) -> None:
+    """`UserError` if a buffer does not hold the `bits` that a single output needs."""
+    buffer = design.buffers.named()[name]
+    if bits > buffer.bits:
+        raise UserError(
+            f"{what}: buffers.{name} of {buffer.kib:g} KiB of design {design.name} is too small: "
+            f"one output needs {bits / KIB_BITS:.2f} KiB"
+        )
 
 
 def tiles(outputs: int, per_tile: int) -> list[tuple[int, int]]:
