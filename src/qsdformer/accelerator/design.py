@@ -227,13 +227,13 @@ def parse_design(values: Any, name: str) -> Design:
     if not isinstance(values, Mapping):
         raise UserError(f"{where}: must be a mapping with title, kind, units and buffers")
     given = {**values, "name": name}
-    design = _parse(Design, given, where, "", sources, skip=("sources",))
+    design = parse_section(Design, given, where, "", sources, skip=("sources",))
     design = dataclasses.replace(design, sources=sources)
     _check(design, where)
     return design
 
 
-def _parse(
+def parse_section(
     cls: Any,
     values: Any,
     where: str,
@@ -241,6 +241,7 @@ def _parse(
     sources: dict[str, str],
     skip: tuple[str, ...] = (),
 ) -> Any:
+    """A section of a design file as `cls`; notes in `sources` where its numbers are from."""
     names = [f.name for f in dataclasses.fields(cls) if f.name not in skip]
     if not isinstance(values, Mapping):
         raise UserError(f"{where}: {prefix.rstrip('.')}={values!r}: must be a section")
@@ -261,7 +262,7 @@ def _field(kind: Any, value: Any, where: str, path: str, sources: dict[str, str]
     if section is not None:
         if type(None) in get_args(kind) and value in (None, "none"):
             return None
-        return _parse(section, value, where, path + ".", sources)
+        return parse_section(section, value, where, path + ".", sources)
     if path in ("name", "title", "kind"):
         return _checked(kind, value, where, path)
     if not isinstance(value, Mapping) or set(value) != {"value", "source"}:
