@@ -52,6 +52,20 @@ def test_an_artifact_is_simulated_on_the_data_that_is_named(
     assert "Stages on dense-int" in capsys.readouterr().out
 
 
+def test_published_designs_are_estimated_by_their_formulas(
+    stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("mint", "eyeriss", "sato", "ptb", "prosperity")
+    designs = [word for name in names for word in ("--design", name)]
+    arguments = ("--images", "2", *designs, "--json", tmp_path / "all.json")
+    assert simulate(stored / "spiking.ckpt", *arguments) == 0
+    assert "Published designs by their formulas" in capsys.readouterr().out
+    values = json.loads((tmp_path / "all.json").read_text())
+    assert [v["design"] for v in values] == list(names)
+    assert all(v["cycles"] > 0 and v["millijoules"] > 0 and v["left_out"] for v in values)
+    assert simulate(stored / "spiking.ckpt", "--design", "mint", "--sweep", "lanes=1") == 2
+
+
 def test_a_design_of_ones_own_is_a_file(
     stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

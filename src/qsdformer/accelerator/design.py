@@ -179,12 +179,18 @@ def designs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 
 
+def published_names() -> list[str]:
+    """Designs that come with the package as formulas; see `accelerator.published`."""
+    return sorted(path.stem for path in (FOLDER / "published").glob("*.yaml"))
+
+
 def load_design(name: str) -> Design:
     """A design of the package by name, or that of a YAML file; a `UserError` if it is not right."""
     known = designs()
     path = known.get(name, Path(name))
     if not path.is_file():
-        raise UserError(f"no design {name!r}: neither a file nor {one_of(known, name)}")
+        names = [*known, *published_names()]
+        raise UserError(f"no design {name!r}: neither a file nor {one_of(names, name)}")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

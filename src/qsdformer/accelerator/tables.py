@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from qsdformer.accelerator.ledger import Line
+from qsdformer.accelerator.published.design import Estimate
 from qsdformer.accelerator.results import PARTS, Figures, figures, stage_figures
 from qsdformer.accelerator.simulate import Simulation, Stage
 from qsdformer.accelerator.sweep import Point
@@ -237,3 +238,39 @@ def sweep_values(points: Sequence[Point]) -> list[dict[str, Any]]:
         }
         for point in points
     ]
+
+
+def estimate_table(estimates: Sequence[Sequence[Estimate]]) -> Table:
+    """A line for each published design, means over the images it was estimated for."""
+    table = Table(title="Published designs by their formulas, an image")
+    table.add_column("design")
+    for column in ("cycles", "ms", "frames/s", "mJ", "DRAM"):
+        table.add_column(column, justify="right")
+    for each in estimates:
+        found = estimate_values(each)
+        table.add_row(
+            found["design"],
+            f"{found['cycles']:,.0f}",
+            f"{found['milliseconds']:,.4g}",
+            f"{found['frames_per_second']:,.1f}",
+            f"{found['millijoules']:.4g}",
+            bytes_text(found["dram_bits"]),
+        )
+    return table
+
+
+def estimate_values(estimates: Sequence[Estimate]) -> dict[str, Any]:
+    """The estimates of one published design for several images as plain values: their means."""
+    means = {
+        what: sum(getattr(each, what) for each in estimates) / len(estimates)
+        for what in ("cycles", "milliseconds", "millijoules", "dram_bits")
+    }
+    return {
+        "design": estimates[0].design.name,
+        "title": estimates[0].design.title,
+        "kind": "published",
+        "images": len(estimates),
+        "left_out": list(estimates[0].left_out),
+        "frames_per_second": 1e3 / means["milliseconds"],
+        **means,
+    }

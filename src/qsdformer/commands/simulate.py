@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qsdformer.accelerator.design import designs
+from qsdformer.accelerator.design import designs, published_names
 from qsdformer.commands.arguments import positive
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.errors import UserError
@@ -39,8 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--design",
         action="append",
         metavar="NAME",
-        help=f"one of {', '.join(designs())}, or a YAML file; may be repeated, the first in "
-        "detail (default: sdt-sparse and dense-int)",
+        help=f"one of {', '.join(designs())}, a YAML file, or as published "
+        f"{', '.join(published_names())}; may be repeated, the first in detail "
+        "(default: sdt-sparse and dense-int)",
     )
     parser.add_argument(
         "--images",
@@ -81,7 +82,13 @@ def run(options: argparse.Namespace) -> int:
     from qsdformer.accelerator.simulate import simulate
     from qsdformer.accelerator.sweep import parse_sweep
 
-    chosen = [load_design(name) for name in options.design or ("sdt-sparse", "dense-int")]
+    names = options.design or ["sdt-sparse", "dense-int"]
+    published = [name for name in names if name in published_names()]
+    chosen = [load_design(name) for name in names if name not in published]
+    if not chosen and (options.sweep or options.ledger):
+        raise UserError(
+            f"--sweep and --ledger: {names[0]} is a formula and has no units to look at"
+        )
     keys = parse_sweep(options.sweep, chosen[0]) if options.sweep else None
     graph, images, ledger = _load(options)
     console = Console()
@@ -93,7 +100,9 @@ def run(options: argparse.Namespace) -> int:
     for design in chosen:
         with console.status(f"simulating {design.name}"):
             simulations.append(simulate(graph, design, images))
-    _print(console, simulations)
+    if simulations:
+        _print(console, simulations)
+    estimates = _estimates(console, published, graph, images) if published else []
     if ledger is not None:
         from qsdformer.accelerator.tables import ledger_table
 
@@ -105,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         from qsdformer.accelerator.tables import simulation_values
 
-        write_json(options.json, [simulation_values(s) for s in simulations])
+        write_json(options.json, [*map(simulation_values, simulations), *estimates])
     return 0
 
 
@@ -163,6 +172,25 @@ def _print(console: Console, simulations: Sequence[Simulation]) -> None:
     console.print(design_table(simulations))
     for simulation in simulations:
         console.print(_notes(simulation), highlight=False)
+
+
+def _estimates(
+    console: Console, names: Sequence[str], graph: IntegerGraph, images: Array
+) -> list[dict[str, Any]]:
+    """Print what published designs take, and give it as plain values."""
+    from qsdformer.accelerator.published.design import estimate, load_published
+    from qsdformer.accelerator.published.workload import graph_workload
+    from qsdformer.accelerator.tables import estimate_table, estimate_values
+
+    with console.status("estimating published designs"):
+        batch = images.shape[-4]
+        loads = [graph_workload(graph, images[..., i : i + 1, :, :, :]) for i in range(batch)]
+        found = [[estimate(load_published(name), load) for load in loads] for name in names]
+    console.print(estimate_table(found))
+    if loads[0].left_out:
+        left = ", ".join(loads[0].left_out)
+        console.print(f"published designs leave out layers on real values: {left}", highlight=False)
+    return [estimate_values(each) for each in found]
 
 
 def _notes(simulation: Simulation) -> str:
