@@ -179,17 +179,51 @@ def designs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 
 
+def published_names() -> list[str]:
+    """Designs that come with the package as formulas; see `accelerator.published`."""
+    return sorted(path.stem for path in (FOLDER / "published").glob("*.yaml"))
+
+
 def load_design(name: str) -> Design:
     """A design of the package by name, or that of a YAML file; a `UserError` if it is not right."""
     known = designs()
     path = known.get(name, Path(name))
     if not path.is_file():
-        raise UserError(f"no design {name!r}: neither a file nor {one_of(known, name)}")
+        names = [*known, *published_names()]
+        raise UserError(f"no design {name!r}: neither a file nor {one_of(names, name)}")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read design {name}: {error}") from error
     return parse_design(load_yaml(text, f"design {name}"), path.stem)
+
+
+def paths(design: Design) -> list[str]:
+    """The paths of all numbers of a design."""
+    return [path for path in design.sources if _at(design, path) is not None]
+
+
+def changed(design: Design, path: str, value: Any) -> Design:
+    """`design` with the number at `path` replaced, for want of a source by a sweep's."""
+    sources = {**design.sources, path: f"{ASSUMPTION}: swept"}
+    made = dataclasses.replace(_replaced(design, path.split("."), value), sources=sources)
+    _check(made, f"design {design.name}")
+    return made
+
+
+def _at(section: Any, path: str) -> Any:
+    for name in path.split("."):
+        section = getattr(section, name, None)
+    return section
+
+
+def _replaced(section: Any, names: list[str], value: Any) -> Any:
+    first, rest = names[0], names[1:]
+    if rest:
+        inner = _replaced(getattr(section, first), rest, value)
+    else:
+        inner = _checked(type_hints(type(section))[first], value, "--sweep", first)
+    return dataclasses.replace(section, **{first: inner})
 
 
 def parse_design(values: Any, name: str) -> Design:

@@ -144,7 +144,8 @@ class Machine:
         return unit
 
     def _handler(self, op: Op) -> Callable[[Any, Array], Done]:
-        sparse = self.design.kind == "sparse" and op.inputs and op.inputs[0] in self.signals.spikes
+        spikes = bool(op.inputs) and all(name in self.signals.spikes for name in op.inputs)
+        sparse = spikes and self.design.kind == "sparse"
         if isinstance(op, (Conv, ConvTranspose)):
             if isinstance(op, ConvTranspose) and not sparse:
                 return self._dense_transposed
@@ -280,8 +281,10 @@ class Machine:
             inputs=(sizes[0],),
             **shared,
         )
-        q_lists, k_lists, v_lists = (self.any_spikes(name) for name in op.inputs)
-        pairs, rows = product.spike_additions(q_lists, k_lists, v_lists, op.heads)
+        pairs, rows = 0, 0
+        if all(name in self.signals.spikes for name in op.inputs):
+            q_lists, k_lists, v_lists = (self.any_spikes(name) for name in op.inputs)
+            pairs, rows = product.spike_additions(q_lists, k_lists, v_lists, op.heads)
         made = dense_work(first, unit, synaptic=pairs)
         used = dense_work(second, unit, synaptic=rows)
         # The second factor is v in the first product, and the table of k^T v in the other.

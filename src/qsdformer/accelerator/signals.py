@@ -50,9 +50,12 @@ class Signals:
     stages: dict[str, int]
     results: frozenset[str]
     gathers: bool
+    dense: bool
 
     def layouts(self, name: str) -> list[Layout]:
         """The layouts in which readers want the spikes `name`, each once."""
+        if self.dense:  # an array reads maps
+            return ["pixel"]
         found: list[Layout] = []
         for reader in self.readers[name]:
             for wanted in self._wanted(reader, name):
@@ -144,6 +147,6 @@ def signals(graph: IntegerGraph, design: Design) -> Signals:
         ops={op.name: op for op in graph.ops},
         stages=stages,
         results=frozenset(output.op for output in graph.results),
-        gathers=design.kind == "dense"
-        or (design.units.convolution is not None and design.units.convolution.order == "gather"),
+        gathers=design.units.convolution is not None and design.units.convolution.order == "gather",
+        dense=design.kind == "dense",
     )

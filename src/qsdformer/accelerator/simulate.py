@@ -191,7 +191,7 @@ class _Run:
         if not any(work.inputs for work in works) and not isinstance(op, VIEWS):
             for name in op.inputs:  # values that come on the fly are free
                 if known.stages[known.home(name)] != known.stages[op.name]:
-                    self._read(name, sum(self.machine.stored_bits(name).values()), traffic)
+                    self._read(name, next(iter(self.machine.stored_bits(name).values())), traffic)
         if isinstance(op, (Conv, ConvTranspose)) and not self.resident:
             traffic.reads[DRAM] += op.codes.size * op.bits
             traffic.writes["weights"] += op.codes.size * op.bits
