@@ -2,10 +2,10 @@
 
     python benchmarks/published_accelerators.py
 
-Times of MINT and Eyeriss follow from the shapes of our networks and the published density of spikes;
-traffic to DRAM from the shapes; energies from traffic and time, the published one where none is
-derived. SATO's time with equal loads and Prosperity's with nothing but the additions left by product
-sparsity are what remains without the traces of spikes, which were not read.
+Times of MINT and Eyeriss follow from the shapes of our networks and the published density of
+spikes; traffic to DRAM from the shapes; energies from traffic and time, the published time where
+none is derived. SATO's time with equal loads and Prosperity's with nothing but the additions that
+product sparsity leaves are what remains without the traces of spikes, which were not read.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from qsdformer.accelerator.hardware.assemblies import EncodedLinear, EncodedMask
 from qsdformer.accelerator.hardware.encoder import SpikeEncoder
 from qsdformer.accelerator.hardware.entries import spike_layout
 from qsdformer.accelerator.hardware.linear import SparseLinear
+from qsdformer.accelerator.hardware.lists import SpikeLists
 from qsdformer.accelerator.hardware.mask_add import MaskAdd
 from qsdformer.accelerator.hardware.running import channel_thresholds, run_linear, run_mask_add
 
@@ -51,9 +53,9 @@ def by_channel(counts: Array, levels: int) -> Spikes:
     return encode(counts[:, None, None, :], levels, "channel")
 
 
-def encoding_cycles(spikes: Spikes, lanes: int) -> int:
+def encoding_cycles(spikes: Spikes, lanes: int, ports: int = 1) -> int:
     encoding: Encoding = "address+count"
-    return int(encoder_walk(spikes, lanes, 1, encoding).on(1)[0]) + ENCODER_FILL
+    return int(encoder_walk(spikes, lanes, ports, encoding).on(1)[0]) + ENCODER_FILL
 
 
 def linear_cycles(spikes: Spikes, outputs: int, lanes: int, encoding: Encoding) -> int:
@@ -70,21 +72,28 @@ def mask_add_cycles(q: Spikes, k: Spikes, v: Spikes) -> dict[str, int]:
 
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize(
-    ("inputs", "outputs", "lanes", "levels", "encoder_lanes"),
-    [(10, 24, 8, 1, 4), (7, 5, 8, 4, 1), (6, 8, 4, 3, 16)],
+    ("inputs", "outputs", "lanes", "levels", "encoder_lanes", "ports"),
+    [(10, 24, 8, 1, 4, 1), (7, 5, 8, 4, 1, 1), (6, 8, 4, 3, 16, 4), (13, 10, 4, 3, 4, 2)],
 )
 def test_the_linear_unit_has_the_simulators_sums_and_cycles(
-    rate: float, inputs: int, outputs: int, lanes: int, levels: int, encoder_lanes: int
+    rate: float,
+    inputs: int,
+    outputs: int,
+    lanes: int,
+    levels: int,
+    encoder_lanes: int,
+    ports: int,
 ) -> None:
     rng = np.random.default_rng(0)
     counts = random_counts(rng, rate, (6, inputs), levels)
     codes = rng.integers(-8, 8, (outputs, inputs))
     linear = SparseLinear(inputs=inputs, outputs=outputs, pixels=6, lanes=lanes, levels=levels)
-    found = run_linear(EncodedLinear(linear, encoder_lanes=encoder_lanes), codes, counts)
+    unit = EncodedLinear(linear, encoder_lanes=encoder_lanes, ports=ports)
+    found = run_linear(unit, codes, counts)
     assert np.array_equal(found.result, counts @ codes.T)
     spikes = by_pixel(counts, levels)
     assert found.cycles["busy"] == linear_cycles(spikes, outputs, lanes, "address+count")
-    assert found.cycles["encoding"] == encoding_cycles(spikes, encoder_lanes)
+    assert found.cycles["encoding"] == encoding_cycles(spikes, encoder_lanes, ports)
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -104,12 +113,13 @@ def test_the_mask_add_unit_has_the_simulators_masks_and_cycles(rate: float, leve
     rng = np.random.default_rng(2)
     q, k, v = (random_counts(rng, rate, (15, 20), levels) for _ in range(3))
     thresholds = rng.integers(0, 3 * levels, 15)
-    unit = EncodedMaskAdd(MaskAdd(channels=15, tokens=20, levels=levels), encoder_lanes=8)
+    mask_add = MaskAdd(channels=15, tokens=20, levels=levels)
+    unit = EncodedMaskAdd(mask_add, encoder_lanes=8, ports=2)
     found = run_mask_add(unit, q, k, v, thresholds)
     fires = (k * v).sum(axis=1) >= thresholds
     assert np.array_equal(found.result, q * fires[:, None])
     spikes = [by_channel(x, levels) for x in (q, k, v)]
-    expected = {**mask_add_cycles(*spikes), "encoding": encoding_cycles(spikes[0], 8)}
+    expected = {**mask_add_cycles(*spikes), "encoding": encoding_cycles(spikes[0], 8, 2)}
     assert found.cycles == expected
 
 
@@ -195,13 +205,19 @@ def test_attention_of_a_network_has_the_integer_graphs_spikes(
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*created but never used")
 def test_sizes_that_make_no_circuit_are_refused() -> None:
     with pytest.raises(ValueError, match="lanes=0"):
         SparseLinear(inputs=4, outputs=4, pixels=1, lanes=0)
     with pytest.raises(ValueError, match="lanes=6: must be a power of two"):
         SpikeEncoder(positions=8, lanes=6)
+    with pytest.raises(ValueError, match=r"ports=9: must be in 1\.\.8"):
+        SpikeEncoder(positions=8, lanes=8, ports=9)
+    with pytest.raises(ValueError, match="ports=3: must be a power of two"):
+        SpikeLists(positions=8, lists=2, ports=3)
     with pytest.raises(ValueError, match="levels=0"):
         spike_layout(4, 0)
+    gc.collect()  # what was refused is forgotten here, with Amaranth's warning about it
 
 
 def test_mask_neurons_that_remember_have_no_threshold(

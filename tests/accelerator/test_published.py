@@ -146,6 +146,25 @@ def test_prosperity_adds_only_what_a_contained_row_lacks() -> None:
     assert found.layer(layer(spikes, 16)) == cycles
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.2, 0.6, 1.0])
+def test_prosperitys_reuse_is_what_a_search_row_by_row_finds(rate: float) -> None:
+    spikes = np.random.default_rng(0).random((2, 5, 7)) < rate
+    new = same = searched = 0
+    rows = np.pad(spikes.transpose(1, 0, 2).reshape(10, 7), ((0, 2), (0, 1)))
+    for tile in (rows[i : i + 4, j : j + 4] for i in range(0, 12, 4) for j in (0, 4)):
+        for i, row in enumerate(tile):
+            usable = [
+                other.sum()
+                for j, other in enumerate(tile)
+                if not (other & ~row).any() and not ((other == row).all() and j >= i)
+            ]
+            reused = max(usable, default=0) if row.sum() > 1 else 0
+            new += row.sum() - reused
+            same += row.sum() > 0 and reused == row.sum()
+            searched += row.sum() > 1
+    assert Prosperity(**NUMBERS).reuse(spikes) == (new, same, searched)
+
+
 def test_a_matrix_of_a_graph_has_the_spikes_of_its_layer() -> None:
     torch.manual_seed(0)
     model = qsd.create_model(

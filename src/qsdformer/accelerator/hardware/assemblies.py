@@ -21,9 +21,11 @@ class EncodedLists(Component):
     read: Any
     encoding: Any
 
-    def __init__(self, *, positions: int, lists: int, lanes: int, levels: int = 1) -> None:
-        self.encoder = SpikeEncoder(positions=positions, lanes=lanes, levels=levels)
-        self.lists = SpikeLists(positions=positions, lists=lists, levels=levels)
+    def __init__(
+        self, *, positions: int, lists: int, lanes: int, ports: int = 1, levels: int = 1
+    ) -> None:
+        self.encoder = SpikeEncoder(positions=positions, lanes=lanes, ports=ports, levels=levels)
+        self.lists = SpikeLists(positions=positions, lists=lists, ports=ports, levels=levels)
         super().__init__(
             {
                 "clear": In(1),
@@ -46,7 +48,7 @@ class EncodedLists(Component):
 
 
 class EncodedLinear(Component):
-    """A sparse linear unit with its own encoder of `encoder_lanes` counts a cycle."""
+    """A sparse linear unit with an encoder of its own, of `encoder_lanes` and `ports`."""
 
     clear: Any
     words: Any
@@ -56,12 +58,13 @@ class EncodedLinear(Component):
     weights: Any
     sums: Any
 
-    def __init__(self, linear: SparseLinear, *, encoder_lanes: int) -> None:
+    def __init__(self, linear: SparseLinear, *, encoder_lanes: int, ports: int = 1) -> None:
         self.linear = linear
         self.lists = EncodedLists(
             positions=linear.inputs,
             lists=linear.pixels * linear.passes,
             lanes=encoder_lanes,
+            ports=ports,
             levels=linear.levels,
         )
         inner = {**self.lists.signature.members, **linear.signature.members}
@@ -85,7 +88,7 @@ class EncodedLinear(Component):
 
 
 class EncodedMaskAdd(Component):
-    """A mask-add unit with an encoder each for q, k and v, of `encoder_lanes` counts a cycle."""
+    """A mask-add unit with an encoder each for q, k and v, of `encoder_lanes` and `ports`."""
 
     clear: Any
     encoding: Any
@@ -96,11 +99,15 @@ class EncodedMaskAdd(Component):
     thresholds: Any
     masked: Any
 
-    def __init__(self, unit: MaskAdd, *, encoder_lanes: int) -> None:
+    def __init__(self, unit: MaskAdd, *, encoder_lanes: int, ports: int = 1) -> None:
         self.unit = unit
         self.lists = {
             name: EncodedLists(
-                positions=unit.tokens, lists=unit.channels, lanes=encoder_lanes, levels=unit.levels
+                positions=unit.tokens,
+                lists=unit.channels,
+                lanes=encoder_lanes,
+                ports=ports,
+                levels=unit.levels,
             )
             for name in "qkv"
         }

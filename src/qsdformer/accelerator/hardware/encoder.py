@@ -12,28 +12,30 @@ from qsdformer.accelerator.hardware.entries import place_bits, written_layout
 
 
 class SpikeEncoder(Component):
-    """Finds the spikes among `lanes` positions at a time, lowest first, one a cycle.
+    """Finds the spikes among `lanes` positions at a time, lowest first, `ports` of them a cycle.
 
     `words` takes the counts of a list of up to `positions` places, `lanes` a word, the last word of
     a list with `last` set; places beyond its end are 0. `entries` gives the list.
 
-    Cycles: max(1, counts of a word that are not 0), summed over words, and 1 to fill: an engine of
-    the simulator's encoder with one port.
+    Cycles: max(1, counts of a word that are not 0 / ports, rounded up), summed over words, and 1 to
+    fill: an engine of the simulator's encoder.
     """
 
     words: Any
     entries: Any
 
-    def __init__(self, *, positions: int, lanes: int, levels: int = 1) -> None:
+    def __init__(self, *, positions: int, lanes: int, ports: int = 1, levels: int = 1) -> None:
         if lanes < 1 or lanes & (lanes - 1):
             raise ValueError(f"lanes={lanes}: must be a power of two")
-        self.positions, self.lanes, self.levels = positions, lanes, levels
+        if not 1 <= ports <= lanes:
+            raise ValueError(f"ports={ports}: must be in 1..{lanes}, the lanes")
+        self.positions, self.lanes, self.ports, self.levels = positions, lanes, ports, levels
         counts = data.ArrayLayout(unsigned(levels.bit_length()), lanes)
         word = data.StructLayout({"counts": counts, "last": unsigned(1)})
         super().__init__(
             {
                 "words": In(stream.Signature(word)),
-                "entries": Out(stream.Signature(written_layout(positions, levels))),
+                "entries": Out(stream.Signature(written_layout(positions, levels, ports))),
             }
         )
 
@@ -43,17 +45,25 @@ class SpikeEncoder(Component):
         word, out = self.words.payload, self.entries
         written = Signal(self.lanes)  # positions of this word whose entries were made
         index = Signal(place_bits(-(-self.positions // self.lanes)))  # of this word in its list
-
-        active, rest = Signal(self.lanes), Signal(self.lanes)
+        active = Signal(self.lanes)
         m.d.comb += active.eq(Cat(word.counts[i].any() for i in range(self.lanes)) & ~written)
-        m.d.comb += rest.eq(active & (active - 1))  # without the lowest
-        place, count = Signal(range(self.lanes)), Signal(self.levels.bit_length())
-        for i in reversed(range(self.lanes)):
-            with m.If(active[i]):
-                m.d.comb += [place.eq(i), count.eq(word.counts[i])]
+        left, found = active, Signal.like(out.payload.as_value())
+        made = out.payload.shape()(found)
+        for port in range(self.ports):
+            place, count = Signal(range(self.lanes)), Signal(self.levels.bit_length())
+            for i in reversed(range(self.lanes)):
+                with m.If(left[i]):
+                    m.d.comb += [place.eq(i), count.eq(word.counts[i])]
+            m.d.comb += made.spikes[port].address.eq(Cat(place, index))
+            m.d.comb += made.spikes[port].count.eq(count)
+            rest = Signal(self.lanes)
+            m.d.comb += rest.eq(left & (left - 1))  # without the lowest
+            left = rest
 
-        go, ends = Signal(), ~rest.any()
+        go, ends = Signal(), ~left.any()
         m.d.comb += [
+            made.filled.eq(sum(active[i] & ~left[i] for i in range(self.lanes))),
+            made.last.eq(word.last & ends),
             go.eq(self.words.valid & (out.ready | ~out.valid)),
             self.words.ready.eq(go & ends),
         ]
@@ -61,12 +71,9 @@ class SpikeEncoder(Component):
             m.d.sync += out.valid.eq(0)
         with m.If(go):
             m.d.sync += [
-                written.eq(Mux(ends, 0, written | (active ^ rest))),
+                written.eq(Mux(ends, 0, written | (active ^ left))),
                 out.valid.eq(active.any() | word.last),
-                out.payload.spike.address.eq(Cat(place, index)),
-                out.payload.spike.count.eq(count),
-                out.payload.filled.eq(active.any()),
-                out.payload.last.eq(word.last & ends),
+                out.payload.eq(made),
             ]
             with m.If(ends):
                 m.d.sync += index.eq(Mux(word.last, 0, index + 1))

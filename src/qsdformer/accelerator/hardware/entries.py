@@ -1,7 +1,7 @@
 """Spikes as entries of address lists: the wires, and what they stand for.
 
-An entry says where a spike is and how many there are. As written, one a cycle, it may also hold
-nothing (`filled` is 0) and only end a list (`last`); an empty list is one such entry.
+An entry says where a spike is and how many there are. They are written `ports` at a time: the first
+`filled` of these, which may be none, and `last` says that the list ends with them.
 """
 
 from __future__ import annotations
@@ -29,10 +29,15 @@ def spike_layout(positions: int, levels: int) -> data.StructLayout:
     )
 
 
-def written_layout(positions: int, levels: int) -> data.StructLayout:
-    """An entry as it is written."""
-    spike = spike_layout(positions, levels)
-    return data.StructLayout({"spike": spike, "filled": unsigned(1), "last": unsigned(1)})
+def written_layout(positions: int, levels: int, ports: int = 1) -> data.StructLayout:
+    """Entries as they are written in a cycle."""
+    return data.StructLayout(
+        {
+            "spikes": data.ArrayLayout(spike_layout(positions, levels), ports),
+            "filled": unsigned(ports.bit_length()),
+            "last": unsigned(1),
+        }
+    )
 
 
 class Heads(wiring.Signature):
@@ -59,12 +64,12 @@ class Heads(wiring.Signature):
 
 
 def counts_of(written: Iterable[Any], positions: int) -> list[list[int]]:
-    """Spike counts by position, of every list in a sequence of entries."""
+    """Spike counts by position, of every list in a sequence of what is written."""
     found, current = [], [0] * positions
-    for entry in written:
-        if entry["filled"]:
-            current[entry["spike"]["address"]] = entry["spike"]["count"]
-        if entry["last"]:
+    for entries in written:
+        for spike in list(entries["spikes"])[: entries["filled"]]:
+            current[spike["address"]] = spike["count"]
+        if entries["last"]:
             found.append(current)
             current = [0] * positions
     return found

@@ -100,7 +100,7 @@ class MaskAdd(Component):
         ends = q.empty | q.last
         m.d.comb += [
             out.valid.eq(passes | ends),
-            out.payload.spike.eq(q.spike),
+            out.payload.spikes[0].eq(q.spike),
             out.payload.filled.eq(passes),
             out.payload.last.eq(ends),
             q.advance.eq(out.ready | ~out.valid),

@@ -200,23 +200,20 @@ class Prosperity:
         Within a tile, rows of two spikes and more reuse the largest other row that they contain;
         of equal ones the later reuses the earlier.
         """
-        steps, positions, inputs = spikes.shape
-        rows = spikes.transpose(1, 0, 2).reshape(steps * positions, inputs)
-        rows = np.pad(rows, ((0, -len(rows) % self.tile_rows), (0, -inputs % self.tile_inputs)))
-        bits = rows.reshape(-1, self.tile_rows, rows.shape[1] // self.tile_inputs, self.tile_inputs)
-        patterns = bits @ (1 << np.arange(self.tile_inputs, dtype=np.int32))
-        ones = bits.sum(axis=3, dtype=np.int8)
-        later = np.tri(self.tile_rows, dtype=bool).T  # j >= i
+        rows = spikes.transpose(1, 0, 2).reshape(-1, spikes.shape[2])
+        pad = ((0, -len(rows) % self.tile_rows), (0, -rows.shape[1] % self.tile_inputs))
+        bits = np.pad(rows, pad).reshape(len(rows) + pad[0][1], -1, self.tile_inputs)
+        patterns = bits @ (1 << np.arange(self.tile_inputs)).astype(np.int32)
+        tiles = patterns.reshape(-1, self.tile_rows, patterns.shape[1]).swapaxes(1, 2)
         new = same = searched = 0
-        for tile in range(patterns.shape[2]):
-            own, count = patterns[:, :, tile], ones[:, :, tile]
-            contained = (own[:, :, None] & own[:, None, :]) == own[:, None, :]
-            contained &= ~((own[:, :, None] == own[:, None, :]) & later)
-            reused = np.where(contained, count[:, None, :], 0).max(axis=2)
-            reused[count < 2] = 0
-            new += int((count - reused).sum())
-            same += int(((count == reused) & (count > 0)).sum())
-            searched += int((count > 1).sum())
+        for tile in tiles.reshape(-1, self.tile_rows):
+            found, times = np.unique(tile, return_counts=True)
+            ones = np.bitwise_count(found)
+            single, several = times[ones == 1], ones > 1
+            reused = largest_contained(found, ones)
+            new += int(single.sum() + (ones - reused)[several].sum())
+            same += int((times[several] - 1).sum())
+            searched += int(times[several].sum())
         return new, same, searched
 
     def layer_traffic(self, layer: Layer) -> int:
@@ -249,3 +246,10 @@ class Prosperity:
         table = short * short * self.weight_bits
         lost = 0 if table < self.weight_buffer else table + long * short
         return long * short * (1 + self.weight_bits + 1) + lost
+
+
+def largest_contained(patterns: Array, ones: Array) -> Array:
+    """Ones of the largest other pattern that each contains; all of `patterns` are different."""
+    contained = (patterns[:, None] & patterns) == patterns
+    np.fill_diagonal(contained, False)
+    return (contained * ones).max(axis=1)
