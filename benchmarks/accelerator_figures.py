@@ -6,6 +6,7 @@ python benchmarks/accelerator_figures.py runs/A runs/B --images 4
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from qsdformer.accelerator.design import Design, changed, load_design
 from qsdformer.accelerator.encoding import Encoding, encode, stored_bits
 from qsdformer.accelerator.results import stage_figures
 from qsdformer.accelerator.simulate import Simulation, simulate
-from qsdformer.accelerator.sweep import Point, parse_sweep, sweep
+from qsdformer.accelerator.sweep import Point, parse_sweep, sweep, variant
 from qsdformer.files import atomic_path
 from qsdformer.graph.ops import Neuron
 
@@ -34,8 +35,19 @@ RATES = [*np.geomspace(0.004, 0.1, 12).round(4).tolist(), 0.13, 0.17, 0.22, 0.28
 RATES += [0.6, 0.8, 1.0]
 LAYER = Layer(inputs=256, outputs=256, side=12)
 SPARSE: tuple[Encoding, ...] = ("bitmap", "address", "address+count")
-SWEEP = "lanes=16|32|64|128,encoding=bitmap|address|address+count,buffers=0.125|0.25|0.5|1"
+SWEEP = (
+    "lanes=16|32|64|128,encoding=bitmap|address|address+count,share=false|true,"
+    "buffers=0.125|0.25|0.5|1"
+)
 MARKERS = "osv^D<>Pp*"
+PASSES, COUNTS, SHARED = "D passes", "counts", "counts, shared weights"
+
+
+def variants() -> dict[str, Design]:
+    """The ways of a sparse design that are compared."""
+    sparse = load_design("sdt-sparse")
+    counts = variant(sparse, {"encoding": "address+count"})
+    return {PASSES: sparse, COUNTS: counts, SHARED: variant(counts, {"share": True})}
 
 
 def storage(networks: Sequence[Trained], path: Path) -> None:
@@ -82,23 +94,22 @@ def _stored(trained: Trained) -> list[tuple[int, float, float, float]]:
 def against_dense(simulations: dict[str, dict[str, Simulation]], path: Path) -> None:
     """Cycles and energy of the sparse design over those of the dense array."""
     figure, panels = _panels(2)
-    sparse, dense = load_design("sdt-sparse"), load_design("dense-int")
+    dense = load_design("dense-int")
     measures: dict[str, Callable[[Costs], float]] = {
         "cycles": lambda c: c.cycles,
         "energy": lambda c: c.energy,
     }
     for axes, (title, measure) in zip(panels, measures.items(), strict=True):
         for index, levels in enumerate((1, 2, 4, 8)):
-            for encoding, style in (("address", "-"), ("address+count", "--")):
-                if levels == 1 and style == "--":
+            for (name, design), style in zip(variants().items(), ("-", "--", ":"), strict=True):
+                if (levels, name) in ((1, COUNTS), (2, COUNTS), (8, SHARED)):
                     continue
-                design = changed(sparse, "encoding", encoding)
                 ratios = compare(RATES, levels, LAYER, design, dense, measure)
-                label = f"D = {levels}{', counts' if style == '--' else ''}"
+                label = f"D = {levels}, {name}"
                 axes.plot(RATES, ratios, style, color=f"C{index}", label=label)
                 print(f"{title}, {label}: break-even at a rate of {_text(crossing(RATES, ratios))}")
         for number, (name, both) in enumerate(simulations.items()):
-            points = _stage_ratios(both["address"], both["dense"], title)
+            points = _stage_ratios(both[COUNTS], both["dense"], title)
             marker = MARKERS[number % len(MARKERS)]
             label = name if title == "energy" else None
             axes.scatter(
@@ -118,24 +129,23 @@ def against_dense(simulations: dict[str, dict[str, Simulation]], path: Path) -> 
 
 def print_break_evens() -> None:
     """The rates at which sparse and dense take as long or as much, by D and bits of weights."""
-    sparse, dense = load_design("sdt-sparse"), load_design("dense-int")
+    dense = load_design("dense-int")
     measures: dict[str, Callable[[Costs], float]] = {
         "cycles": lambda c: c.cycles,
         "energy": lambda c: c.energy,
         "arithmetic": lambda c: c.compute,
     }
-    print("| D | weights | encoding | cycles | energy | arithmetic alone |\n" + "|---" * 6 + "|")
+    print("| D | weights | variant | cycles | energy | arithmetic alone |\n" + "|---" * 6 + "|")
     for levels in (1, 2, 4, 8):
         for bits in (2, 4, 8):
-            for encoding in SPARSE[1:] if levels > 1 else SPARSE[1:2]:
-                design = changed(sparse, "encoding", encoding)
+            for name, design in variants().items():
                 layer = Layer(inputs=256, outputs=256, side=12, bits=bits)
                 ratios = [
                     compare(RATES, levels, layer, design, dense, measure)
                     for measure in measures.values()
                 ]
                 rates = ["any" if max(r) <= 1 else _text(crossing(RATES, r)) for r in ratios]
-                print(f"| {levels} | {bits} bits | {encoding} | {' | '.join(rates)} |")
+                print(f"| {levels} | {bits} bits | {name} | {' | '.join(rates)} |")
 
 
 def _stage_ratios(first: Simulation, second: Simulation, what: str) -> list[tuple[float, float]]:
@@ -168,7 +178,7 @@ def counts_or_passes(simulations: dict[str, dict[str, Simulation]], path: Path) 
             print(f"{title}, D = {levels}: counts are better beyond a rate of {rate}")
         if title != "bits stored":
             for number, both in enumerate(simulations.values()):
-                points = _stage_ratios(both["address"], both["address+count"], title)
+                points = _stage_ratios(both[PASSES], both[COUNTS], title)
                 marker = MARKERS[number % len(MARKERS)]
                 axes.scatter(
                     *zip(*points, strict=True), s=12, alpha=0.6, color="0.3", marker=marker
@@ -183,8 +193,10 @@ def counts_or_passes(simulations: dict[str, dict[str, Simulation]], path: Path) 
 def pareto(points: Sequence[Point], path: Path) -> None:
     """Frames a second against energy, on-chip memory as the size of a dot."""
     figure, (axes,) = _panels(1)
-    for index, encoding in enumerate(SPARSE):
-        mine = [p for p in points if p.found and p.settings["encoding"] == encoding]
+    for index, (encoding, share) in enumerate(itertools.product(SPARSE, (False, True))):
+        wanted = {"encoding": encoding, "share": share}
+        mine = [p for p in points if p.found and wanted.items() <= p.settings.items()]
+        label = encoding + (", shared weights" if share else "")
         for best in (False, True):
             shown = [p for p in mine if p.best == best]
             if not shown:
@@ -196,7 +208,7 @@ def pareto(points: Sequence[Point], path: Path) -> None:
                 color=f"C{index}",
                 alpha=0.9 if best else 0.25,
                 edgecolors="k" if best else "none",
-                label=f"{encoding}{', best' if best else ''}",
+                label=f"{label}{', best' if best else ''}",
             )
     axes.set(xlabel="frames/s", ylabel="µJ an image", xscale="log", yscale="log")
     axes.grid(alpha=0.3)
@@ -228,11 +240,7 @@ def main() -> None:
     options = parser.parse_args()
     networks = [load_trained(path, options.images, 0) for path in options.runs]
     sparse = load_design("sdt-sparse")
-    designs: dict[str, Design] = {
-        "address": sparse,
-        "address+count": changed(sparse, "encoding", "address+count"),
-        "dense": load_design("dense-int"),
-    }
+    designs = {**variants(), "dense": load_design("dense-int")}
     simulations = {
         t.name: {name: simulate(t.graph, d, t.images) for name, d in designs.items()}
         for t in networks

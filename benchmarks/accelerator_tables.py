@@ -1,8 +1,8 @@
 """Trained networks on the sparse designs and on the dense array of as many adders and bytes.
 
-A line for each checkpoint: accuracy, firing rate, and cycles and energy on `sdt-sparse`, with
-spikes repeated and with counts stored, beside `dense-int`. Energies are given with and without
-leakage, which is an assumption of both designs.
+A line for each checkpoint: accuracy, firing rate, and cycles and energy on `sdt-sparse` with D
+passes, with counts stored, and with weights shared as well, beside `dense-int`. Energies are given
+with and without leakage, which is an assumption of both designs.
 
     python benchmarks/accelerator_tables.py runs/A runs/B --images 8
 """
@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 
-from qsdformer.accelerator.design import Design, changed, load_design
+from qsdformer.accelerator.design import Design, load_design
 from qsdformer.accelerator.results import Figures, figures
 from qsdformer.accelerator.simulate import Simulation, simulate
+from qsdformer.accelerator.sweep import variant
 from qsdformer.analysis.report.collect import locate
 from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.graph.integer import IntegerGraph
@@ -61,9 +62,11 @@ def load_trained(path: str, images: int, limit: int) -> Trained:
 def designs() -> dict[str, Design]:
     """The designs compared, by column."""
     sparse = load_design("sdt-sparse")
+    counts = variant(sparse, {"encoding": "address+count"})
     return {
         "D passes": sparse,
-        "counts": changed(sparse, "encoding", "address+count"),
+        "counts": counts,
+        "shared": variant(counts, {"share": True}),
         "dense": load_design("dense-int"),
     }
 
@@ -79,27 +82,24 @@ def without_leakage(found: Figures) -> float:
     return (found.total - found.energy["leakage"]) / 1e6
 
 
+COLUMNS = ("kcycles", "µJ without leakage", "µJ")
+
+
 def line(trained: Trained) -> str:
     """A row of the table."""
     simulations = {n: simulate(trained.graph, d, trained.images) for n, d in designs().items()}
     assert all(s.differing == 0 for s in simulations.values())
     found = {name: figures(s) for name, s in simulations.items()}
-    dense = found["dense"]
     accuracy = "" if trained.accuracy is None else f"{trained.accuracy:.1%}"
-    cells = [trained.name, accuracy, f"{firing_rate(simulations['dense']):.3f}"]
-    for name, each in found.items():
-        cells.append(f"{each.cycles / 1e3:,.1f}")
-        cells.append(f"{each.total / 1e6:,.2f} ({without_leakage(each):,.2f})")
-        if name != "dense":
-            cells.append(f"{dense.cycles / each.cycles:.2f}")
-            cells.append(f"{without_leakage(dense) / without_leakage(each):.2f}")
+    cells = [
+        trained.name,
+        accuracy,
+        f"{firing_rate(simulations['dense']):.3f}",
+        *(f"{each.cycles / 1e3:,.1f}" for each in found.values()),
+        *(f"{without_leakage(each):,.2f}" for each in found.values()),
+        *(f"{each.total / 1e6:,.2f}" for each in found.values()),
+    ]
     return f"| {' | '.join(cells)} |"
-
-
-HEAD = (
-    "| network | top-1 | rate | D passes: kcycles | µJ (without leakage) | faster than dense | "
-    "less energy | counts: kcycles | µJ | faster | less energy | dense: kcycles | µJ |"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -109,8 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--limit", type=int, default=2000, help="images for accuracy, 0 for none")
     options = parser.parse_args(arguments)
-    print(HEAD)
-    print("|" + "---|" * 13)
+    titles = [f"{what}, {name}" for what in COLUMNS for name in designs()]
+    print(f"| network | top-1 | rate | {' | '.join(titles)} |")
+    print("|" + "---|" * (3 + len(titles)))
     for path in options.runs:
         print(line(load_trained(path, options.images, options.limit)), flush=True)
 

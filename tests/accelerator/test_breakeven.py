@@ -57,6 +57,17 @@ def test_spikes_save_cycles_while_the_mean_count_is_below_one() -> None:
     assert all(r < 1 for r in compare(rates, 4, layer, counted, dense, lambda c: c.cycles))
 
 
+def test_engines_that_share_weights_save_energy_and_take_longer() -> None:
+    own = load_design("sdt-sparse")
+    shared = changed(own, "units.linear.shares_weights", True)
+    for rate, levels in ((0.05, 1), (0.3, 1), (0.1, 4)):
+        spikes = random_spikes(rate, levels, LAYER)
+        one, other = (layer_costs(spikes, LAYER, design) for design in (own, shared))
+        assert other.compute == one.compute
+        assert other.buffers < one.buffers
+        assert other.cycles > one.cycles
+
+
 def test_a_crossing_is_found_between_the_rates_and_nowhere_else() -> None:
     assert crossing([0.0, 1.0], [0.5, 1.5]) == pytest.approx(0.5)
     assert crossing([0.0, 1.0], [0.1, 0.9]) is None

@@ -18,6 +18,7 @@ from qsdformer.accelerator.traffic import DRAM
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.ops import IELIF, LIF
 
+ADDERS = ("linear", "convolution")
 SPARSE = [encoding for encoding in ENCODINGS if encoding != "dense"]
 
 
@@ -38,7 +39,8 @@ def test_every_spike_and_output_of_every_family_is_that_of_the_integer_graph(
 def test_encodings_and_orders_give_the_same_spikes_and_additions(encoding: str, order: str) -> None:
     for family in ("sdt", "e-spikeformer"):
         graph = family_graph(family, levels=4, time_steps=1)
-        design = small_design(encoding=encoding, units__convolution__order=order)
+        shares = {f"units__{name}__shares_weights": order == "gather" for name in ADDERS}
+        design = small_design(encoding=encoding, units__convolution__order=order, **shares)
         found = simulate(graph, design, pixels())
         plain = simulate(graph, load_design("dense-int"), pixels())
         assert found.differing == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from accelerator.networks import small_design
-from qsdformer.accelerator.design import Lanes
+from qsdformer.accelerator.design import AdderUnit
 from qsdformer.accelerator.encoding import (
     Encoding,
     Layout,
@@ -81,13 +81,49 @@ def test_linear_cycles_are_the_entries_times_words_of_the_busiest_engine(
     for index, passes in enumerate(entry_lists(spikes, encoding)):
         for entries in passes:
             loads[index % engines] += max(1, len(entries) * -(-outputs // lanes))
-    unit = Lanes(lanes=lanes, engines=engines)
+    unit = AdderUnit(lanes=lanes, engines=engines, shares_weights=False)
     work = linear.linear_work("x", outputs, 4, 12, spikes, unit, small_design(encoding=encoding))
     assert work.cycles == max(loads) + 2
     codes = np.random.default_rng(0).integers(-8, 8, (outputs, SHAPE[0]))
     sums = linear.linear_sums(codes, spikes)
     table = spikes.decode().transpose(1, 2, 3, 0).reshape(-1, SHAPE[0])
     np.testing.assert_array_equal(sums, table @ codes.T)
+
+
+@pytest.mark.parametrize("encoding", ["address", "address+count"])
+def test_engines_in_step_take_the_addresses_that_any_of_their_lists_holds(
+    encoding: Encoding,
+) -> None:
+    outputs, lanes, engines = 7, 3, 5
+    spikes = encode(counts(11, 0.2), LEVELS, "pixel")
+    design = small_design(encoding=encoding)
+    lists = entry_lists(spikes, encoding)
+    steps = read = 0
+    for start in range(0, len(lists), engines):
+        for passes in zip(*lists[start : start + engines], strict=True):
+            union = {address for entries in passes for address in entries}
+            steps, read = steps + max(1, len(union)), read + len(union)
+    own, shared = (
+        linear.linear_work(
+            "x",
+            outputs,
+            4,
+            12,
+            spikes,
+            AdderUnit(lanes=lanes, engines=engines, shares_weights=shares),
+            design,
+        )
+        for shares in (False, True)
+    )
+    assert shared.cycles == steps * 3 + 2
+    assert shared.weights == read * outputs * 4 < own.weights
+    assert shared.operations == own.operations
+    # A 1x1 convolution that gathers is the same work.
+    codes = np.ones((outputs, SHAPE[0], 1, 1), np.int8)
+    op = Conv(name="x", inputs=("s",), codes=codes, bits=4, stride=1, padding=0, groups=1)
+    unit = AdderUnit(lanes=lanes, engines=engines, shares_weights=True)
+    gathered = linear.gather_work(op, 12, spikes, unit, design)
+    assert (gathered.cycles, gathered.weights) == (shared.cycles, shared.weights)
 
 
 def test_a_bitmap_costs_a_cycle_for_every_word() -> None:

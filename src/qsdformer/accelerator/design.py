@@ -37,7 +37,14 @@ class Lanes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvolutionUnit(Lanes):
+class AdderUnit(Lanes):
+    """Adders of weights; engines that share weights work in step."""
+
+    shares_weights: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvolutionUnit(AdderUnit):
     """Over all channels it gathers what a pixel sees, or scatters what a spike reaches."""
 
     order: Literal["gather", "scatter"]
@@ -81,7 +88,7 @@ class Units:
     """The units of a design; None for one that it has not."""
 
     array: ArrayUnit | None  # convolutions of real values; of everything in dense designs
-    linear: Lanes | None  # 1x1 convolutions of spikes
+    linear: AdderUnit | None  # 1x1 convolutions of spikes
     convolution: ConvolutionUnit | None  # other convolutions of spikes
     pool: Lanes | None  # max pools of spikes
     mask_add: Lanes | None  # products of spikes, sums over tokens, masks

@@ -224,7 +224,7 @@ class Machine:
         x = self.value(name)
         return Products(
             **sizes,
-            nonzero=np.count_nonzero(x) / x.size,
+            nonzero=int(np.count_nonzero(x)) / x.size,
             weight_bits=op.bits,
             input_bits=self._input_bits(name),
             sum_bits=self.signals.sum_bits(op.name),
@@ -264,7 +264,7 @@ class Machine:
         first = Products(
             pixels=d,
             fan_in=tokens,
-            nonzero=np.count_nonzero(k) / k.size,
+            nonzero=int(np.count_nonzero(k)) / k.size,
             weight_bits=bits[2],
             input_bits=bits[1],
             sum_bits=table_bits,
@@ -274,7 +274,7 @@ class Machine:
         second = Products(
             pixels=tokens,
             fan_in=d,
-            nonzero=np.count_nonzero(q) / q.size,
+            nonzero=int(np.count_nonzero(q)) / q.size,
             weight_bits=table_bits,
             input_bits=bits[0],
             sum_bits=self.signals.sum_bits(op.name),

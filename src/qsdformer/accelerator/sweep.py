@@ -28,6 +28,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "rows": ("units.array.rows",),
     "columns": ("units.array.columns",),
     "encoding": ("encoding",),
+    "share": tuple(f"units.{name}.shares_weights" for name in ADDERS[:2]),
     "order": ("units.convolution.order",),
     "clock": ("clock_mhz",),
     "dram": ("dram_bits",),

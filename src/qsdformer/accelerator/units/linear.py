@@ -13,7 +13,8 @@ FILL is paid once an operation: an address is read in the first cycle, its first
 in the second, and the first addition is done in the third.
 
 The lanes hold the sums of `lanes` outputs in registers while a list passes by, and then of the
-next ones: the list is read G times, sums are never, and every addition reads a weight.
+next ones: the list is read G times, sums are never, and every addition reads a weight, unless the
+engines work in step and share weights (`shared.py`).
 
 A 3x3 convolution is the same work where it gathers: the entries of the nine lists around a pixel,
 each with the weights of its tap. There, a list of one tap takes max(1, entries * G) cycles.
@@ -24,9 +25,10 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse  # type: ignore[import-untyped]
 
-from qsdformer.accelerator.design import Design, Lanes
+from qsdformer.accelerator.design import AdderUnit, Design
 from qsdformer.accelerator.encoding import Encoding, Spikes, list_bits, stored_bits
 from qsdformer.accelerator.units.convolution import window_of
+from qsdformer.accelerator.units.shared import steps_together
 from qsdformer.accelerator.units.work import (
     Walk,
     Work,
@@ -58,7 +60,13 @@ def linear_walk(spikes: Spikes, outputs: int, lanes: int, encoding: Encoding, wo
 
 
 def linear_work(
-    name: str, outputs: int, bits: int, sum_bits: int, spikes: Spikes, unit: Lanes, design: Design
+    name: str,
+    outputs: int,
+    bits: int,
+    sum_bits: int,
+    spikes: Spikes,
+    unit: AdderUnit,
+    design: Design,
 ) -> Work:
     """What the unit does for `outputs` sums of `sum_bits` a list, with weights of `bits`.
 
@@ -68,18 +76,23 @@ def linear_work(
     words = -(-outputs // unit.lanes)
     walked = linear_walk(spikes, outputs, unit.lanes, design.encoding, design.word_bits)
     additions = met(spikes, design.encoding) * outputs
+    taken, read = walked.on(unit.engines), additions
+    if unit.shares_weights:
+        places = np.arange(spikes.list_count)
+        steps, addresses = steps_together(spikes, places, unit.engines, design)
+        taken, read = _in_step(steps * words, walked, unit), addresses * outputs
     return added_work(
-        walked.on(unit.engines),
+        taken,
         additions,
         spikes.spikes * outputs,
         additions * lane_energy(spikes, design, sum_bits, bits),
         stored_bits(spikes, design.encoding) * words,
-        additions * bits,
+        read * bits,
         unit,
     )
 
 
-def gather_work(op: Conv, sum_bits: int, spikes: Spikes, unit: Lanes, design: Design) -> Work:
+def gather_work(op: Conv, sum_bits: int, spikes: Spikes, unit: AdderUnit, design: Design) -> Work:
     """What the unit does for a convolution over all channels that gathers."""
     _, batch, height, width = spikes.shape
     window, encoding = window_of(op, height, width), design.encoding
@@ -93,7 +106,7 @@ def gather_work(op: Conv, sum_bits: int, spikes: Spikes, unit: Lanes, design: De
     image, position = np.divmod(np.arange(spikes.list_count), height * width)
     places = batch * window.sides[0] * window.sides[1]
     cycles, idle = np.zeros(places, np.int64), np.zeros(places, np.int64)
-    read = met_entries = met_spikes = 0
+    read = met_entries = met_spikes = steps = addresses = 0
     for _, lists, at in window.taps(position):
         to = image[lists] * (places // batch) + at
         cycles[to] += walked.cycles[lists]
@@ -101,17 +114,31 @@ def gather_work(op: Conv, sum_bits: int, spikes: Spikes, unit: Lanes, design: De
         read += int(bits[lists].sum())
         met_entries += int(entries[lists].sum())
         met_spikes += int(counts[lists].sum())
+        if unit.shares_weights:
+            of_lists = np.full(spikes.list_count, -1)
+            of_lists[lists] = to
+            of_tap = steps_together(spikes, of_lists, unit.engines, design)
+            steps, addresses = steps + of_tap[0], addresses + of_tap[1]
     additions = met_entries * outputs
+    gathered = Walk(cycles=cycles, idle=idle)
+    taken, weights = gathered.on(unit.engines), additions
+    if unit.shares_weights:
+        taken, weights = _in_step(steps * words, gathered, unit), addresses * outputs
     return added_work(
-        Walk(cycles=cycles, idle=idle).on(unit.engines),
+        taken,
         additions,
         met_spikes * outputs,
         additions * lane_energy(spikes, design, sum_bits, op.bits),
         read * words,
-        additions * op.bits,
+        weights * op.bits,
         unit,
         name="convolution",
     )
+
+
+def _in_step(cycles: int, walked: Walk, unit: AdderUnit) -> tuple[int, float]:
+    """Cycles of engines in step, and those, the mean over engines, in which one only waits."""
+    return cycles, cycles - float((walked.cycles - walked.idle).sum()) / unit.engines
 
 
 def added_work(
@@ -121,7 +148,7 @@ def added_work(
     energy: float,
     lists: int,
     weights: int,
-    unit: Lanes,
+    unit: AdderUnit,
     name: str = "linear",
 ) -> Work:
     """The work of `additions` whose sums are in registers, with bits of `lists` and `weights`."""
