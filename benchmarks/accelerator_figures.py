@@ -130,10 +130,11 @@ def print_break_evens() -> None:
             for encoding in SPARSE[1:] if levels > 1 else SPARSE[1:2]:
                 design = changed(sparse, "encoding", encoding)
                 layer = Layer(inputs=256, outputs=256, side=12, bits=bits)
-                rates = [
-                    _text(crossing(RATES, compare(RATES, levels, layer, design, dense, measure)))
+                ratios = [
+                    compare(RATES, levels, layer, design, dense, measure)
                     for measure in measures.values()
                 ]
+                rates = ["any" if max(r) <= 1 else _text(crossing(RATES, r)) for r in ratios]
                 print(f"| {levels} | {bits} bits | {encoding} | {' | '.join(rates)} |")
 
 

@@ -65,6 +65,14 @@ def text_for_number(values: dict[str, Any]) -> None:
     values["units"]["pool"]["engines"]["value"] = "many"
 
 
+def endless(values: dict[str, Any]) -> None:
+    values["buffers"]["weights"]["kib"]["value"] = float("inf")
+
+
+def no_number(values: dict[str, Any]) -> None:
+    values["clock_mhz"]["value"] = float("nan")
+
+
 def misspelt(values: dict[str, Any]) -> None:
     values["units"]["lineer"] = values["units"].pop("linear")
 
@@ -87,6 +95,8 @@ def without_encoder(values: dict[str, Any]) -> None:
         (no_source, "clock_mhz must be {value: ..., source: ...}"),
         (empty_source, "clock_mhz has no source"),
         (text_for_number, "units.pool.engines='many': must be a whole number"),
+        (endless, "buffers.weights.kib=inf: must be at most 1048576"),
+        (no_number, "clock_mhz=nan: must be above 0"),
         (misspelt, "unknown key units.lineer: did you mean units.linear?"),
         (dense_kind, "units.linear is of a sparse design, and kind is dense"),
         (without_encoder, "units.encoder: no network does without it"),

@@ -20,6 +20,7 @@ from qsdformer.parsing import describe, load_yaml, nearest, one_of, type_hints
 FOLDER = Path(__file__).parent / "designs"
 ASSUMPTION = "assumption"
 KIB_BITS = 8 * 1024
+LARGEST = 2**20  # of any number: lanes, KiB, MHz; beyond is a slip of the pen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,9 +292,11 @@ def _checked(kind: Any, value: Any, where: str, path: str) -> Any:
         value = float(value)
     if type(value) is not kind:
         raise wrong
-    least = 0 if path.startswith("leakage") else None
+    least = 0 if path.rpartition(".")[2].startswith("leakage") else None
     if kind in (int, float) and not (value > 0 or value == least):
         raise UserError(f"{where}: {path}={value!r}: must be above 0")
+    if kind in (int, float) and not value <= LARGEST:
+        raise UserError(f"{where}: {path}={value!r}: must be at most {LARGEST}")
     return value
 
 

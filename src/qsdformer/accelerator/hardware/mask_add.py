@@ -23,7 +23,7 @@ class MaskAdd(Component):
     the lists of all channels, the others empty.
 
     The threshold is that of a neuron without a memory: one time step, or a LIF neuron that fires at
-    the first coincidence (threshold 1), as in SDT v1.
+    the first coincidence (threshold 1), as published with SDSA-1.
 
     Cycles: while `merging`, max(1, comparisons), summed over channels, and 1 to fill; while
     `filtering`, max(1, entries of q), summed over channels, and 1 to fill: an engine of the
