@@ -164,22 +164,10 @@ def test_a_damaged_file_is_refused_by_name(small_graph: IntegerGraph, tmp_path: 
         native.load(tmp_path / "none.qsd")
 
 
-def test_verify_and_bench_and_predictions_use_it(small_graph: IntegerGraph):
-    model = native.fastest(small_graph)
-    assert isinstance(model, native.NativeModel)
+def test_verify_has_it_among_the_executors(small_graph: IntegerGraph):
     size = small_graph.preprocessing.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, size, size), np.uint8)
-    assert model.predict(pixels) == small_graph.predict(pixels)
     report = verify(small_graph, torch.from_numpy(pixels), executors=["native"])
     assert [row.name for row in report.rows] == ["integer", "native"]
     assert report.rows[1].differing == 0
     assert report.rows[1].logit_difference == 0
-
-
-def test_without_the_library_the_reference_runs(
-    small_graph: IntegerGraph, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(native, "library", lambda: None)
-    assert native.fastest(small_graph) is small_graph
-    with pytest.raises(UserError, match="compiler"):
-        native.of_graph(small_graph)

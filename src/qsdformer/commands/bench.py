@@ -52,15 +52,15 @@ def run(options: argparse.Namespace) -> int:
     """Print how fast the network is in each runtime, and what memory each path needs."""
     import numpy as np
     from rich.console import Console
-    from rich.progress import Progress
 
+    from qsdformer.commands.running import progress_bar
     from qsdformer.runtimes.bench import measure, table, write_csv
 
     with tempfile.TemporaryDirectory() as folder:
         subjects, files, pre = _prepare(options, Path(folder))
         generator = np.random.default_rng(0)
         timings = []
-        with Progress(console=Console(stderr=True), transient=True) as progress:
+        with progress_bar() as progress:
             for batch in options.batch_size:
                 task = progress.add_task(f"batch {batch}", total=options.runs)
                 shape = (batch, pre.channels, pre.image_size, pre.image_size)
