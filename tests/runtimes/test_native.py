@@ -18,27 +18,10 @@ from qsdformer.graph.lowering import lower
 from qsdformer.runtimes import native
 from qsdformer.runtimes.verify import verify
 
-SETS = ("avx512vnni", "avxvnni", "avx2", "portable")
 # QSD_NATIVE_GRAPHS=1000 compares more random graphs.
 GRAPHS = int(os.environ.get("QSD_NATIVE_GRAPHS", "60"))
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native engine was not built")
-
-
-@pytest.fixture(params=SETS)
-def isa(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, small_graph: IntegerGraph
-) -> str:
-    """Each instruction set that this processor has, for the models that the test makes."""
-    monkeypatch.setenv("QSD_NATIVE_ISA", request.param)
-    try:
-        found = native.of_graph(small_graph).isa
-    except UserError as error:
-        if "instruction set" not in str(error):
-            raise
-        pytest.skip(f"this processor has no {request.param}")
-    assert found == request.param
-    return found
 
 
 def assert_same(graph: IntegerGraph, pixels: np.ndarray, threads: int = 1) -> None:
