@@ -16,8 +16,17 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CHECK = ROOT / "tests" / "wheel_check.py"
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", ".gitignore", "src", "native")
-BUILT = ("libqsd.*", "__pycache__", "CMakeFiles", "CMakeCache.txt", "CMakeInit.txt", "*.egg-info")
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", ".gitignore", "src", "native", "runtime")
+DISTRIBUTIONS = (".", "runtime")  # the package, and what runs exported files without PyTorch
+BUILT = (
+    "libqsd.*",
+    "build",
+    "__pycache__",
+    "CMakeFiles",
+    "CMakeCache.txt",
+    "CMakeInit.txt",
+    "*.egg-info",
+)
 UNREACHABLE = ("No matching distribution", "ConnectionError", "Temporary failure", "Max retries")
 
 slow = pytest.mark.slow
@@ -46,10 +55,10 @@ def clean_environment(**variables: str) -> dict[str, str]:
     return {**kept, **variables}
 
 
-def build(sources: Path, **variables: str) -> tuple[Path, str]:
+def build(project: Path, **variables: str) -> tuple[Path, str]:
     """The wheel that pip makes, and what pip says."""
-    folder = sources.parent / "wheels"
-    command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "-w", folder, sources]
+    folder = project.parent / "wheels"
+    command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "-w", folder, project]
     if importlib.util.find_spec("scikit_build_core"):
         command.append("--no-build-isolation")
     done = subprocess.run(
@@ -94,8 +103,11 @@ def check(python: Path, *words: str) -> list[str]:
 
 @slow
 @needs_compiler
-def test_a_wheel_runs_artifacts_natively_in_a_clean_environment(sources: Path, tmp_path: Path):
-    wheel, said = build(sources)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_a_wheel_runs_artifacts_natively_in_a_clean_environment(
+    distribution: str, sources: Path, tmp_path: Path
+):
+    wheel, said = build(sources / distribution)
     assert "The native engine is built." in said
     assert wheel.stem.split("-")[2:4] == ["py3", "none"]  # one for every Python
     python = installed(wheel, tmp_path / "clean")
@@ -107,8 +119,9 @@ def test_a_wheel_runs_artifacts_natively_in_a_clean_environment(sources: Path, t
 
 
 @slow
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_without_a_compiler_the_package_is_built_and_says_what_is_missing(
-    sources: Path, tmp_path: Path
+    distribution: str, sources: Path, tmp_path: Path
 ):
     (sources / "src/qsdformer/runtimes/libqsd.so").write_text("left from an editable install")
     tools = tmp_path / "tools"  # no compiler here, but what else would have to be fetched
@@ -116,7 +129,7 @@ def test_without_a_compiler_the_package_is_built_and_says_what_is_missing(
     for name in ("cmake", "ninja", "make"):
         if there := shutil.which(name):
             (tools / name).symlink_to(there)
-    wheel, said = build(sources, PATH=str(tools), CC=str(tools / "none"))
+    wheel, said = build(sources / distribution, PATH=str(tools), CC=str(tools / "none"))
     assert "No native engine: it needs a C compiler" in said
     assert wheel.name.endswith("py3-none-any.whl")
     python = installed(wheel, tmp_path / "clean")
