@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +129,40 @@ def test_statistics_count_the_spikes_of_the_runs_since_they_were_reset(small_gra
 def test_wrong_images_are_refused_in_one_line(small_graph: IntegerGraph, shape, kind):
     with pytest.raises(UserError, match="images"):
         native.of_graph(small_graph)(np.zeros(shape, kind))
+
+
+def test_a_batch_beyond_all_memory_is_refused(small_graph: IntegerGraph):
+    image = np.zeros((1, 3, 32, 32), np.uint8)
+    with pytest.raises(MemoryError, match="Unable to allocate"):
+        native.of_graph(small_graph)(np.broadcast_to(image, (2**42, 3, 32, 32)))
+
+
+def test_a_model_is_not_copied(small_graph: IntegerGraph):
+    model = native.of_graph(small_graph)
+    for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="load the file again"):
+            attempt(model)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_is_told_to_load_again(small_graph: IntegerGraph):
+    pixels = np.zeros((2, 3, 32, 32), np.uint8)
+    models = [native.of_graph(small_graph, threads) for threads in (1, 2)]
+    expected = models[0](pixels)
+    child = os.fork()
+    if child == 0:  # leaves by a status alone, whatever happens
+        status = 1
+        try:
+            if np.array_equal(models[0](pixels), expected):
+                models[1](pixels)
+        except UserError as error:
+            status = 0 if "load the file again" in str(error) else 2
+        finally:
+            models.clear()
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert np.array_equal(models[1](pixels), expected)
 
 
 @pytest.mark.parametrize("threads", [-1, 1000])

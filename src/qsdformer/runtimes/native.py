@@ -129,7 +129,7 @@ class NativeModel:
 
     def __init__(self, data: bytes, threads: int = 1, name: str = "artifact") -> None:
         self._library = library()
-        self._model = Pointer()
+        self._model, self._process = Pointer(), os.getpid()
         isa = os.environ.get(ISA)
         options = _Options(threads, isa.encode() if isa else None, 0)
         message = ctypes.create_string_buffer(MESSAGE_BYTES)
@@ -142,9 +142,13 @@ class NativeModel:
         self._library.qsd_describe(self._model, ctypes.byref(self.info))
 
     def __del__(self) -> None:
-        if getattr(self, "_model", None):
+        # Threads do not pass into a forked process: there is nothing there that could be stopped.
+        if getattr(self, "_model", None) and self._process == os.getpid():
             self._library.qsd_free(self._model)
             self._model = Pointer()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a model in the native engine cannot be copied: load the file again")
 
     @property
     def isa(self) -> str:
@@ -218,6 +222,8 @@ class NativeModel:
             )
         if images.size == 0:
             raise UserError("no images: give at least one")
+        if info.threads > 1 and self._process != os.getpid():
+            raise UserError("the native engine's threads end at a fork: load the file again here")
         return np.ascontiguousarray(images), images.shape[-4], frames
 
     def _value(self, kind: str, number: int, frames: bool = False) -> _Value:
@@ -280,7 +286,7 @@ def _pointers(arrays: list[Array] | None) -> Any:
 @functools.cache
 def _opened(place: Path) -> ctypes.CDLL:
     try:
-        return _declared(ctypes.CDLL(os.fspath(place)))
+        return _declared(ctypes.CDLL(os.path.abspath(place)))
     except (OSError, AttributeError) as error:
         raise UserError(f"cannot use the native engine {place}: {one_line(error)}") from error
 
