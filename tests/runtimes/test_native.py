@@ -21,7 +21,7 @@ from qsdformer.runtimes import native
 from qsdformer.runtimes.verify import verify
 
 # QSD_NATIVE_GRAPHS=1000 compares more random graphs.
-GRAPHS = int(os.environ.get("QSD_NATIVE_GRAPHS", "60"))
+GRAPHS = int(os.environ.get("QSD_NATIVE_GRAPHS", "250"))
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native engine was not built")
 
