@@ -12,7 +12,6 @@ import ctypes
 import functools
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,9 +77,9 @@ def library() -> ctypes.CDLL:
     given = os.environ.get(LIBRARY)
     if given == WITHOUT:
         raise UserError(f"the native engine is not wanted: {LIBRARY}={WITHOUT}")
-    folder = Path(__file__).parent
-    for place in [Path(given)] if given else [folder / name for name in NAMES]:
-        if place.is_file():
+    folder = os.path.dirname(os.path.abspath(__file__))
+    for place in [os.path.abspath(given)] if given else [os.path.join(folder, n) for n in NAMES]:
+        if os.path.isfile(place):
             return _opened(place)
     raise UserError(f"{LIBRARY}={given}: there is no such file" if given else MISSING)
 
@@ -106,9 +105,9 @@ def available() -> bool:
 
 def load(path: str | os.PathLike[str], threads: int = 1) -> NativeModel:
     """The artifact at `path`, ready to run; `UserError` where it cannot be read or run."""
-    file = Path(path)
     try:
-        data = file.read_bytes()
+        with open(path, "rb") as file:
+            data = file.read()
     except OSError as error:
         raise UserError(f"cannot read artifact {path}: {error.strerror or error}") from error
     return NativeModel(data, threads, str(path))
@@ -284,9 +283,9 @@ def _pointers(arrays: list[Array] | None) -> Any:
 
 
 @functools.cache
-def _opened(place: Path) -> ctypes.CDLL:
+def _opened(place: str) -> ctypes.CDLL:
     try:
-        return _declared(ctypes.CDLL(os.path.abspath(place)))
+        return _declared(ctypes.CDLL(place))
     except (OSError, AttributeError) as error:
         raise UserError(f"cannot use the native engine {place}: {one_line(error)}") from error
 
