@@ -21,7 +21,7 @@ int qsd_fail(qsd_error *error, int code, const char *format, ...) {
 }
 
 /* Every piece begins at a cache line, for vectors. */
-void *qsd_alloc(qsd_pool *pool, uint64_t count, size_t size) {
+static void *allocated(qsd_pool *pool, uint64_t count, size_t size) {
   if (count && size > (UINT64_MAX - 128) / count) return NULL;
   uint64_t bytes = (count * size + 127) / 64 * 64;
   if (bytes > pool->most || pool->bytes > pool->most - bytes || bytes > SIZE_MAX - 128) return NULL;
@@ -37,6 +37,12 @@ void *qsd_alloc(qsd_pool *pool, uint64_t count, size_t size) {
   pool->first = block;
   pool->bytes += bytes;
   return (void *)(((uintptr_t)block->memory + 63) / 64 * 64);
+}
+
+void *qsd_alloc(qsd_pool *pool, uint64_t count, size_t size) {
+  void *memory = allocated(pool, count, size);
+  if (!memory) pool->exhausted = true;
+  return memory;
 }
 
 void qsd_release(qsd_pool *pool) {

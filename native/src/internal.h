@@ -21,6 +21,7 @@ typedef struct qsd_block qsd_block;
 typedef struct {
   qsd_block *first;
   uint64_t bytes, most;
+  bool exhausted; /* something did not fit */
 } qsd_pool;
 
 void *qsd_alloc(qsd_pool *pool, uint64_t count, size_t size);
