@@ -4,6 +4,7 @@
 #define SPLIT 0
 #define QSD_OWN_CONVERSIONS
 #define QSD_OWN_DEPTHWISE
+#define QSD_OWN_COUNTS
 
 INLINE wide16 widen(const v16 *x) {
   __m512i y = (__m512i)*x;
@@ -15,6 +16,9 @@ INLINE v16 narrow(wide16 x) {
   __m256i low = _mm512_cvtepi64_epi32((__m512i)x.low), high = _mm512_cvtepi64_epi32((__m512i)x.high);
   return (v16)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
+
+INLINE v16 min16(v16 a, v16 b) { return (v16)_mm512_min_epi32((__m512i)a, (__m512i)b); }
+INLINE v16 max16(v16 a, v16 b) { return (v16)_mm512_max_epi32((__m512i)a, (__m512i)b); }
 
 INLINE void store_bytes(uint8_t *p, v16 x) {
   _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8((__m512i)x));
@@ -170,4 +174,70 @@ static void depthwise_quads(const qsd_depthwise *dw, const uint8_t *in, size_t p
       if (dw->kernel == 3) switch (take) { TILES(QUADS3) }
       else switch (take) { TILES(QUADS7) }
     }
+}
+
+/* Thresholds on sums saturated to 16 bits, 32 channels of two pixels at a time. */
+INLINE __m512i words(const int32_t *a, const int32_t *b) {
+  return _mm512_packs_epi32(_mm512_loadu_si512(a), _mm512_loadu_si512(b));
+}
+
+INLINE __m512i centred(const int32_t *sums, const int32_t *centre, const int32_t *flip) {
+  __m512i x = _mm512_loadu_si512(sums);
+  if (flip) x = _mm512_xor_si512(x, _mm512_loadu_si512(flip));
+  return _mm512_sub_epi32(x, _mm512_loadu_si512(centre));
+}
+
+enum { MOST_WORDS = 8 };
+
+/* Channels from `c` on, the vectors at `v` and at `v + second`. */
+INLINE void count_pair(const qsd_finish *f, const qsd_tile *t, int v, const bool both,
+                       const int levels) {
+  const size_t lane = (size_t)v * LANES, second = both ? LANES : 0;
+  const int32_t *centre = f->centre + t->channel + lane;
+  const int32_t *flip = f->flip ? f->flip + t->channel + lane : NULL;
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i one = _mm512_set1_epi16(1);
+  __m512i threshold[MOST_WORDS];
+  for (int k = 0; k < levels; k++) {
+    const int32_t *at = f->thresholds + (size_t)k * (size_t)f->wide + t->channel + lane;
+    threshold[k] = _mm512_packs_epi32(centred(at, centre, NULL),
+                                      centred(at + second, centre + second, NULL));
+  }
+  for (int p = 0; p < t->pixels; p += 2) {
+    const size_t next = p + 1 < t->pixels ? 1 : 0;
+    __m512i counts[2];
+#pragma GCC unroll 2
+    for (size_t i = 0; i < 2; i++) {
+      const int32_t *sums = t->sums + ((size_t)p + i * next) * t->sums_pixel + lane;
+      __m512i x = _mm512_packs_epi32(
+          centred(sums, centre, flip),
+          centred(sums + second, centre + second, flip ? flip + second : NULL));
+      __m512i found = _mm512_setzero_si512();
+      for (int k = 0; k < levels; k++)
+        found = _mm512_mask_add_epi16(found, _mm512_cmpge_epi16_mask(x, threshold[k]), found, one);
+      counts[i] = found;
+    }
+    __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(counts[0], counts[1]));
+    uint8_t *to = t->counts + (size_t)p * t->counts_pixel + lane;
+    __m256i here = _mm512_castsi512_si256(bytes), there = _mm512_extracti64x4_epi64(bytes, 1);
+    if (both) {
+      _mm256_storeu_si256((__m256i *)to, here);
+      if (next) _mm256_storeu_si256((__m256i *)(to + t->counts_pixel), there);
+    } else {
+      _mm_storeu_si128((__m128i *)to, _mm256_castsi256_si128(here));
+      if (next) _mm_storeu_si128((__m128i *)(to + t->counts_pixel), _mm256_castsi256_si128(there));
+    }
+  }
+}
+
+#define COUNTS(levels_) \
+  case levels_: \
+    for (; v + 1 < t->vectors; v += 2) count_pair(f, t, v, true, levels_); \
+    if (v < t->vectors) count_pair(f, t, v, false, levels_); \
+    return true;
+
+static bool count_words(const qsd_finish *f, const qsd_tile *t) {
+  int v = 0;
+  switch (f->levels) { COUNTS(1) COUNTS(2) COUNTS(3) COUNTS(4) COUNTS(6) COUNTS(8) }
+  return false;
 }

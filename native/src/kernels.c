@@ -17,6 +17,7 @@ typedef struct {
 #define INLINE static inline __attribute__((always_inline))
 
 /* The lanes of `a` where the mask is -1, of `b` where it is 0. */
+INLINE v16 choose16(v16 mask, v16 a, v16 b) { return (a & mask) | (b & ~mask); }
 INLINE v8 choose8(v8 mask, v8 a, v8 b) { return (a & mask) | (b & ~mask); }
 
 __attribute__((unused)) INLINE v8 plain_clamp8(v8 x, int64_t limit) {
@@ -34,6 +35,9 @@ __attribute__((unused)) INLINE v8 plain_clamp8(v8 x, int64_t limit) {
 #endif
 
 #ifndef QSD_OWN_CONVERSIONS
+INLINE v16 min16(v16 a, v16 b) { return choose16(a < b, a, b); }
+INLINE v16 max16(v16 a, v16 b) { return choose16(a > b, a, b); }
+
 INLINE wide16 widen(const v16 *x) {
   h16 low, high;
   memcpy(&low, x, sizeof low);
@@ -91,6 +95,18 @@ INLINE wide16 clamp16(wide16 x, int64_t limit) {
   return (wide16){clamp8(x.low, limit), clamp8(x.high, limit)};
 }
 
+INLINE v16 value_small(v16 x, const qsd_factors *f, int c) {
+  v16 rest = (x * load16(f->low + c) + load16(f->half + c)) >> load16(f->places + c);
+  return x * load16(f->high + c) + rest + load16(f->plus + c);
+}
+
+/* The sum within +-limit, also where it passes 32 bits. */
+INLINE v16 add_within(v16 x, v16 y, int32_t limit) {
+  v16 sum = x + y, passed = ((x ^ sum) & (y ^ sum)) >> 31;
+  sum = choose16(passed, (x >> 31) ^ INT32_MAX, sum);
+  return max16(min16(sum, (v16){0} + limit), (v16){0} - limit);
+}
+
 /* The value of a pixel's vector after factor, shortcut, storing and the neuron's factor. */
 INLINE v16 value16(const qsd_finish *f, v16 x, const int32_t *residual, int32_t *out, int c) {
   if (f->scale || f->add) {
@@ -109,15 +125,16 @@ INLINE v16 value16(const qsd_finish *f, v16 x, const int32_t *residual, int32_t 
   return x;
 }
 
-INLINE void spikes16(const qsd_finish *f, v16 x, uint8_t *counts, int c, int wide) {
+INLINE v16 spikes16(const qsd_finish *f, v16 x, int c) {
+  if (f->neuron == NEURON_EVEN) {
+    x = (min16(x, (v16){0} + f->even_top) + f->even_offset) >> f->even_shift;
+    return max16(x, (v16){0});
+  }
   v16 found = {0};
   const int32_t *threshold = f->thresholds + c;
-  for (int k = 0; k < f->levels; k++, threshold += wide) found -= x >= load16(threshold);
-  if (f->flip) {
-    v16 flip = load16(f->flip + c);
-    found = ((found ^ flip) - flip) + load16(f->start + c);
-  }
-  store_bytes(counts, found);
+  if (f->flip) x ^= load16(f->flip + c);
+  for (int k = 0; k < f->levels; k++, threshold += f->wide) found -= x >= load16(threshold);
+  return found;
 }
 
 typedef struct {
@@ -158,15 +175,49 @@ INLINE void neuron16(const qsd_finish *f, state *s, v16 x, bool first) {
   s->counts = narrow(counts);
 }
 
+/* Counts of sums that are compared at once: what a spiking network does most. */
+static void count(const qsd_finish *f, const qsd_tile *t) {
+#ifdef QSD_OWN_COUNTS
+  if (f->neuron == NEURON_THRESHOLDS && f->centre && count_words(f, t)) return;
+#endif
+  for (int v = 0; v < t->vectors; v++)
+    for (int p = 0; p < t->pixels; p++) {
+      v16 x = load16(t->sums + (size_t)p * t->sums_pixel + v * LANES);
+      store_bytes(t->counts + (size_t)p * t->counts_pixel + v * LANES,
+                  spikes16(f, x, t->channel + v * LANES));
+    }
+}
+
+INLINE void small_tile(const qsd_finish *f, const qsd_tile *t, const bool scale, const bool add) {
+  for (int v = 0; v < t->vectors; v++) {
+    int c = t->channel + v * LANES;
+    for (int p = 0; p < t->pixels; p++) {
+      size_t at = (size_t)p, lane = (size_t)v * LANES;
+      v16 x = load16(t->sums + at * t->sums_pixel + lane);
+      if (scale) x = value_small(x, f->scale, c);
+      if (add) {
+        v16 r = load16(t->residual + at * t->residual_pixel + lane);
+        if (f->residual_scale) r = value_small(r, f->residual_scale, c);
+        if (f->add_fits) x += r;
+        else x = add_within(x, r, (int32_t)f->add_limit);
+      }
+      if (f->store) store16(t->out + at * t->out_pixel + lane, x);
+      if (f->neuron) store_bytes(t->counts + at * t->counts_pixel + lane, spikes16(f, x, c));
+    }
+  }
+}
+
+static void finish_small(const qsd_finish *f, const qsd_tile *t) {
+  if (!f->scale && !f->add && !f->store) count(f, t);
+  else if (f->scale && f->add) small_tile(f, t, true, true);
+  else if (f->scale) small_tile(f, t, true, false);
+  else if (f->add) small_tile(f, t, false, true);
+  else small_tile(f, t, false, false);
+}
+
 static void finish(const qsd_finish *f, const qsd_tile *t) {
-  int wide = 0;
-  if (f->thresholds) wide = f->wide;
-  /* Sums that are spikes at once: what a spiking network does most. */
-  if (f->neuron == NEURON_THRESHOLDS && !f->scale && !f->add && !f->store && t->steps == 1) {
-    for (int v = 0; v < t->vectors; v++)
-      for (int p = 0; p < t->pixels; p++)
-        spikes16(f, load16(t->sums + (size_t)p * t->sums_pixel + v * LANES),
-                 t->counts + (size_t)p * t->counts_pixel + v * LANES, t->channel + v * LANES, wide);
+  if (f->small) {
+    finish_small(f, t);
     return;
   }
   for (int p = 0; p < t->pixels; p++)
@@ -182,8 +233,8 @@ static void finish(const qsd_finish *f, const qsd_tile *t) {
         x = value16(f, x, residual, out, c);
         if (f->neuron == NEURON_NONE) continue;
         uint8_t *counts = t->counts + at * t->counts_pixel + step * t->counts_step + lane;
-        if (f->neuron == NEURON_THRESHOLDS) {
-          spikes16(f, x, counts, c, wide);
+        if (f->neuron <= NEURON_EVEN) {
+          store_bytes(counts, spikes16(f, x, c));
         } else {
           neuron16(f, &s, x, i == 0);
           store_bytes(counts, s.counts);

@@ -471,7 +471,7 @@ int qsd_build_plan(qsd_builder *builder, bool frames, qsd_plan *plan) {
     int status = QSD_OK;
     if (step->kind == STEP_DOT) status = qsd_pack_dot(builder, plan, step);
     if (step->kind == STEP_DEPTHWISE) status = qsd_pack_depthwise(builder, plan, step);
-    if (!status && step->kind <= STEP_LOAD) status = qsd_pack_finish(builder, plan, step);
+    if (!status && step->kind <= STEP_LOAD) status = qsd_pack_finish(builder, step);
     if (status) return status;
     /* Sums of a tile, then bytes of sources widened: source and residual. */
     uint64_t sums = (uint64_t)step->steps * TILE * 8 * LANES * sizeof(int32_t);

@@ -27,18 +27,27 @@ typedef struct {
   int64_t *multiplier, *round, *shift, *bias;
   int64_t limit;
   bool narrow; /* multipliers fit 32 bits */
+  /* Where this is exact in 32 bits, or NULL: x * high + ((x * low + half) >> places) + plus. */
+  const int32_t *high, *low, *half, *places, *plus;
 } qsd_factors;
 
-enum { NEURON_NONE, NEURON_THRESHOLDS, NEURON_IELIF, NEURON_LIF };
+enum { NEURON_NONE, NEURON_THRESHOLDS, NEURON_EVEN, NEURON_IELIF, NEURON_LIF };
 
 /* What becomes of sums: scale, add the shortcut, store; scale, and neuron. Absent where NULL. */
 typedef struct {
   qsd_factors *scale, *residual_scale, *neuron_scale;
   bool add, store;
   int64_t add_limit;
+  bool add_fits; /* within the limit, whatever the values */
+  bool small;    /* no memory, and 32 bits do for everything */
   int neuron, levels, wide; /* wide: channels, padded */
-  /* Thresholds of each channel [levels][channels]; counts are ((found ^ flip) - flip) + start. */
-  int32_t *thresholds, *flip, *start;
+  /* Thresholds of each channel [levels][channels] that x ^ flip is compared with, and a centre for
+   * which they fit 16 bits; flip and centre may be NULL. */
+  int32_t *thresholds, *centre;
+  const int32_t *flip;
+  /* Thresholds at k * 2^shift - offset, the last at `top`. */
+  int even_shift;
+  int32_t even_offset, even_top;
   /* Neurons with memory. */
   int32_t level[128];
   int64_t drop[128]; /* resets[k] - resets[k - 1], resets[0] first */
@@ -151,7 +160,7 @@ int qsd_build_plan(qsd_builder *builder, bool frames, qsd_plan *plan);
 /* Packs the weights of a step's convolution and finds the offsets of its positions. */
 int qsd_pack_dot(qsd_builder *builder, const qsd_plan *plan, qsd_step *step);
 int qsd_pack_depthwise(qsd_builder *builder, const qsd_plan *plan, qsd_step *step);
-int qsd_pack_finish(qsd_builder *builder, const qsd_plan *plan, qsd_step *step);
+int qsd_pack_finish(qsd_builder *builder, qsd_step *step);
 bool qsd_is_depthwise(const qsd_op *op);
 bool qsd_is_dot(const qsd_op *op);
 
