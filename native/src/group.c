@@ -77,65 +77,54 @@ static const int32_t *operand(const runner *r, int number, int n, int y, int x, 
   return (const int32_t *)(const void *)memory + place;
 }
 
-/* Sums of the tile into scratch memory, for each time step. */
-static void compute(const runner *r, int block, int n, int y, int x, qsd_tile *tile) {
-  const qsd_step *step = r->step;
-  const qsd_tensor *in = tensor(r, step->source);
-  size_t wide = (size_t)step->vectors * LANES;
-  tile->sums = r->scratch;
-  tile->sums_pixel = wide;
-  tile->sums_step = wide * TILE;
-  for (int s = 0; s < tile->steps; s++) {
-    int32_t *sums = r->scratch + (size_t)s * tile->sums_step;
-    /* The window's first position lies `padding` before the pixel; a border may be wider. */
-    int top = y * step->stride, left = x * step->stride;
-    const qsd_op *op = step->pad_op;
-    top -= (int)op->f[F_PADDING], left -= (int)op->f[F_PADDING];
-    size_t place = step->flat ? pixel_place(r, step->source, n + s, y, x)
-                              : qsd_place(in, n + s, top, left);
-    size_t pixel = (size_t)(step->stride * in->stride);
-    const uint8_t *from = r->arena + in->offset + place * (size_t)in->bytes;
-    if (step->kind == STEP_DOT) {
-      const int8_t *codes = step->dot.codes + (size_t)block * step->dot.block_codes;
-      const int32_t *start = step->dot.start ? step->dot.start + (size_t)block * wide : NULL;
-      r->kernels->dot(&step->dot, from, pixel, tile->pixels, codes, start, sums);
-    } else {
-      r->kernels->depthwise(&step->dw, from, pixel, tile->pixels, tile->vectors, tile->channel,
-                            sums);
-    }
-  }
-}
-
-static void run_tile(const runner *r, int block, int outer, int y, int x, int pixels) {
+/* A span of a row: where its pixels lie in everything that the step reads and writes. */
+static void run_span(const runner *r, int block, int outer, int y, int x, int pixels) {
   const qsd_step *step = r->step;
   int all = qsd_round_up(step->channels, LANES) / LANES;
   int n = outer * step->steps;
   int32_t *second = r->scratch + (size_t)step->steps * TILE * 8 * LANES;
-  qsd_tile tile = {.steps = step->steps, .pixels = pixels, .channel = block * step->vectors * LANES};
-  tile.vectors = (int)qsd_min(step->vectors, all - block * step->vectors);
-  if (step->kind == STEP_LOAD)
-    tile.sums = operand(r, step->source, n, y, x, &tile, r->scratch, &tile.sums_pixel,
-                        &tile.sums_step);
-  else compute(r, block, n, y, x, &tile);
-  if (step->kind == STEP_DEPTHWISE) tile.sums_pixel = (size_t)tile.vectors * LANES;
+  qsd_row row = {.step = step, .block = block, .scratch = r->scratch};
+  qsd_tile *tile = &row.tile;
+  *tile = (qsd_tile){.steps = step->steps, .pixels = pixels, .channel = block * step->vectors * LANES};
+  tile->vectors = (int)qsd_min(step->vectors, all - block * step->vectors);
+  const qsd_tensor *in = tensor(r, step->source);
+  if (step->kind == STEP_LOAD) {
+    tile->sums = operand(r, step->source, n, y, x, tile, r->scratch, &tile->sums_pixel,
+                         &tile->sums_step);
+  } else {
+    /* The window's first position lies `padding` before the pixel; a border may be wider. */
+    int pad = (int)step->pad_op->f[F_PADDING];
+    size_t place = step->flat ? pixel_place(r, step->source, n, y, x)
+                              : qsd_place(in, n, y * step->stride - pad, x * step->stride - pad);
+    row.in = r->arena + in->offset + place * (size_t)in->bytes;
+    row.in_pixel = (size_t)(step->stride * in->stride * in->bytes);
+    row.in_step = qsd_image_size(in) * (size_t)in->bytes;
+  }
   if (step->residual >= 0)
-    tile.residual = operand(r, step->residual, n, y, x, &tile, second, &tile.residual_pixel,
-                            &tile.residual_step);
+    tile->residual = operand(r, step->residual, n, y, x, tile, second, &tile->residual_pixel,
+                             &tile->residual_step);
   if (step->out >= 0) {
     const qsd_tensor *t = tensor(r, step->out);
-    tile.out = (int32_t *)(void *)(r->arena + t->offset) +
-               pixel_place(r, step->out, n, y, x) + (size_t)tile.channel;
-    tile.out_pixel = (size_t)t->stride;
-    tile.out_step = qsd_image_size(t);
+    tile->out = (int32_t *)(void *)(r->arena + t->offset) +
+                pixel_place(r, step->out, n, y, x) + (size_t)tile->channel;
+    tile->out_pixel = (size_t)t->stride;
+    tile->out_step = qsd_image_size(t);
   }
   if (step->counts >= 0) {
     const qsd_tensor *t = tensor(r, step->counts);
-    tile.counts = r->arena + t->offset + pixel_place(r, step->counts, n, y, x) +
-                  (size_t)tile.channel;
-    tile.counts_pixel = (size_t)t->stride;
-    tile.counts_step = qsd_image_size(t);
+    tile->counts = r->arena + t->offset + pixel_place(r, step->counts, n, y, x) +
+                   (size_t)tile->channel;
+    tile->counts_pixel = (size_t)t->stride;
+    tile->counts_step = qsd_image_size(t);
   }
-  r->kernels->finish(step->finish, &tile);
+  r->kernels->row(&row);
+}
+
+/* Bytes that are widened first go by tiles: there is room for no more. */
+static bool widens(const runner *r) {
+  const qsd_step *step = r->step;
+  return (step->kind == STEP_LOAD && tensor(r, step->source)->bytes == 1) ||
+         (step->residual >= 0 && tensor(r, step->residual)->bytes == 1);
 }
 
 void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_step *step,
@@ -147,12 +136,12 @@ void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_s
       qsd_clear_border(tensor(&r, step->counts), arena + tensor(&r, step->counts)->offset);
   }
   int64_t each = (int64_t)step->outer * step->rows * step->spans, units = each * step->blocks;
-  int tile = step->kind == STEP_DOT && step->vectors == 4 ? TILE / 2 : TILE;
+  bool tiles = widens(&r);
   for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; unit++) {
     int block = (int)(unit / each), outer = (int)(unit % each / (step->rows * step->spans));
     int row = (int)(unit / step->spans % step->rows), span = (int)(unit % step->spans);
     int from = step->width * span / step->spans, to = step->width * (span + 1) / step->spans;
-    for (int x = from; x < to; x += tile)
-      run_tile(&r, block, outer, row, x, (int)qsd_min(tile, to - x));
+    for (int x = from; x < to; x += tiles ? TILE : to - from)
+      run_span(&r, block, outer, row, x, tiles ? (int)qsd_min(TILE, to - x) : to - from);
   }
 }

@@ -95,9 +95,17 @@ INLINE wide16 clamp16(wide16 x, int64_t limit) {
   return (wide16){clamp8(x.low, limit), clamp8(x.high, limit)};
 }
 
-INLINE v16 value_small(v16 x, const qsd_factors *f, int c) {
-  v16 rest = (x * load16(f->low + c) + load16(f->half + c)) >> load16(f->places + c);
-  return x * load16(f->high + c) + rest + load16(f->plus + c);
+typedef struct {
+  v16 high, low, half, places, plus;
+} small_factors;
+
+INLINE small_factors load_factors(const qsd_factors *f, int c) {
+  return (small_factors){load16(f->high + c), load16(f->low + c), load16(f->half + c),
+                         load16(f->places + c), load16(f->plus + c)};
+}
+
+INLINE v16 scale_small(v16 x, const small_factors *f) {
+  return x * f->high + ((x * f->low + f->half) >> f->places) + f->plus;
 }
 
 /* The sum within +-limit, also where it passes 32 bits. */
@@ -189,20 +197,37 @@ static void count(const qsd_finish *f, const qsd_tile *t) {
 }
 
 INLINE void small_tile(const qsd_finish *f, const qsd_tile *t, const bool scale, const bool add) {
+  const bool scales_residual = add && f->residual_scale, fits = f->add_fits, store = f->store;
+  const bool counts = f->neuron;
+  const int32_t limit = (int32_t)f->add_limit;
   for (int v = 0; v < t->vectors; v++) {
-    int c = t->channel + v * LANES;
+    const int c = t->channel + v * LANES;
+    const int32_t *sums = t->sums + v * LANES;
+    const int32_t *residual = add ? t->residual + v * LANES : NULL;
+    int32_t *out = store ? t->out + v * LANES : NULL;
+    uint8_t *to = counts ? t->counts + v * LANES : NULL;
+    small_factors factors = {0}, others = {0};
+    if (scale) factors = load_factors(f->scale, c);
+    if (scales_residual) others = load_factors(f->residual_scale, c);
     for (int p = 0; p < t->pixels; p++) {
-      size_t at = (size_t)p, lane = (size_t)v * LANES;
-      v16 x = load16(t->sums + at * t->sums_pixel + lane);
-      if (scale) x = value_small(x, f->scale, c);
+      v16 x = load16(sums);
+      sums += t->sums_pixel;
+      if (scale) x = scale_small(x, &factors);
       if (add) {
-        v16 r = load16(t->residual + at * t->residual_pixel + lane);
-        if (f->residual_scale) r = value_small(r, f->residual_scale, c);
-        if (f->add_fits) x += r;
-        else x = add_within(x, r, (int32_t)f->add_limit);
+        v16 r = load16(residual);
+        residual += t->residual_pixel;
+        if (scales_residual) r = scale_small(r, &others);
+        if (fits) x += r;
+        else x = add_within(x, r, limit);
       }
-      if (f->store) store16(t->out + at * t->out_pixel + lane, x);
-      if (f->neuron) store_bytes(t->counts + at * t->counts_pixel + lane, spikes16(f, x, c));
+      if (store) {
+        store16(out, x);
+        out += t->out_pixel;
+      }
+      if (counts) {
+        store_bytes(to, spikes16(f, x, c));
+        to += t->counts_pixel;
+      }
     }
   }
 }
@@ -287,6 +312,45 @@ static void depthwise(const qsd_depthwise *dw, const void *in, size_t pixel, int
   }
 }
 
+/* Sums of a tile into scratch memory, for each time step. */
+INLINE void tile_sums(const qsd_row *r, qsd_tile *t, const uint8_t *in) {
+  const qsd_step *step = r->step;
+  size_t wide = (size_t)step->vectors * LANES;
+  t->sums = r->scratch;
+  t->sums_pixel = step->kind == STEP_DEPTHWISE ? (size_t)t->vectors * LANES : wide;
+  t->sums_step = wide * TILE;
+  int32_t *sums = r->scratch;
+  for (int s = 0; s < t->steps; s++, in += r->in_step, sums += t->sums_step) {
+    if (step->kind == STEP_DOT) {
+      const int8_t *codes = step->dot.codes + (size_t)r->block * step->dot.block_codes;
+      const int32_t *start = step->dot.start ? step->dot.start + (size_t)r->block * wide : NULL;
+      dot(&step->dot, in, r->in_pixel, t->pixels, codes, start, sums);
+    } else {
+      depthwise(&step->dw, in, r->in_pixel / (size_t)step->dw.bytes, t->pixels, t->vectors,
+                t->channel, sums);
+    }
+  }
+}
+
+static void row(const qsd_row *r) {
+  if (r->step->kind == STEP_LOAD) {
+    finish(r->step->finish, &r->tile);
+    return;
+  }
+  qsd_tile t = r->tile;
+  const uint8_t *in = r->in;
+  int tile = r->step->kind == STEP_DOT && r->step->vectors == 4 ? TILE / 2 : TILE;
+  for (int left = r->tile.pixels; left > 0; left -= tile) {
+    t.pixels = left < tile ? left : tile;
+    tile_sums(r, &t, in);
+    finish(r->step->finish, &t);
+    in += (size_t)tile * r->in_pixel;
+    if (t.residual) t.residual += (size_t)tile * t.residual_pixel;
+    if (t.out) t.out += (size_t)tile * t.out_pixel;
+    if (t.counts) t.counts += (size_t)tile * t.counts_pixel;
+  }
+}
+
 /* Attention of one head: kv[i][j] = sum of k * v over tokens, 8 i by 16 j at a time. */
 enum { ROWS = 8 };
 
@@ -351,5 +415,4 @@ static void planes(const int32_t *values, int channels, uint32_t bias, int count
 
 extern const qsd_kernels JOIN(qsd_kernels_, QSD_SET);
 const qsd_kernels JOIN(qsd_kernels_, QSD_SET) = {
-    .name = QSD_NAME, .dot = dot, .depthwise = depthwise, .finish = finish, .attention = attention,
-    .planes = planes, .split_codes = SPLIT};
+    .name = QSD_NAME, .row = row, .attention = attention, .planes = planes, .split_codes = SPLIT};

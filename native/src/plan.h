@@ -96,15 +96,21 @@ typedef struct {
   int steps, pixels, vectors, channel;
 } qsd_tile;
 
+typedef struct qsd_step qsd_step;
+
+/* A row of pixels: `in` is where the first one's window begins; strides in bytes. */
+typedef struct {
+  const qsd_step *step;
+  const uint8_t *in;
+  size_t in_pixel, in_step;
+  int block;
+  int32_t *scratch; /* of a tile's sums */
+  qsd_tile tile;    /* all its pixels */
+} qsd_row;
+
 typedef struct {
   const char *name;
-  /* sums [pixels][vectors * LANES] */
-  void (*dot)(const qsd_dot *dot, const uint8_t *in, size_t pixel, int pixels, const int8_t *codes,
-              const int32_t *start, int32_t *sums);
-  /* sums [pixels][vectors * LANES] of channels from `channel` on */
-  void (*depthwise)(const qsd_depthwise *dw, const void *in, size_t pixel, int pixels, int vectors,
-                    int channel, int32_t *sums);
-  void (*finish)(const qsd_finish *finish, const qsd_tile *tile);
+  void (*row)(const qsd_row *row);
   void (*attention)(const qsd_attention *head);
   void (*planes)(const int32_t *values, int channels, uint32_t bias, int planes, size_t plane,
                  uint8_t *to);
@@ -116,7 +122,7 @@ const qsd_kernels *qsd_pick_kernels(const char *isa);
 
 enum { STEP_DOT, STEP_DEPTHWISE, STEP_LOAD, STEP_PLANES, STEP_OP };
 
-typedef struct {
+struct qsd_step {
   int kind, op, key; /* key: the operation at whose place it runs */
   int source, residual, out, counts; /* tensors, or -1 */
   int source_op, residual_op;        /* operations whose values these are */
@@ -132,7 +138,7 @@ typedef struct {
   int stride; /* of the convolution */
   int channels; /* of the map that it makes */
   const qsd_op *pad_op; /* the convolution */
-} qsd_step;
+};
 
 typedef struct {
   bool frames;
