@@ -119,61 +119,76 @@ static void dot(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, c
   else dot4(d, in, pixel, pixels, codes, start, sums);
 }
 
-/* Bytes of 16 channels of four rows as [channel][row]. */
-INLINE __m512i interleaved(const uint8_t *const row[4], size_t at) {
-  __m128i a = _mm_loadu_si128((const __m128i *)(row[0] + at));
-  __m128i b = _mm_loadu_si128((const __m128i *)(row[1] + at));
-  __m128i c = _mm_loadu_si128((const __m128i *)(row[2] + at));
-  __m128i d = _mm_loadu_si128((const __m128i *)(row[3] + at));
-  __m256i ab = _mm256_or_si256(_mm256_cvtepu8_epi16(a), _mm256_slli_epi16(_mm256_cvtepu8_epi16(b), 8));
-  __m256i cd = _mm256_or_si256(_mm256_cvtepu8_epi16(c), _mm256_slli_epi16(_mm256_cvtepu8_epi16(d), 8));
-  return _mm512_or_si512(_mm512_cvtepu16_epi32(ab), _mm512_slli_epi32(_mm512_cvtepu16_epi32(cd), 16));
+/* 64 channels of four rows, column by column, as [channel][row]. */
+static void interleave(const uint8_t *const row[4], size_t pixel, int columns, uint8_t *to) {
+  /* Unpacking works within quarters of a vector: each gets 4 of every 16 channels. */
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  size_t at = 0;
+  for (int x = 0; x < columns; x++, at += pixel, to += 4 * 64) {
+    __m512i r[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+      r[i] = _mm512_permutexvar_epi32(order, _mm512_loadu_si512(row[i] + at));
+    __m512i a = _mm512_unpacklo_epi8(r[0], r[1]), b = _mm512_unpackhi_epi8(r[0], r[1]);
+    __m512i c = _mm512_unpacklo_epi8(r[2], r[3]), d = _mm512_unpackhi_epi8(r[2], r[3]);
+    _mm512_storeu_si512(to, _mm512_unpacklo_epi16(a, c));
+    _mm512_storeu_si512(to + 64, _mm512_unpackhi_epi16(a, c));
+    _mm512_storeu_si512(to + 128, _mm512_unpacklo_epi16(b, d));
+    _mm512_storeu_si512(to + 192, _mm512_unpackhi_epi16(b, d));
+  }
 }
 
-/* Every column of four rows serves all pixels of the tile whose windows hold it. */
-INLINE void quad_tile(const qsd_depthwise *dw, const uint8_t *in, size_t pixel, const int pixels,
-                      const int kernel, int channel, size_t wide, int32_t *sums) {
-  __m512i acc[TILE / 2];
-#pragma GCC unroll 7
+/* 16 channels of a tile. Every column of four rows serves all pixels whose windows hold it. */
+INLINE void quad_tile(const int8_t *codes, size_t code_row, const uint8_t *const quads[2],
+                      const int pixels, const int kernel, size_t wide, int32_t *sums) {
+  __m512i acc[TILE];
+#pragma GCC unroll 14
   for (int p = 0; p < pixels; p++) acc[p] = _mm512_setzero_si512();
 #pragma GCC unroll 2
   for (int q = 0; q < (kernel + 3) / 4; q++) {
-    const int8_t *codes = dw->quads + ((size_t)(q * kernel) * (size_t)dw->channels + (size_t)channel) * 4;
     __m512i code[7];
 #pragma GCC unroll 7
-    for (int i = 0; i < kernel; i++)
-      code[i] = _mm512_loadu_si512(codes + (size_t)i * (size_t)dw->channels * 4);
-    const uint8_t *row[4];
-    for (int i = 0; i < 4; i++) { /* rows beyond the kernel have codes 0 */
-      int y = 4 * q + i < kernel ? 4 * q + i : 4 * q;
-      row[i] = in + (size_t)y * dw->row + channel;
-    }
-#pragma GCC unroll 13
+    for (int i = 0; i < kernel; i++, codes += code_row) code[i] = _mm512_loadu_si512(codes);
+#pragma GCC unroll 20
     for (int x = 0; x < pixels + kernel - 1; x++) {
-      __m512i value = interleaved(row, (size_t)x * pixel);
+      __m512i value = _mm512_loadu_si512(quads[q] + 4 * 64 * x);
 #pragma GCC unroll 7
       for (int i = 0; i < kernel; i++)
         if (x - i >= 0 && x - i < pixels) acc[x - i] = _mm512_dpbusd_epi32(acc[x - i], value, code[i]);
     }
   }
-#pragma GCC unroll 7
+#pragma GCC unroll 14
   for (int p = 0; p < pixels; p++) _mm512_storeu_si512(sums + (size_t)p * wide, acc[p]);
 }
 
-#define QUADS3(n) case n: quad_tile(dw, from, pixel, n, 3, c, wide, to); break;
-#define QUADS7(n) case n: quad_tile(dw, from, pixel, n, 7, c, wide, to); break;
+#define QUADS3(n) case n: quad_tile(codes, row, at, n, 3, wide, to); break;
+#define QUADS7(n) case n: quad_tile(codes, row, at, n, 7, wide, to); break;
 
-static void depthwise_quads(const qsd_depthwise *dw, const uint8_t *in, size_t pixel, int pixels,
-                            int vectors, int channel, int32_t *sums) {
-  size_t wide = (size_t)vectors * LANES;
-  for (int p = 0; p < pixels; p += 7)
-    for (int v = 0; v < vectors; v++) {
-      const uint8_t *from = in + (size_t)p * pixel;
-      int32_t *to = sums + (size_t)p * wide + (size_t)(v * LANES);
-      int c = channel + v * LANES, take = pixels - p < 7 ? pixels - p : 7;
-      if (dw->kernel == 3) switch (take) { TILES(QUADS3) }
-      else switch (take) { TILES(QUADS7) }
-    }
+static void quads_tile(const qsd_depthwise *dw, const uint8_t *const quads[2], int x, int pixels,
+                       int vectors, int channel, int32_t *sums) {
+  size_t wide = (size_t)vectors * LANES, row = (size_t)dw->channels * 4;
+  for (int v = 0; v < vectors; v++) {
+    const int8_t *codes = dw->quads + (size_t)(channel + v * LANES) * 4;
+    const uint8_t *at[2] = {quads[0] + 4 * 64 * x + 64 * v, quads[1] + 4 * 64 * x + 64 * v};
+    int32_t *to = sums + v * LANES;
+    if (dw->kernel == 3) switch (pixels) { TILES(QUADS3) WIDE_TILES(QUADS3) }
+    else switch (pixels) { TILES(QUADS7) WIDE_TILES(QUADS7) }
+  }
+}
+
+/* Rows y and y + 4 of a ring of rows, interleaved each with the three that follow it. */
+static void find_quads(const qsd_row *r, const uint8_t *in, int32_t *ring, bool fresh,
+                       const uint8_t *quads[2]) {
+  const qsd_depthwise *dw = &r->step->dw;
+  int columns = r->tile.pixels + dw->kernel - 1, last = dw->kernel == 7 ? 4 : 0;
+  for (int q = fresh ? 0 : last; q <= last; q++) {
+    const uint8_t *row[4];
+    for (int i = 0; i < 4; i++) /* rows beyond the last have codes 0 */
+      row[i] = in + (size_t)qsd_min(q + i, r->rows - 1) * dw->row + r->tile.channel;
+    interleave(row, r->in_pixel, columns, (uint8_t *)ring + (r->y + q) % 5 * QUAD_BYTES);
+  }
+  quads[0] = (uint8_t *)ring + r->y % 5 * QUAD_BYTES;
+  quads[1] = (uint8_t *)ring + (r->y + last) % 5 * QUAD_BYTES;
 }
 
 /* Thresholds on sums saturated to 16 bits, 32 channels of two pixels at a time. */

@@ -78,12 +78,12 @@ static const int32_t *operand(const runner *r, int number, int n, int y, int x, 
 }
 
 /* A span of a row: where its pixels lie in everything that the step reads and writes. */
-static void run_span(const runner *r, int block, int outer, int y, int x, int pixels) {
+static void run_span(const runner *r, int block, int outer, int y, int x, int pixels, bool fresh) {
   const qsd_step *step = r->step;
   int all = qsd_round_up(step->channels, LANES) / LANES;
   int n = outer * step->steps;
   int32_t *second = r->scratch + (size_t)step->steps * TILE * 8 * LANES;
-  qsd_row row = {.step = step, .block = block, .scratch = r->scratch};
+  qsd_row row = {.step = step, .block = block, .y = y, .fresh = fresh, .scratch = r->scratch};
   qsd_tile *tile = &row.tile;
   *tile = (qsd_tile){.steps = step->steps, .pixels = pixels, .channel = block * step->vectors * LANES};
   tile->vectors = (int)qsd_min(step->vectors, all - block * step->vectors);
@@ -99,6 +99,7 @@ static void run_span(const runner *r, int block, int outer, int y, int x, int pi
     row.in = r->arena + in->offset + place * (size_t)in->bytes;
     row.in_pixel = (size_t)(step->stride * in->stride * in->bytes);
     row.in_step = qsd_image_size(in) * (size_t)in->bytes;
+    row.rows = in->height + in->pad - (y * step->stride - pad);
   }
   if (step->residual >= 0)
     tile->residual = operand(r, step->residual, n, y, x, tile, second, &tile->residual_pixel,
@@ -136,12 +137,14 @@ void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_s
       qsd_clear_border(tensor(&r, step->counts), arena + tensor(&r, step->counts)->offset);
   }
   int64_t each = (int64_t)step->outer * step->rows * step->spans, units = each * step->blocks;
-  bool tiles = widens(&r);
+  bool tiles = widens(&r), fresh = true;
   for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; unit++) {
     int block = (int)(unit / each), outer = (int)(unit % each / (step->rows * step->spans));
-    int row = (int)(unit / step->spans % step->rows), span = (int)(unit % step->spans);
+    int row = (int)(unit % step->rows), span = (int)(unit / step->rows % step->spans);
     int from = step->width * span / step->spans, to = step->width * (span + 1) / step->spans;
+    fresh = fresh || row == 0;
     for (int x = from; x < to; x += tiles ? TILE : to - from)
-      run_span(&r, block, outer, row, x, tiles ? (int)qsd_min(TILE, to - x) : to - from);
+      run_span(&r, block, outer, row, x, tiles ? (int)qsd_min(TILE, to - x) : to - from, fresh);
+    fresh = false;
   }
 }

@@ -291,12 +291,6 @@ INLINE void depthwise_tile(const qsd_depthwise *dw, const void *in, size_t pixel
 
 static void depthwise(const qsd_depthwise *dw, const void *in, size_t pixel, int pixels, int vectors,
                       int channel, int32_t *sums) {
-#ifdef QSD_OWN_DEPTHWISE
-  if (dw->quads) {
-    depthwise_quads(dw, in, pixel, pixels, vectors, channel, sums);
-    return;
-  }
-#endif
   size_t size = (size_t)dw->bytes, wide = (size_t)vectors * LANES;
   for (int p = 0; p < pixels;) {
     int take = pixels - p >= DW_PIXELS ? DW_PIXELS : 1;
@@ -312,23 +306,38 @@ static void depthwise(const qsd_depthwise *dw, const void *in, size_t pixel, int
   }
 }
 
-/* Sums of a tile into scratch memory, for each time step. */
-INLINE void tile_sums(const qsd_row *r, qsd_tile *t, const uint8_t *in) {
+/* Sums of pixels x.. of the row, into scratch memory, for each time step. */
+INLINE void tile_sums(const qsd_row *r, qsd_tile *t, int x) {
   const qsd_step *step = r->step;
   size_t wide = (size_t)step->vectors * LANES;
   t->sums = r->scratch;
   t->sums_pixel = step->kind == STEP_DEPTHWISE ? (size_t)t->vectors * LANES : wide;
   t->sums_step = wide * TILE;
   int32_t *sums = r->scratch;
+  const uint8_t *in = r->in + (size_t)x * r->in_pixel;
   for (int s = 0; s < t->steps; s++, in += r->in_step, sums += t->sums_step) {
     if (step->kind == STEP_DOT) {
       const int8_t *codes = step->dot.codes + (size_t)r->block * step->dot.block_codes;
       const int32_t *start = step->dot.start ? step->dot.start + (size_t)r->block * wide : NULL;
       dot(&step->dot, in, r->in_pixel, t->pixels, codes, start, sums);
-    } else {
-      depthwise(&step->dw, in, r->in_pixel / (size_t)step->dw.bytes, t->pixels, t->vectors,
-                t->channel, sums);
+      continue;
     }
+#ifdef QSD_OWN_DEPTHWISE
+    if (step->dw.quads) {
+      const uint8_t *quads[2];
+      int32_t *ring = r->scratch + 2 * (size_t)t->steps * TILE * 8 * LANES;
+      bool once = t->steps == 1;
+      if (x == 0 || !once) find_quads(r, in - (size_t)x * r->in_pixel, ring, r->fresh || !once, quads);
+      else {
+        quads[0] = (uint8_t *)ring + r->y % 5 * QUAD_BYTES;
+        quads[1] = (uint8_t *)ring + (r->y + (step->dw.kernel == 7 ? 4 : 0)) % 5 * QUAD_BYTES;
+      }
+      quads_tile(&step->dw, quads, x, t->pixels, t->vectors, t->channel, sums);
+      continue;
+    }
+#endif
+    depthwise(&step->dw, in, r->in_pixel / (size_t)step->dw.bytes, t->pixels, t->vectors,
+              t->channel, sums);
   }
 }
 
@@ -338,13 +347,11 @@ static void row(const qsd_row *r) {
     return;
   }
   qsd_tile t = r->tile;
-  const uint8_t *in = r->in;
   int tile = r->step->kind == STEP_DOT && r->step->vectors == 4 ? TILE / 2 : TILE;
-  for (int left = r->tile.pixels; left > 0; left -= tile) {
-    t.pixels = left < tile ? left : tile;
-    tile_sums(r, &t, in);
+  for (int x = 0; x < r->tile.pixels; x += tile) {
+    t.pixels = (int)qsd_min(tile, r->tile.pixels - x);
+    tile_sums(r, &t, x);
     finish(r->step->finish, &t);
-    in += (size_t)tile * r->in_pixel;
     if (t.residual) t.residual += (size_t)tile * t.residual_pixel;
     if (t.out) t.out += (size_t)tile * t.out_pixel;
     if (t.counts) t.counts += (size_t)tile * t.counts_pixel;

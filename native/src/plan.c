@@ -311,10 +311,12 @@ static void place_group(planner *p, qsd_step *step) {
   step->width = step->flat ? map->height * map->width : map->width;
   step->outer = p->plan->leading[root(p, made_op)] / step->steps;
   int all = qsd_round_up(map->channels, LANES) / LANES;
-  step->vectors = step->kind == STEP_LOAD ? (int)qsd_min(all, 8) : (int)qsd_min(all, 2);
+  static const int VECTORS[] = {2, 4, 8}; /* of dot, depthwise and load */
+  step->vectors = (int)qsd_min(all, VECTORS[step->kind]);
   if (step->kind == STEP_DOT && step->width <= TILE / 2 && all >= 4) step->vectors = 4;
   step->blocks = (all + step->vectors - 1) / step->vectors;
-  step->spans = (step->width + SPAN - 1) / SPAN;
+  int span = step->kind == STEP_DEPTHWISE ? QUAD_SPAN : SPAN;
+  step->spans = (step->width + span - 1) / span;
 }
 
 static int by_key(const void *a, const void *b) {
@@ -479,7 +481,8 @@ int qsd_build_plan(qsd_builder *builder, bool frames, qsd_plan *plan) {
     if (op->kind == OP_ATTENTION && step->kind == STEP_OP &&
         qsd_attention_scratch(p.graph, plan, op) > plan->scratch)
       plan->scratch = qsd_attention_scratch(p.graph, plan, op);
-    if (step->kind <= STEP_LOAD && 2 * sums > plan->scratch) plan->scratch = 2 * sums;
+    uint64_t all = step->kind == STEP_DEPTHWISE ? 2 * sums + 5 * QUAD_BYTES : 2 * sums;
+    if (step->kind <= STEP_LOAD && all > plan->scratch) plan->scratch = all;
   }
   return QSD_OK;
 }

@@ -8,6 +8,8 @@ enum {
   LANES = 16,      /* channels in a vector of sums */
   TILE = 14,       /* pixels of which the sums are held at a time */
   SPAN = 112,      /* pixels of a row that are one unit of work */
+  QUAD_SPAN = 56,  /* the same of a depthwise convolution with interleaved rows */
+  QUAD_BYTES = (QUAD_SPAN + 6) * 4 * 64, /* of four rows interleaved, 64 channels */
   MAX_TAPS = 4096  /* offsets of a kernel's positions */
 };
 
@@ -103,8 +105,10 @@ typedef struct {
   const qsd_step *step;
   const uint8_t *in;
   size_t in_pixel, in_step;
-  int block;
-  int32_t *scratch; /* of a tile's sums */
+  int block, y;
+  int rows;   /* that there are from the window's first on */
+  bool fresh; /* the row before was not row y - 1 of the same block */
+  int32_t *scratch; /* of a tile's sums, and rows interleaved */
   qsd_tile tile;    /* all its pixels */
 } qsd_row;
 
