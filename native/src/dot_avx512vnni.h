@@ -5,6 +5,7 @@
 #define QSD_OWN_CONVERSIONS
 #define QSD_OWN_DEPTHWISE
 #define QSD_OWN_COUNTS
+#define QSD_OWN_ATTENTION
 
 INLINE wide16 widen(const v16 *x) {
   __m512i y = (__m512i)*x;

@@ -358,6 +358,10 @@ static void row(const qsd_row *r) {
   }
 }
 
+#ifdef QSD_OWN_ATTENTION
+#include "attention_avx512vnni.h"
+#endif
+
 /* Attention of one head: kv[i][j] = sum of k * v over tokens, 8 i by 16 j at a time. */
 enum { ROWS = 8 };
 
@@ -397,6 +401,12 @@ INLINE void queries(const qsd_attention *a, int y, int x, const int rows, int j,
 }
 
 static void attention(const qsd_attention *a) {
+#ifdef QSD_OWN_ATTENTION
+  if (a->small) {
+    small_attention(a);
+    return;
+  }
+#endif
   int wide = qsd_round_up(a->wide, LANES);
   for (int j = 0; j < a->wide; j += LANES) {
     int i = 0;

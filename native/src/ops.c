@@ -241,7 +241,10 @@ uint64_t qsd_attention_scratch(const qsd_graph *graph, const qsd_plan *plan, con
   uint64_t each = (uint64_t)graph->ops[op->inputs[0]].channels / heads;
   uint64_t wide = ((uint64_t)op->channels / heads + LANES - 1) / LANES * LANES;
   uint64_t bytes = each * wide * sizeof(int32_t);
-  return bytes <= MOST_KV ? bytes : 0;
+  if (bytes > MOST_KV) return 0;
+  /* The same in pairs of 16 bits, and tokens: in fours, or widened. */
+  uint64_t chunks = (each + 63) / 64 + (wide + 63) / 64;
+  return 2 * bytes + 4 * wide + chunks * 64 * QSD_TOKENS + 64 * each + 128;
 }
 
 /* The same with the kernels: spike counts only. */
@@ -264,7 +267,8 @@ static void fast_head(const qsd_place_to_run *at, const task *t, int n, int head
   a.out_row = (size_t)(out->width + 2 * out->pad) * (size_t)out->stride;
   double most = (double)op->height * op->width * at->graph->ops[op->inputs[1]].most *
                 at->graph->ops[op->inputs[2]].most;
-  a.small = most < 32768;
+  a.small = most < 32768 && at->graph->ops[op->inputs[0]].most < 128 &&
+            at->graph->ops[op->inputs[1]].most < 128 && at->graph->ops[op->inputs[2]].most < 128;
   at->kernels->attention(&a);
 }
 

@@ -10,6 +10,7 @@ enum {
   SPAN = 112,      /* pixels of a row that are one unit of work */
   QUAD_SPAN = 56,  /* the same of a depthwise convolution with interleaved rows */
   QUAD_BYTES = (QUAD_SPAN + 6) * 4 * 64, /* of four rows interleaved, 64 channels */
+  QSD_TOKENS = 256, /* of which products of keys and values are summed at a time */
   MAX_TAPS = 4096  /* offsets of a kernel's positions */
 };
 
@@ -84,7 +85,7 @@ typedef struct {
   int32_t *out, *kv; /* kv: each * (wide, padded) */
   size_t q_pixel, q_row, k_pixel, k_row, v_pixel, v_row, out_pixel, out_row;
   int height, width, each, wide;
-  bool small; /* the sums of k * v fit 16 bits */
+  bool small; /* the sums of k * v fit 16 bits, and counts 7 */
 } qsd_attention;
 
 /* Pixels in a row of which sums are finished; strides in elements, of pixels and of time steps. */
