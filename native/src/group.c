@@ -128,6 +128,11 @@ static bool widens(const runner *r) {
          (step->residual >= 0 && tensor(r, step->residual)->bytes == 1);
 }
 
+/* Codes that are needed next come nearer meanwhile. */
+static void fetch(const int8_t *codes, size_t from, size_t bytes, size_t end) {
+  for (size_t at = from; at < from + bytes && at < end; at += 64) __builtin_prefetch(codes + at, 0, 2);
+}
+
 void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_step *step,
                    uint8_t *arena, int32_t *scratch, int part, int parts) {
   runner r = {kernels, plan, step, arena, scratch};
@@ -138,11 +143,16 @@ void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_s
   }
   int64_t each = (int64_t)step->outer * step->rows * step->spans, units = each * step->blocks;
   bool tiles = widens(&r), fresh = true;
+  size_t codes = step->kind == STEP_DOT ? step->dot.block_codes : 0;
+  size_t share = (codes + (size_t)each * 64 - 1) / ((size_t)each * 64) * 64; /* of a unit */
   for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; unit++) {
     int block = (int)(unit / each), outer = (int)(unit % each / (step->rows * step->spans));
     int row = (int)(unit % step->rows), span = (int)(unit / step->rows % step->spans);
     int from = step->width * span / step->spans, to = step->width * (span + 1) / step->spans;
     fresh = fresh || row == 0;
+    const int8_t *ahead = block + 1 < step->blocks ? step->dot.codes + (size_t)(block + 1) * codes
+                                                   : step->ahead;
+    if (codes && ahead) fetch(ahead, (size_t)(unit % each) * share, share, codes);
     for (int x = from; x < to; x += tiles ? TILE : to - from)
       run_span(&r, block, outer, row, x, tiles ? (int)qsd_min(TILE, to - x) : to - from, fresh);
     fresh = false;

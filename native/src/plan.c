@@ -484,5 +484,13 @@ int qsd_build_plan(qsd_builder *builder, bool frames, qsd_plan *plan) {
     uint64_t all = step->kind == STEP_DEPTHWISE ? 2 * sums + 5 * QUAD_BYTES : 2 * sums;
     if (step->kind <= STEP_LOAD && all > plan->scratch) plan->scratch = all;
   }
+  const qsd_step *next = NULL;
+  for (int i = plan->step_count - 1; i >= 0; i--) {
+    qsd_step *step = &plan->steps[i];
+    if (step->kind != STEP_DOT) continue;
+    if (next && next->dot.block_codes * (size_t)next->blocks >= step->dot.block_codes)
+      step->ahead = next->dot.codes;
+    next = step;
+  }
   return QSD_OK;
 }

@@ -143,6 +143,7 @@ struct qsd_step {
   int stride; /* of the convolution */
   int channels; /* of the map that it makes */
   const qsd_op *pad_op; /* the convolution */
+  const int8_t *ahead;  /* codes of the next products, at least as many as of a block here; NULL */
 };
 
 typedef struct {
