@@ -5,6 +5,7 @@
 #define QSD_OWN_CONVERSIONS
 #define QSD_OWN_DEPTHWISE
 #define QSD_OWN_COUNTS
+#define QSD_OWN_SCALE
 #define QSD_OWN_ATTENTION
 
 INLINE wide16 widen(const v16 *x) {
@@ -32,6 +33,33 @@ INLINE v16 load_bytes(const uint8_t *p) {
 /* sums + x * y, where x lies in 0..32767 and y fits 16 bits. */
 INLINE v16 add_small_products(v16 sums, v16 x, v16 y) {
   return (v16)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)x, (__m512i)y);
+}
+
+/* Factors of even and odd lanes, for products of 64 bits. */
+typedef struct {
+  __m512i even, odd, half_even, half_odd, right, left, plus;
+} small_factors;
+
+INLINE small_factors load_factors(const qsd_factors *f, int c) {
+  const __m512i one = _mm512_set1_epi64(1);
+  __m512i m = _mm512_loadu_si512(f->factor + c), s = _mm512_loadu_si512(f->places + c);
+  __m512i odd = _mm512_srli_epi64(s, 32), even = _mm512_and_si512(s, _mm512_set1_epi64(0xffffffff));
+  return (small_factors){.even = m,
+                         .odd = _mm512_srli_epi64(m, 32),
+                         .half_even = _mm512_srli_epi64(_mm512_sllv_epi64(one, even), 1),
+                         .half_odd = _mm512_srli_epi64(_mm512_sllv_epi64(one, odd), 1),
+                         .right = even,
+                         .left = _mm512_sub_epi64(_mm512_set1_epi64(32), odd),
+                         .plus = _mm512_loadu_si512(f->plus + c)};
+}
+
+/* Of the products only the bits from the shift on count, as many as 32. */
+INLINE v16 scale_small(v16 x, const small_factors *f) {
+  __m512i y = (__m512i)x;
+  __m512i even = _mm512_add_epi64(_mm512_mul_epi32(y, f->even), f->half_even);
+  __m512i odd = _mm512_add_epi64(_mm512_mul_epi32(_mm512_srli_epi64(y, 32), f->odd), f->half_odd);
+  y = _mm512_mask_blend_epi32(0xaaaa, _mm512_srlv_epi64(even, f->right), _mm512_sllv_epi64(odd, f->left));
+  return (v16)_mm512_add_epi32(y, f->plus);
 }
 
 INLINE v8 clamp8(v8 x, int64_t limit) {

@@ -1,5 +1,6 @@
 /* Factors, shortcuts and thresholds as a step's end needs them: in 16 or 32 bits where that is
  * proved to be exact. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,26 +14,28 @@ static int no_memory(qsd_builder *builder) {
  * where the second product and the result fit. */
 static bool pack_small(qsd_builder *builder, const qsd_op *op, const qsd_op *x, int wide,
                        qsd_factors *f) {
-  int32_t *values = qsd_alloc(&builder->pool, 5 * (uint64_t)wide, sizeof *values);
+  int32_t *values = qsd_alloc(&builder->pool, 6 * (uint64_t)wide, sizeof *values);
   if (!values) return false;
+  bool within = f->narrow, small = true;
   for (int c = 0; c < op->channels; c++) {
     int64_t m = f->multiplier[c], s = f->shift[c], bound = (int64_t)x->bound[c];
     int64_t low = m & (((int64_t)1 << s) - 1), high = m >> s;
-    if (high != (int32_t)high || low * bound + f->round[c] > INT32_MAX) return true;
-    int64_t most = (int64_t)((double)bound * (double)(m < 0 ? -m : m) / (double)((int64_t)1 << s)) +
-                   2 + (f->bias[c] < 0 ? -f->bias[c] : f->bias[c]);
-    if (most > f->limit) return true;
-    values[c] = (int32_t)high;
-    values[wide + c] = (int32_t)low;
-    values[2 * wide + c] = (int32_t)f->round[c];
-    values[3 * wide + c] = (int32_t)s;
-    values[4 * wide + c] = (int32_t)f->bias[c];
+    double most = fabs((double)m) * (double)bound / (double)((int64_t)1 << s) + 2;
+    within = within && most + fabs((double)f->bias[c]) <= (double)f->limit;
+    small = small && high == (int32_t)high &&
+            (double)low * (double)bound + (double)f->round[c] <= INT32_MAX;
+    int32_t found[] = {(int32_t)m, (int32_t)s, (int32_t)f->bias[c], (int32_t)high, (int32_t)low,
+                       (int32_t)f->round[c]};
+    for (int i = 0; i < 6; i++) values[i * wide + c] = found[i];
   }
-  f->high = values;
-  f->low = values + wide;
-  f->half = values + 2 * wide;
-  f->places = values + 3 * wide;
-  f->plus = values + 4 * wide;
+  if (!within) return true;
+  f->factor = values;
+  f->places = values + wide;
+  f->plus = values + 2 * wide;
+  if (!small) return true;
+  f->high = values + 3 * wide;
+  f->low = values + 4 * wide;
+  f->half = values + 5 * wide;
   return true;
 }
 
@@ -187,6 +190,10 @@ static int pack_neuron(qsd_builder *builder, const qsd_step *step, qsd_finish *f
   return QSD_OK;
 }
 
+static bool is_small(const qsd_kernels *kernels, const qsd_factors *f) {
+  return !f || (kernels->wide_products ? f->factor : f->high);
+}
+
 int qsd_pack_finish(qsd_builder *builder, qsd_step *step) {
   const qsd_op *ops = builder->graph->ops;
   int wide = step->blocks * step->vectors * LANES;
@@ -211,9 +218,8 @@ int qsd_pack_finish(qsd_builder *builder, qsd_step *step) {
   }
   finish->store = step->out >= 0;
   int status = step->neuron < 0 ? QSD_OK : pack_neuron(builder, step, finish);
-  finish->small = step->steps == 1 && !finish->neuron_scale &&
-                  (!finish->scale || finish->scale->high) &&
-                  (!finish->residual_scale || finish->residual_scale->high) &&
-                  finish->neuron <= NEURON_EVEN;
+  finish->small = step->steps == 1 && !finish->neuron_scale && finish->neuron <= NEURON_EVEN &&
+                  is_small(builder->kernels, finish->scale) &&
+                  is_small(builder->kernels, finish->residual_scale);
   return status;
 }

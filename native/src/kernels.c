@@ -95,6 +95,7 @@ INLINE wide16 clamp16(wide16 x, int64_t limit) {
   return (wide16){clamp8(x.low, limit), clamp8(x.high, limit)};
 }
 
+#ifndef QSD_OWN_SCALE
 typedef struct {
   v16 high, low, half, places, plus;
 } small_factors;
@@ -107,6 +108,7 @@ INLINE small_factors load_factors(const qsd_factors *f, int c) {
 INLINE v16 scale_small(v16 x, const small_factors *f) {
   return x * f->high + ((x * f->low + f->half) >> f->places) + f->plus;
 }
+#endif
 
 /* The sum within +-limit, also where it passes 32 bits. */
 INLINE v16 add_within(v16 x, v16 y, int32_t limit) {
@@ -420,6 +422,24 @@ static void attention(const qsd_attention *a) {
   }
 }
 
+/* A row of pixels of up to 4 channels by their tables, as `count` planes of 4 bytes a pixel. */
+static void pixel_planes(const uint8_t *pixels, size_t map, int channels, const int32_t *table,
+                         int width, uint32_t bias, int count, size_t plane, uint8_t *to) {
+  for (int x = 0; x < width; x += LANES, to += 4 * LANES) {
+    int lanes = (int)qsd_min(LANES, width - x);
+    int32_t values[4][LANES] = {{0}};
+    for (int c = 0; c < channels; c++)
+      for (int i = 0; i < lanes; i++) values[c][i] = table[256 * c + pixels[(size_t)c * map + (size_t)(x + i)]];
+    for (int i = 0; i < count; i++) {
+      v16 bytes = {0};
+      for (int c = 0; c < channels; c++)
+        bytes |= (((load16(values[c]) + (int32_t)bias) >> (8 * i)) & 255) << (8 * c);
+      if (lanes == LANES) store16((int32_t *)(void *)(to + (size_t)i * plane), bytes);
+      else memcpy(to + (size_t)i * plane, &bytes, 4 * (size_t)lanes);
+    }
+  }
+}
+
 /* A pixel's values as bytes of `planes` planes. */
 static void planes(const int32_t *values, int channels, uint32_t bias, int count, size_t plane,
                    uint8_t *to) {
@@ -430,6 +450,13 @@ static void planes(const int32_t *values, int channels, uint32_t bias, int count
   }
 }
 
+#ifdef QSD_OWN_SCALE
+#define WIDE true
+#else
+#define WIDE false
+#endif
+
 extern const qsd_kernels JOIN(qsd_kernels_, QSD_SET);
 const qsd_kernels JOIN(qsd_kernels_, QSD_SET) = {
-    .name = QSD_NAME, .row = row, .attention = attention, .planes = planes, .split_codes = SPLIT};
+    .name = QSD_NAME, .row = row, .attention = attention, .planes = planes,
+    .pixel_planes = pixel_planes, .split_codes = SPLIT, .wide_products = WIDE};

@@ -323,6 +323,13 @@ void qsd_run_planes(const qsd_place_to_run *at, const qsd_step *step, int part, 
   int64_t units = (int64_t)t->n * t->height;
   for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; unit++) {
     int n = (int)(unit / t->height), y = (int)(unit % t->height);
+    if (step->source < 0 && t->stride == 4) {
+      size_t width = (size_t)t->width, map = (size_t)t->height * width;
+      at->kernels->pixel_planes(at->pixels[n] + (size_t)y * width, map, t->channels,
+                                at->plan->tables[step->op], t->width, t->bias, t->planes,
+                                qsd_image_size(t) * (size_t)t->n, out.memory + qsd_place(t, n, y, 0));
+      continue;
+    }
     if (step->source < 0 || t->stride % LANES) {
       const uint8_t *pixels = step->source < 0 ? at->pixels[n] : NULL;
       planes_row(op, out, &in, at->plan->tables[step->op], pixels, n, y);

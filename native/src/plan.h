@@ -30,8 +30,10 @@ typedef struct {
   int64_t *multiplier, *round, *shift, *bias;
   int64_t limit;
   bool narrow; /* multipliers fit 32 bits */
-  /* Where this is exact in 32 bits, or NULL: x * high + ((x * low + half) >> places) + plus. */
-  const int32_t *high, *low, *half, *places, *plus;
+  /* Where the limit is out of reach and multipliers fit 32 bits, or NULL. */
+  const int32_t *factor, *places, *plus;
+  /* Where this is exact in 32 bits besides: x * high + ((x * low + half) >> places) + plus. */
+  const int32_t *high, *low, *half;
 } qsd_factors;
 
 enum { NEURON_NONE, NEURON_THRESHOLDS, NEURON_EVEN, NEURON_IELIF, NEURON_LIF };
@@ -119,6 +121,10 @@ typedef struct {
   void (*attention)(const qsd_attention *head);
   void (*planes)(const int32_t *values, int channels, uint32_t bias, int planes, size_t plane,
                  uint8_t *to);
+  /* Rows of pixels [channels][map] by tables [channels][256], each + bias, as byte planes. */
+  void (*pixel_planes)(const uint8_t *pixels, size_t map, int channels, const int32_t *table,
+                       int width, uint32_t bias, int planes, size_t plane, uint8_t *to);
+  bool wide_products; /* products of 64 bits are as good as such of 32 */
   int split_codes; /* products of bytes must be split where they could pass 16 bits */
 } qsd_kernels;
 
