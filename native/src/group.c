@@ -35,19 +35,9 @@ void qsd_clear_border(const qsd_tensor *t, uint8_t *memory) {
   }
 }
 
-typedef struct {
-  const qsd_kernels *kernels;
-  const qsd_plan *plan;
-  const qsd_step *step;
-  uint8_t *arena;
-  int32_t *scratch;
-} runner;
-
-static const qsd_tensor *tensor(const runner *r, int number) { return &r->plan->tensors[number]; }
-
 /* Where a pixel of the step's map begins in a tensor, in elements. */
-static size_t pixel_place(const runner *r, int number, int n, int y, int x) {
-  const qsd_tensor *t = tensor(r, number);
+static size_t pixel_place(const qsd_runner *r, int number, int n, int y, int x) {
+  const qsd_tensor *t = &r->plan->tensors[number];
   return r->step->flat ? qsd_place(t, n, x / t->width, x % t->width) : qsd_place(t, n, y, x);
 }
 
@@ -66,9 +56,9 @@ static const int32_t *widened(const qsd_tensor *t, const uint8_t *from, qsd_tile
   return to;
 }
 
-static const int32_t *operand(const runner *r, int number, int n, int y, int x, qsd_tile *tile,
+static const int32_t *operand(const qsd_runner *r, int number, int n, int y, int x, qsd_tile *tile,
                               int32_t *scratch, size_t *pixel, size_t *step) {
-  const qsd_tensor *t = tensor(r, number);
+  const qsd_tensor *t = &r->plan->tensors[number];
   const uint8_t *memory = r->arena + t->offset;
   size_t place = pixel_place(r, number, n, y, x) + (size_t)tile->channel;
   if (t->bytes == 1) return widened(t, memory + place, tile, scratch, pixel, step);
@@ -77,17 +67,38 @@ static const int32_t *operand(const runner *r, int number, int n, int y, int x, 
   return (const int32_t *)(const void *)memory + place;
 }
 
+void qsd_find_tile(const qsd_runner *r, int n, int y, int x, qsd_tile *tile) {
+  const qsd_step *step = r->step;
+  int32_t *second = r->scratch + (size_t)step->steps * TILE * 8 * LANES;
+  if (step->residual >= 0)
+    tile->residual = operand(r, step->residual, n, y, x, tile, second, &tile->residual_pixel,
+                             &tile->residual_step);
+  if (step->out >= 0) {
+    const qsd_tensor *t = &r->plan->tensors[step->out];
+    tile->out = (int32_t *)(void *)(r->arena + t->offset) +
+                pixel_place(r, step->out, n, y, x) + (size_t)tile->channel;
+    tile->out_pixel = (size_t)t->stride;
+    tile->out_step = qsd_image_size(t);
+  }
+  if (step->counts >= 0) {
+    const qsd_tensor *t = &r->plan->tensors[step->counts];
+    tile->counts = r->arena + t->offset + pixel_place(r, step->counts, n, y, x) +
+                   (size_t)tile->channel;
+    tile->counts_pixel = (size_t)t->stride;
+    tile->counts_step = qsd_image_size(t);
+  }
+}
+
 /* A span of a row: where its pixels lie in everything that the step reads and writes. */
-static void run_span(const runner *r, int block, int outer, int y, int x, int pixels, bool fresh) {
+void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int x, int pixels, bool fresh) {
   const qsd_step *step = r->step;
   int all = qsd_round_up(step->channels, LANES) / LANES;
   int n = outer * step->steps;
-  int32_t *second = r->scratch + (size_t)step->steps * TILE * 8 * LANES;
   qsd_row row = {.step = step, .block = block, .y = y, .fresh = fresh, .scratch = r->scratch};
   qsd_tile *tile = &row.tile;
   *tile = (qsd_tile){.steps = step->steps, .pixels = pixels, .channel = block * step->vectors * LANES};
   tile->vectors = (int)qsd_min(step->vectors, all - block * step->vectors);
-  const qsd_tensor *in = tensor(r, step->source);
+  const qsd_tensor *in = &r->plan->tensors[step->source];
   if (step->kind == STEP_LOAD) {
     tile->sums = operand(r, step->source, n, y, x, tile, r->scratch, &tile->sums_pixel,
                          &tile->sums_step);
@@ -101,31 +112,14 @@ static void run_span(const runner *r, int block, int outer, int y, int x, int pi
     row.in_step = qsd_image_size(in) * (size_t)in->bytes;
     row.rows = in->height + in->pad - (y * step->stride - pad);
   }
-  if (step->residual >= 0)
-    tile->residual = operand(r, step->residual, n, y, x, tile, second, &tile->residual_pixel,
-                             &tile->residual_step);
-  if (step->out >= 0) {
-    const qsd_tensor *t = tensor(r, step->out);
-    tile->out = (int32_t *)(void *)(r->arena + t->offset) +
-                pixel_place(r, step->out, n, y, x) + (size_t)tile->channel;
-    tile->out_pixel = (size_t)t->stride;
-    tile->out_step = qsd_image_size(t);
-  }
-  if (step->counts >= 0) {
-    const qsd_tensor *t = tensor(r, step->counts);
-    tile->counts = r->arena + t->offset + pixel_place(r, step->counts, n, y, x) +
-                   (size_t)tile->channel;
-    tile->counts_pixel = (size_t)t->stride;
-    tile->counts_step = qsd_image_size(t);
-  }
+  qsd_find_tile(r, n, y, x, tile);
   r->kernels->row(&row);
 }
 
 /* Bytes that are widened first go by tiles: there is room for no more. */
-static bool widens(const runner *r) {
-  const qsd_step *step = r->step;
-  return (step->kind == STEP_LOAD && tensor(r, step->source)->bytes == 1) ||
-         (step->residual >= 0 && tensor(r, step->residual)->bytes == 1);
+bool qsd_widens(const qsd_plan *plan, const qsd_step *step) {
+  return (step->kind == STEP_LOAD && plan->tensors[step->source].bytes == 1) ||
+         (step->residual >= 0 && plan->tensors[step->residual].bytes == 1);
 }
 
 /* Codes that are needed next come nearer meanwhile. */
@@ -133,16 +127,10 @@ static void fetch(const int8_t *codes, size_t from, size_t bytes, size_t end) {
   for (size_t at = from; at < from + bytes && at < end; at += 64) __builtin_prefetch(codes + at, 0, 2);
 }
 
-void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_step *step,
-                   uint8_t *arena, int32_t *scratch, int part, int parts) {
-  runner r = {kernels, plan, step, arena, scratch};
-  if (part == 0) {
-    if (step->out >= 0) qsd_clear_border(tensor(&r, step->out), arena + tensor(&r, step->out)->offset);
-    if (step->counts >= 0)
-      qsd_clear_border(tensor(&r, step->counts), arena + tensor(&r, step->counts)->offset);
-  }
+static void run_dense(const qsd_runner *r, int part, int parts) {
+  const qsd_step *step = r->step;
   int64_t each = (int64_t)step->outer * step->rows * step->spans, units = each * step->blocks;
-  bool tiles = widens(&r), fresh = true;
+  bool tiles = qsd_widens(r->plan, step), fresh = true;
   size_t codes = step->kind == STEP_DOT ? step->dot.block_codes : 0;
   size_t share = (codes + (size_t)each * 64 - 1) / ((size_t)each * 64) * 64; /* of a unit */
   for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; unit++) {
@@ -154,7 +142,17 @@ void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_s
                                                    : step->ahead;
     if (codes && ahead) fetch(ahead, (size_t)(unit % each) * share, share, codes);
     for (int x = from; x < to; x += tiles ? TILE : to - from)
-      run_span(&r, block, outer, row, x, tiles ? (int)qsd_min(TILE, to - x) : to - from, fresh);
+      qsd_run_span(r, block, outer, row, x, tiles ? (int)qsd_min(TILE, to - x) : to - from, fresh);
     fresh = false;
   }
+}
+
+void qsd_run_group(const qsd_runner *r, int part, int parts) {
+  const qsd_step *step = r->step;
+  int written[] = {step->out, step->counts};
+  for (int i = 0; part == 0 && i < 2; i++) {
+    const qsd_tensor *t = written[i] >= 0 ? &r->plan->tensors[written[i]] : NULL;
+    if (t) qsd_clear_border(t, r->arena + t->offset);
+  }
+  if (!qsd_run_events(r, part, parts)) run_dense(r, part, parts);
 }

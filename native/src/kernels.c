@@ -450,6 +450,14 @@ static void planes(const int32_t *values, int channels, uint32_t bias, int count
   }
 }
 
+#ifdef QSD_OWN_EVENTS
+#include "events_avx512vnni.h"
+#define EVENTS events, .find_active = find_active
+#else
+#define EVENTS NULL, .find_active = NULL
+
+#endif
+
 #ifdef QSD_OWN_SCALE
 #define WIDE true
 #else
@@ -458,5 +466,6 @@ static void planes(const int32_t *values, int channels, uint32_t bias, int count
 
 extern const qsd_kernels JOIN(qsd_kernels_, QSD_SET);
 const qsd_kernels JOIN(qsd_kernels_, QSD_SET) = {
-    .name = QSD_NAME, .row = row, .attention = attention, .planes = planes,
+    .name = QSD_NAME, .row = row, .finish = finish,
+    .events = EVENTS, .attention = attention, .planes = planes,
     .pixel_planes = pixel_planes, .split_codes = SPLIT, .wide_products = WIDE};

@@ -108,7 +108,12 @@ static int make_plans(qsd_model *m, qsd_error *error) {
     if (status == QSD_BAD_ARGUMENT && m->has_still) status = QSD_OK;
   }
   m->pool = builder.pool;
-  return status;
+  if (status) return status;
+  const char *word = getenv("QSD_NATIVE_EVENTS");
+  qsd_events_mode mode = !word ? EVENTS_CHOSEN : !strcmp(word, "never") ? EVENTS_NEVER : !strcmp(word, "always") ? EVENTS_ALWAYS : EVENTS_CHOSEN;
+  qsd_plan_events(m->kernels, mode, &m->still);
+  qsd_plan_events(m->kernels, mode, &m->moving);
+  return QSD_OK;
 }
 
 static int make_workers(qsd_model *m, qsd_error *error) {

@@ -115,9 +115,32 @@ typedef struct {
   qsd_tile tile;    /* all its pixels */
 } qsd_row;
 
+/* Sums of pixels by their active groups of 4 channels alone. Bits of `mask` say which these are, by
+ * row of the input. Pixels are rows * pixels, and of the output. */
+typedef struct {
+  const qsd_dot *dot;
+  const int8_t *codes; /* of the first block */
+  int vectors;         /* 1, 2, 4, or 8, in as many blocks as it takes */
+  const uint8_t *in;   /* where the first pixel's window begins */
+  size_t in_row, in_pixel;
+  const uint64_t *mask; /* the row of `in` */
+  int mask_row, mask_step; /* words from one row to the next, of the input and of the output */
+  int bit, bits;           /* of the first pixel's window, and from one pixel to the next */
+  size_t row_bytes;        /* of the input */
+  int rows, pixels;
+  int32_t *sums; /* [rows * pixels][vectors * LANES], zeroed */
+} qsd_events;
+
+typedef enum { EVENTS_CHOSEN, EVENTS_NEVER, EVENTS_ALWAYS } qsd_events_mode;
+
 typedef struct {
   const char *name;
   void (*row)(const qsd_row *row);
+  void (*finish)(const qsd_finish *finish, const qsd_tile *tile);
+  /* Sets a bit for every 4 bytes that are not all 0, and says how many these are. NULL: there are
+   * no kernels by events. */
+  int64_t (*find_active)(const uint8_t *values, size_t bytes, uint64_t *mask);
+  void (*events)(const qsd_events *events);
   void (*attention)(const qsd_attention *head);
   void (*planes)(const int32_t *values, int channels, uint32_t bias, int planes, size_t plane,
                  uint8_t *to);
@@ -149,6 +172,11 @@ struct qsd_step {
   int stride; /* of the convolution */
   int channels; /* of the map that it makes */
   const qsd_op *pad_op; /* the convolution */
+  /* By events: vectors at a time, rows or pixels of a band, and the share of active groups up to
+   * which it pays. */
+  bool by_events;
+  int event_vectors, band_rows, band_pixels;
+  double event_share;
   const int8_t *ahead;  /* codes of the next products, at least as many as of a block here; NULL */
 };
 
@@ -207,8 +235,25 @@ void qsd_run_op(const qsd_place_to_run *at, const qsd_step *step, int part, int 
 void qsd_run_planes(const qsd_place_to_run *at, const qsd_step *step, int part, int parts);
 /* Bytes of scratch memory of a head's k^T v; 0 where the plain way is taken. */
 uint64_t qsd_attention_scratch(const qsd_graph *graph, const qsd_plan *plan, const qsd_op *op);
-void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_step *step,
-                   uint8_t *arena, int32_t *scratch, int part, int parts);
+
+/* A step of sums while it runs. */
+typedef struct {
+  const qsd_kernels *kernels;
+  const qsd_plan *plan;
+  const qsd_step *step;
+  uint8_t *arena;
+  int32_t *scratch;
+} qsd_runner;
+
+void qsd_run_group(const qsd_runner *r, int part, int parts);
+void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int x, int pixels, bool fresh);
+/* Where the tile's pixels, from (n, y, x) on, lie in what is written and in the shortcut. */
+void qsd_find_tile(const qsd_runner *r, int n, int y, int x, qsd_tile *tile);
+/* Bytes that are widened first go by tiles: there is room for no more. */
+bool qsd_widens(const qsd_plan *plan, const qsd_step *step);
+/* By the active groups alone; false where this does not pay. */
+bool qsd_run_events(const qsd_runner *r, int part, int parts);
+void qsd_plan_events(const qsd_kernels *kernels, qsd_events_mode mode, qsd_plan *plan);
 void qsd_clear_border(const qsd_tensor *tensor, uint8_t *memory);
 
 static inline int qsd_round_up(int value, int to) { return (value + to - 1) / to * to; }

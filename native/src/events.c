@@ -1,0 +1,186 @@
+/* Sums by the active groups alone: bits say which these are, and bands of pixels are run this way
+ * where so few are active that it pays. */
+#include <string.h>
+
+#include "plan.h"
+
+enum { BAND = 112, EVENT_VECTORS = 8 };
+
+/* The map that is looked at: rows of the source with its border, or all of it as one row. */
+static int mask_rows(const qsd_step *step, const qsd_tensor *in) {
+  return step->flat ? 1 : in->height + 2 * in->pad;
+}
+
+static size_t row_bytes(const qsd_step *step, const qsd_tensor *in) {
+  size_t width = (size_t)(in->width + 2 * in->pad) * (size_t)in->stride;
+  return step->flat ? width * (size_t)in->height : width;
+}
+
+/* One word more, so that bits can be read from any place on. */
+static size_t row_words(const qsd_step *step, const qsd_tensor *in) {
+  return row_bytes(step, in) / 256 + 2;
+}
+
+static size_t sums_size(const qsd_step *step) {
+  size_t sums = (size_t)(step->band_rows * step->band_pixels) * EVENT_VECTORS * LANES;
+  return (size_t)step->steps * (size_t)qsd_max((int64_t)sums, 2 * TILE * 8 * LANES); /* of both ways */
+}
+
+static bool may_run(const qsd_plan *plan, const qsd_step *step) {
+  const qsd_tensor *in = &plan->tensors[step->source];
+  return step->kind == STEP_DOT && in->planes == 1 && !in->bias && !qsd_widens(plan, step) &&
+         step->vectors <= 4;
+}
+
+/* TODO */
+static double qsd_event_share(const qsd_kernels *kernels, const qsd_step *step) {
+  (void)kernels; (void)step;
+  return 0.6;
+}
+
+void qsd_plan_events(const qsd_kernels *kernels, qsd_events_mode mode, qsd_plan *plan) {
+  for (int i = 0; i < plan->step_count; i++) {
+    qsd_step *step = &plan->steps[i];
+    if (!kernels->events || mode == EVENTS_NEVER || step->kind != STEP_DOT || !may_run(plan, step))
+      continue;
+    const qsd_tensor *in = &plan->tensors[step->source];
+    int most = (int)qsd_max(1, BAND / step->steps);
+    step->band_pixels = (int)qsd_min(step->width, most);
+    step->band_rows = (int)qsd_min(step->rows, qsd_max(1, most / step->width));
+    int all = step->blocks * step->vectors;
+    step->event_vectors = all >= 8 ? 8 : all >= 4 ? 4 : all >= 2 ? 2 : 1;
+    step->event_share = mode == EVENTS_ALWAYS ? 2 : qsd_event_share(kernels, step);
+    step->by_events = step->event_share > 0;
+    uint64_t words = (uint64_t)in->n * (uint64_t)mask_rows(step, in) * (row_words(step, in) + 1);
+    uint64_t bytes = (sums_size(step) * sizeof(int32_t)) + 8 * words + 64;
+    if (step->by_events && bytes > plan->scratch) plan->scratch = bytes;
+  }
+}
+
+typedef struct {
+  const qsd_runner *r;
+  const qsd_tensor *in;
+  uint64_t *mask;
+  int64_t *active; /* of each row */
+  int rows;
+  size_t words;
+} finder;
+
+static void find_all(finder *f) {
+  const qsd_runner *r = f->r;
+  size_t bytes = row_bytes(r->step, f->in);
+  const uint8_t *from = r->arena + f->in->offset;
+  for (int i = 0; i < f->in->n * f->rows; i++) {
+    uint64_t *mask = f->mask + (size_t)i * f->words;
+    mask[f->words - 1] = mask[f->words - 2] = 0;
+    f->active[i] = r->kernels->find_active(from + (size_t)i * bytes, bytes, mask);
+  }
+}
+
+/* The first row of the input that a row of the output reads. */
+static int first_row(const qsd_step *step, const qsd_tensor *in, int y) {
+  return step->flat ? 0 : y * step->stride - (int)step->pad_op->f[F_PADDING] + in->pad;
+}
+
+/* Whether events pay for rows y.. of the output. */
+static bool pays(const finder *f, int n, int y, int rows) {
+  const qsd_step *step = f->r->step;
+  int kernel = (int)ARRAY(step->pad_op, A_CODES)->side[2];
+  int from = first_row(step, f->in, y), to = first_row(step, f->in, y + rows - 1) + kernel;
+  if (step->flat) to = 1;
+  int64_t active = 0;
+  for (int s = 0; s < step->steps; s++)
+    for (int i = from; i < to; i++) active += f->active[(n + s) * f->rows + i];
+  /* Groups that may be active: borders and padding are not. */
+  int inner = to - from;
+  if (!step->flat) inner = (int)(qsd_min(to, f->in->pad + f->in->height) - qsd_max(from, f->in->pad));
+  double groups = (double)step->steps * (f->in->channels + 3) / 4 * f->in->width *
+                  (step->flat ? f->in->height : inner);
+  return (double)active <= step->event_share * groups;
+}
+
+static void run_band(const finder *f, int block, int vectors, int n, int y, int rows, int x,
+                     int pixels) {
+  const qsd_runner *r = f->r;
+  const qsd_step *step = r->step;
+  const qsd_tensor *in = f->in;
+  size_t bytes = row_bytes(step, in), pixel = (size_t)(step->stride * in->stride);
+  size_t wide = (size_t)vectors * LANES, all = (size_t)(rows * pixels) * wide;
+  memset(r->scratch, 0, (size_t)step->steps * all * sizeof(int32_t));
+  int row = first_row(step, in, y), pad = step->flat ? 0 : in->pad - (int)step->pad_op->f[F_PADDING];
+  size_t place = (size_t)(x * step->stride + pad) * (size_t)in->stride;
+  for (int s = 0; s < step->steps; s++) {
+    size_t at = (size_t)((n + s) * f->rows + row);
+    qsd_events events = {.dot = &step->dot,
+                         .codes = step->dot.codes + (size_t)block * step->dot.block_codes,
+                         .vectors = vectors,
+                         .in = r->arena + in->offset + at * bytes + place,
+                         .in_row = bytes * (size_t)step->stride,
+                         .in_pixel = pixel,
+                         .mask = f->mask + at * f->words,
+                         .mask_row = (int)f->words,
+                         .mask_step = (int)f->words * step->stride,
+                         .bit = (int)(place / 4),
+                         .bits = (int)(pixel / 4),
+                         .row_bytes = bytes,
+                         .rows = rows,
+                         .pixels = pixels,
+                         .sums = r->scratch + (size_t)s * all};
+    r->kernels->events(&events);
+  }
+  int left = qsd_round_up(step->channels, LANES) / LANES - block * step->vectors;
+  qsd_tile tile = {.sums_pixel = wide, .sums_step = all, .steps = step->steps, .pixels = pixels,
+                   .vectors = (int)qsd_min(vectors, left), .channel = block * step->vectors * LANES};
+  for (int i = 0; i < rows; i++) {
+    tile.sums = r->scratch + (size_t)(i * pixels) * wide;
+    qsd_find_tile(r, n, y + i, x, &tile);
+    r->kernels->finish(step->finish, &tile);
+  }
+}
+
+/* Blocks from `block` on that are run together: as many vectors as the kernels have names for. */
+static int together(const qsd_step *step, int block) {
+  int vectors = (int)qsd_min(step->event_vectors, (step->blocks - block) * step->vectors);
+  int power = step->vectors;
+  while (2 * power <= vectors) power *= 2;
+  return power / step->vectors;
+}
+
+bool qsd_run_events(const qsd_runner *r, int part, int parts) {
+  const qsd_step *step = r->step;
+  if (!step->by_events) return false;
+  const qsd_tensor *in = &r->plan->tensors[step->source];
+  finder f = {.r = r, .in = in, .rows = mask_rows(step, in), .words = row_words(step, in)};
+  f.mask = (uint64_t *)(void *)(r->scratch + sums_size(step));
+  f.active = (int64_t *)(f.mask + (size_t)(in->n * f.rows) * f.words);
+  find_all(&f);
+  int bands = (step->rows + step->band_rows - 1) / step->band_rows;
+  int spans = (step->width + step->band_pixels - 1) / step->band_pixels;
+  int groups = 0, any = 0;
+  for (int block = 0; block < step->blocks; block += together(step, block)) groups++;
+  for (int i = 0; i < step->outer * bands && !any; i++) {
+    int y = i % bands * step->band_rows;
+    any = pays(&f, i / bands * step->steps, y, (int)qsd_min(step->band_rows, step->rows - y));
+  }
+  if (!any) return false;
+  int64_t each = (int64_t)step->outer * bands * spans, units = each * groups;
+  int64_t first = units * part / parts, last = units * (part + 1) / parts;
+  int64_t unit = 0;
+  for (int block = 0; block < step->blocks; block += together(step, block)) {
+    int count = together(step, block);
+    for (int64_t i = 0; i < each; i++, unit++) {
+      if (unit < first || unit >= last) continue;
+      int outer = (int)(i / (bands * spans)), n = outer * step->steps;
+      int y = (int)(i / spans % bands) * step->band_rows, span = (int)(i % spans);
+      int rows = (int)qsd_min(step->band_rows, step->rows - y);
+      int x = step->width * span / spans, pixels = step->width * (span + 1) / spans - x;
+      if (pays(&f, n, y, rows)) {
+        run_band(&f, block, count * step->vectors, n, y, rows, x, pixels);
+        continue;
+      }
+      for (int b = block; b < block + count; b++)
+        for (int j = 0; j < rows; j++) qsd_run_span(r, b, outer, y + j, x, pixels, true);
+    }
+  }
+  return true;
+}

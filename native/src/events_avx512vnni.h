@@ -1,0 +1,112 @@
+/* Products of active groups of 4 channels alone. Included by kernels.c. */
+
+static int64_t find_active(const uint8_t *values, size_t bytes, uint64_t *mask) {
+  int64_t active = 0;
+  for (size_t at = 0; at < bytes; at += 256) {
+    uint64_t word = 0;
+    for (size_t i = 0; i < 4 && at + 64 * i < bytes; i++) {
+      size_t left = (bytes - at - 64 * i) / 4;
+      __mmask16 there = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
+      __m512i x = _mm512_maskz_loadu_epi32(there, values + at + 64 * i);
+      word |= (uint64_t)_mm512_test_epi32_mask(x, x) << (16 * i);
+    }
+    mask[at / 256] = word;
+    active += __builtin_popcountll(word);
+  }
+  return active;
+}
+
+/* `count` bits from `at` on, at most 64. */
+INLINE uint64_t bits_at(const uint64_t *mask, int at, int count) {
+  uint64_t low = mask[at / 64] >> (at % 64), high = mask[at / 64 + 1] << 1 << (63 - at % 64);
+  uint64_t bits = low | high;
+  return count < 64 ? bits & (((uint64_t)1 << count) - 1) : bits;
+}
+
+/* The next active group: its bytes and its codes; zeros where there is none left. */
+INLINE __m512i next_group(uint64_t *left, const uint8_t *x, const int8_t **codes, size_t group) {
+  static const uint8_t NONE[4];
+  uint64_t bits = *left;
+  size_t at = bits ? (size_t)__builtin_ctzll(bits) : 0;
+  *codes += at * group;
+  *left = bits & (bits - 1);
+  return four(bits ? x + 4 * at : NONE);
+}
+
+/* Adds the products of the groups in `bits` to sums of `vectors` vectors, `each` in a block. */
+INLINE void add_groups(uint64_t bits, const uint8_t *x, const int8_t *codes, size_t block,
+                       const int vectors, const int each, const int sets, __m512i acc[4][8]) {
+  while (bits) {
+#pragma GCC unroll 4
+    for (int s = 0; s < sets; s++) {
+      const int8_t *code = codes;
+      __m512i value = next_group(&bits, x, &code, (size_t)each * 64);
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; v++)
+        acc[s][v] = _mm512_dpbusd_epi32(
+            acc[s][v], value, _mm512_loadu_si512(code + (size_t)(v / each) * block + 64 * (v % each)));
+    }
+  }
+}
+
+INLINE void event_pixel(const uint64_t *mask, int bit, int groups, const uint8_t *x,
+                        const int8_t *codes, size_t block, const int vectors, const int each,
+                        int32_t *sums) {
+  const int sets = vectors >= 4 ? 2 : 4;
+  uint64_t bits = bits_at(mask, bit, groups);
+  if (groups <= 64 && !bits) return;
+  __m512i acc[4][8];
+#pragma GCC unroll 8
+  for (int v = 0; v < vectors; v++) {
+    acc[0][v] = _mm512_loadu_si512(sums + LANES * v);
+#pragma GCC unroll 3
+    for (int s = 1; s < sets; s++) acc[s][v] = _mm512_setzero_si512();
+  }
+  add_groups(bits, x, codes, block, vectors, each, sets, acc);
+  for (int from = 64; from < groups; from += 64)
+    add_groups(bits_at(mask, bit + from, groups - from), x + 4 * from,
+               codes + (size_t)from * (size_t)each * 64, block, vectors, each, sets, acc);
+#pragma GCC unroll 8
+  for (int v = 0; v < vectors; v++) {
+#pragma GCC unroll 3
+    for (int s = 1; s < sets; s++) acc[0][v] = _mm512_add_epi32(acc[0][v], acc[s][v]);
+    _mm512_storeu_si512(sums + LANES * v, acc[0][v]);
+  }
+}
+
+/* Codes in parts that stay in the nearest cache while all pixels pass. */
+INLINE void event_pixels(const qsd_events *e, const int vectors, const int each) {
+  const qsd_dot *d = e->dot;
+  const int part = 64 * 8 / vectors;
+  for (int at = 0; at < d->positions; at++) {
+    const size_t dy = d->offsets[at] / e->row_bytes;
+    const int dx = (int)(d->offsets[at] % e->row_bytes / 4);
+    for (int from = 0; from < d->groups; from += part) {
+      const int groups = d->groups - from < part ? d->groups - from : part;
+      const int8_t *codes = e->codes + (size_t)(at * d->groups + from) * (size_t)each * 64;
+      for (int r = 0; r < e->rows; r++) {
+        const uint64_t *mask = e->mask + r * e->mask_step + (int)dy * e->mask_row;
+        const uint8_t *x = e->in + (size_t)r * e->in_row + d->offsets[at] + 4 * from;
+        int32_t *sums = e->sums + (size_t)(r * e->pixels) * vectors * LANES;
+        for (int p = 0; p < e->pixels; p++, x += e->in_pixel, sums += vectors * LANES)
+          event_pixel(mask, e->bit + dx + from + p * e->bits, groups, x, codes, d->block_codes,
+                      vectors, each, sums);
+      }
+    }
+  }
+}
+
+static void events8(const qsd_events *e) { event_pixels(e, 8, 2); }
+static void events8by4(const qsd_events *e) { event_pixels(e, 8, 4); }
+static void events4(const qsd_events *e) { event_pixels(e, 4, 2); }
+static void events4by4(const qsd_events *e) { event_pixels(e, 4, 4); }
+static void events2(const qsd_events *e) { event_pixels(e, 2, 2); }
+static void events1(const qsd_events *e) { event_pixels(e, 1, 1); }
+
+static void events(const qsd_events *e) {
+  int each = e->dot->vectors;
+  if (e->vectors == 8) (each == 4 ? events8by4 : events8)(e);
+  else if (e->vectors == 4) (each == 4 ? events4by4 : events4)(e);
+  else if (e->vectors == 2) events2(e);
+  else events1(e);
+}
