@@ -121,7 +121,6 @@ static void run_band(const finder *f, int block, int vectors, int n, int y, int 
                          .mask_row = (int)f->words,
                          .mask_step = (int)f->words * step->stride,
                          .bit = (int)(place / 4),
-                         .bits = (int)(pixel / 4),
                          .row_bytes = bytes,
                          .rows = rows,
                          .pixels = pixels,

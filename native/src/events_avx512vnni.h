@@ -1,5 +1,8 @@
 /* Products of active groups of 4 channels alone. Included by kernels.c. */
 
+/* A part of a window: as many groups of 8 vectors, neighbouring ones together. */
+enum { PART_GROUPS = 80, PART_SEGMENTS = 12 };
+
 static int64_t find_active(const uint8_t *values, size_t bytes, uint64_t *mask) {
   int64_t active = 0;
   for (size_t at = 0; at < bytes; at += 256) {
@@ -49,12 +52,22 @@ INLINE void add_groups(uint64_t bits, const uint8_t *x, const int8_t *codes, siz
   }
 }
 
-INLINE void event_pixel(const uint64_t *mask, int bit, int groups, const uint8_t *x,
-                        const int8_t *codes, size_t block, const int vectors, const int each,
-                        int32_t *sums) {
+/* Neighbouring groups of a window: where their bits, bytes and codes begin for the first pixel. */
+typedef struct {
+  const uint64_t *mask;
+  const uint8_t *x;
+  const int8_t *codes;
+  int bit, groups;
+} segment;
+
+/* A pixel's sums of a part; `at` is the pixel's distance from the first in bytes. */
+INLINE void event_pixel(const segment *segments, int count, size_t at, size_t block,
+                        const int vectors, const int each, int32_t *sums) {
   const int sets = vectors >= 4 ? 2 : 4;
-  uint64_t bits = bits_at(mask, bit, groups);
-  if (groups <= 64 && !bits) return;
+  uint64_t bits[PART_SEGMENTS], any = 0;
+  for (int i = 0; i < count; i++)
+    any |= bits[i] = bits_at(segments[i].mask, segments[i].bit + (int)(at / 4), segments[i].groups);
+  if (!any) return;
   __m512i acc[4][8];
 #pragma GCC unroll 8
   for (int v = 0; v < vectors; v++) {
@@ -62,10 +75,8 @@ INLINE void event_pixel(const uint64_t *mask, int bit, int groups, const uint8_t
 #pragma GCC unroll 3
     for (int s = 1; s < sets; s++) acc[s][v] = _mm512_setzero_si512();
   }
-  add_groups(bits, x, codes, block, vectors, each, sets, acc);
-  for (int from = 64; from < groups; from += 64)
-    add_groups(bits_at(mask, bit + from, groups - from), x + 4 * from,
-               codes + (size_t)from * (size_t)each * 64, block, vectors, each, sets, acc);
+  for (int i = 0; i < count; i++)
+    add_groups(bits[i], segments[i].x + at, segments[i].codes, block, vectors, each, sets, acc);
 #pragma GCC unroll 8
   for (int v = 0; v < vectors; v++) {
 #pragma GCC unroll 3
@@ -74,23 +85,35 @@ INLINE void event_pixel(const uint64_t *mask, int bit, int groups, const uint8_t
   }
 }
 
-/* Codes in parts that stay in the nearest cache while all pixels pass. */
+/* All segments, in parts of which the codes stay in the nearest cache while all pixels pass. */
 INLINE void event_pixels(const qsd_events *e, const int vectors, const int each) {
   const qsd_dot *d = e->dot;
-  const int part = 64 * 8 / vectors;
-  for (int at = 0; at < d->positions; at++) {
-    const size_t dy = d->offsets[at] / e->row_bytes;
-    const int dx = (int)(d->offsets[at] % e->row_bytes / 4);
-    for (int from = 0; from < d->groups; from += part) {
-      const int groups = d->groups - from < part ? d->groups - from : part;
-      const int8_t *codes = e->codes + (size_t)(at * d->groups + from) * (size_t)each * 64;
-      for (int r = 0; r < e->rows; r++) {
-        const uint64_t *mask = e->mask + r * e->mask_step + (int)dy * e->mask_row;
-        const uint8_t *x = e->in + (size_t)r * e->in_row + d->offsets[at] + 4 * from;
-        int32_t *sums = e->sums + (size_t)(r * e->pixels) * vectors * LANES;
-        for (int p = 0; p < e->pixels; p++, x += e->in_pixel, sums += vectors * LANES)
-          event_pixel(mask, e->bit + dx + from + p * e->bits, groups, x, codes, d->block_codes,
-                      vectors, each, sums);
+  const int most = PART_GROUPS * 8 / vectors;
+  int at = 0, from = 0; /* position, group */
+  while (at < d->positions) {
+    segment segments[PART_SEGMENTS];
+    int count = 0, part = 0;
+    while (at < d->positions && count < PART_SEGMENTS) {
+      int groups = (int)qsd_min(d->groups - from, 64);
+      if (count && part + groups > most) break;
+      size_t offset = d->offsets[at];
+      segments[count++] = (segment){
+          .mask = e->mask + (int)(offset / e->row_bytes) * e->mask_row,
+          .x = e->in + offset + 4 * from,
+          .codes = e->codes + (size_t)(at * d->groups + from) * (size_t)each * 64,
+          .bit = e->bit + (int)(offset % e->row_bytes / 4) + from,
+          .groups = groups};
+      part += groups;
+      from += groups;
+      if (from == d->groups) at++, from = 0;
+    }
+    int32_t *sums = e->sums;
+    for (int r = 0; r < e->rows; r++) {
+      for (int p = 0; p < e->pixels; p++, sums += vectors * LANES)
+        event_pixel(segments, count, (size_t)p * e->in_pixel, d->block_codes, vectors, each, sums);
+      for (int i = 0; i < count; i++) {
+        segments[i].mask += e->mask_step;
+        segments[i].x += e->in_row;
       }
     }
   }

@@ -125,7 +125,7 @@ typedef struct {
   size_t in_row, in_pixel;
   const uint64_t *mask; /* the row of `in` */
   int mask_row, mask_step; /* words from one row to the next, of the input and of the output */
-  int bit, bits;           /* of the first pixel's window, and from one pixel to the next */
+  int bit;                 /* of the first pixel's window */
   size_t row_bytes;        /* of the input */
   int rows, pixels;
   int32_t *sums; /* [rows * pixels][vectors * LANES], zeroed */
