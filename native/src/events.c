@@ -4,6 +4,7 @@
 
 #include "plan.h"
 
+#define SPARSE 0.2
 enum { BAND = 112, EVENT_VECTORS = 8 };
 
 /* The map that is looked at: rows of the source with its border, or all of it as one row. */
@@ -32,13 +33,55 @@ static bool may_run(const qsd_plan *plan, const qsd_step *step) {
          step->vectors <= 4;
 }
 
+typedef struct {
+  const qsd_runner *r;
+  const qsd_tensor *in;
+  uint64_t *mask;
+  int64_t *active; /* of each row */
+  uint32_t *ranks; /* active groups before each word */
+  uint16_t *list;  /* NULL: too many for lists */
+  int rows;
+  size_t words;
+} finder;
+
+/* Where the parts of scratch memory begin, in bytes, and its size. */
+typedef struct {
+  size_t mask, active, ranks, list, listed, size;
+} places;
+
+static places find_places(const qsd_step *step, const qsd_tensor *in) {
+  places p = {.mask = sums_size(step) * sizeof(int32_t)};
+  size_t rows = (size_t)in->n * (size_t)mask_rows(step, in), words = rows * row_words(step, in);
+  p.active = p.mask + 8 * words;
+  p.ranks = p.active + 8 * rows;
+  p.list = p.ranks + 4 * words;
+  p.listed = rows * row_bytes(step, in) / 4 / 4;
+  p.size = p.list + 2 * p.listed + 64;
+  return p;
+}
+
 /* TODO */
 static double qsd_event_share(const qsd_kernels *kernels, const qsd_step *step) {
   (void)kernels; (void)step;
   return 0.6;
 }
 
-void qsd_plan_events(const qsd_kernels *kernels, qsd_events_mode mode, qsd_plan *plan) {
+static bool find_positions(qsd_pool *pool, qsd_step *step, const qsd_tensor *in) {
+  uint64_t count = (uint64_t)step->dot.positions;
+  uint16_t *rows = qsd_alloc(pool, count, sizeof *rows), *bits = qsd_alloc(pool, count, sizeof *bits);
+  if (!rows || !bits) return false;
+  size_t bytes = row_bytes(step, in);
+  for (uint64_t i = 0; i < count; i++) {
+    rows[i] = (uint16_t)(step->dot.offsets[i] / bytes);
+    bits[i] = (uint16_t)(step->dot.offsets[i] % bytes / 4);
+  }
+  step->rows_at = rows;
+  step->bits_at = bits;
+  return true;
+}
+
+bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode mode,
+                     qsd_plan *plan) {
   for (int i = 0; i < plan->step_count; i++) {
     qsd_step *step = &plan->steps[i];
     if (!kernels->events || mode == EVENTS_NEVER || step->kind != STEP_DOT || !may_run(plan, step))
@@ -51,30 +94,42 @@ void qsd_plan_events(const qsd_kernels *kernels, qsd_events_mode mode, qsd_plan 
     step->event_vectors = all >= 8 ? 8 : all >= 4 ? 4 : all >= 2 ? 2 : 1;
     step->event_share = mode == EVENTS_ALWAYS ? 2 : qsd_event_share(kernels, step);
     step->by_events = step->event_share > 0;
-    uint64_t words = (uint64_t)in->n * (uint64_t)mask_rows(step, in) * (row_words(step, in) + 1);
-    uint64_t bytes = (sums_size(step) * sizeof(int32_t)) + 8 * words + 64;
+    size_t bytes = find_places(step, in).size;
     if (step->by_events && bytes > plan->scratch) plan->scratch = bytes;
+    if (!find_positions(pool, step, in)) return false;
+  }
+  return true;
+}
+
+/* The active groups one after the other, if there is room for them. */
+static void list_all(finder *f, size_t room) {
+  uint32_t count = 0;
+  for (size_t i = 0; i < (size_t)(f->in->n * f->rows) * f->words; i++) {
+    f->ranks[i] = count;
+    int first = (int)(i % f->words) * 64;
+    uint64_t bits = f->mask[i];
+    if (count + 64 > room) {
+      f->list = NULL;
+      return;
+    }
+    for (; bits; bits &= bits - 1) f->list[count++] = (uint16_t)(first + __builtin_ctzll(bits));
   }
 }
 
-typedef struct {
-  const qsd_runner *r;
-  const qsd_tensor *in;
-  uint64_t *mask;
-  int64_t *active; /* of each row */
-  int rows;
-  size_t words;
-} finder;
-
-static void find_all(finder *f) {
+static void find_all(finder *f, const places *p) {
   const qsd_runner *r = f->r;
   size_t bytes = row_bytes(r->step, f->in);
   const uint8_t *from = r->arena + f->in->offset;
+  double active = 0;
   for (int i = 0; i < f->in->n * f->rows; i++) {
     uint64_t *mask = f->mask + (size_t)i * f->words;
     mask[f->words - 1] = mask[f->words - 2] = 0;
     f->active[i] = r->kernels->find_active(from + (size_t)i * bytes, bytes, mask);
+    active += (double)f->active[i];
   }
+  bool few = active < SPARSE * (double)(4 * p->listed) && bytes / 4 <= UINT16_MAX;
+  if (few) list_all(f, p->listed);
+  else f->list = NULL;
 }
 
 /* The first row of the input that a row of the output reads. */
@@ -82,8 +137,8 @@ static int first_row(const qsd_step *step, const qsd_tensor *in, int y) {
   return step->flat ? 0 : y * step->stride - (int)step->pad_op->f[F_PADDING] + in->pad;
 }
 
-/* Whether events pay for rows y.. of the output. */
-static bool pays(const finder *f, int n, int y, int rows) {
+/* The share of active groups in what rows y.. of the output read. */
+static double share_of(const finder *f, int n, int y, int rows) {
   const qsd_step *step = f->r->step;
   int kernel = (int)ARRAY(step->pad_op, A_CODES)->side[2];
   int from = first_row(step, f->in, y), to = first_row(step, f->in, y + rows - 1) + kernel;
@@ -96,7 +151,7 @@ static bool pays(const finder *f, int n, int y, int rows) {
   if (!step->flat) inner = (int)(qsd_min(to, f->in->pad + f->in->height) - qsd_max(from, f->in->pad));
   double groups = (double)step->steps * (f->in->channels + 3) / 4 * f->in->width *
                   (step->flat ? f->in->height : inner);
-  return (double)active <= step->event_share * groups;
+  return (double)active / groups;
 }
 
 static void run_band(const finder *f, int block, int vectors, int n, int y, int rows, int x,
@@ -106,7 +161,7 @@ static void run_band(const finder *f, int block, int vectors, int n, int y, int 
   const qsd_tensor *in = f->in;
   size_t bytes = row_bytes(step, in), pixel = (size_t)(step->stride * in->stride);
   size_t wide = (size_t)vectors * LANES, all = (size_t)(rows * pixels) * wide;
-  memset(r->scratch, 0, (size_t)step->steps * all * sizeof(int32_t));
+  if (!f->list) memset(r->scratch, 0, (size_t)step->steps * all * sizeof(int32_t));
   int row = first_row(step, in, y), pad = step->flat ? 0 : in->pad - (int)step->pad_op->f[F_PADDING];
   size_t place = (size_t)(x * step->stride + pad) * (size_t)in->stride;
   for (int s = 0; s < step->steps; s++) {
@@ -122,6 +177,10 @@ static void run_band(const finder *f, int block, int vectors, int n, int y, int 
                          .mask_step = (int)f->words * step->stride,
                          .bit = (int)(place / 4),
                          .row_bytes = bytes,
+                         .list = f->list,
+                         .ranks = f->ranks + at * f->words,
+                         .rows_at = step->rows_at,
+                         .bits_at = step->bits_at,
                          .rows = rows,
                          .pixels = pixels,
                          .sums = r->scratch + (size_t)s * all};
@@ -150,16 +209,21 @@ bool qsd_run_events(const qsd_runner *r, int part, int parts) {
   if (!step->by_events) return false;
   const qsd_tensor *in = &r->plan->tensors[step->source];
   finder f = {.r = r, .in = in, .rows = mask_rows(step, in), .words = row_words(step, in)};
-  f.mask = (uint64_t *)(void *)(r->scratch + sums_size(step));
-  f.active = (int64_t *)(f.mask + (size_t)(in->n * f.rows) * f.words);
-  find_all(&f);
+  places p = find_places(step, in);
+  uint8_t *scratch = (uint8_t *)r->scratch;
+  f.mask = (uint64_t *)(void *)(scratch + p.mask);
+  f.active = (int64_t *)(void *)(scratch + p.active);
+  f.ranks = (uint32_t *)(void *)(scratch + p.ranks);
+  f.list = (uint16_t *)(void *)(scratch + p.list);
+  find_all(&f, &p);
   int bands = (step->rows + step->band_rows - 1) / step->band_rows;
   int spans = (step->width + step->band_pixels - 1) / step->band_pixels;
   int groups = 0, any = 0;
   for (int block = 0; block < step->blocks; block += together(step, block)) groups++;
   for (int i = 0; i < step->outer * bands && !any; i++) {
     int y = i % bands * step->band_rows;
-    any = pays(&f, i / bands * step->steps, y, (int)qsd_min(step->band_rows, step->rows - y));
+    any = share_of(&f, i / bands * step->steps, y,
+                   (int)qsd_min(step->band_rows, step->rows - y)) <= step->event_share;
   }
   if (!any) return false;
   int64_t each = (int64_t)step->outer * bands * spans, units = each * groups;
@@ -173,7 +237,8 @@ bool qsd_run_events(const qsd_runner *r, int part, int parts) {
       int y = (int)(i / spans % bands) * step->band_rows, span = (int)(i % spans);
       int rows = (int)qsd_min(step->band_rows, step->rows - y);
       int x = step->width * span / spans, pixels = step->width * (span + 1) / spans - x;
-      if (pays(&f, n, y, rows)) {
+      double share = share_of(&f, n, y, rows);
+      if (share <= step->event_share) {
         run_band(&f, block, count * step->vectors, n, y, rows, x, pixels);
         continue;
       }

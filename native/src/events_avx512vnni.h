@@ -119,17 +119,72 @@ INLINE void event_pixels(const qsd_events *e, const int vectors, const int each)
   }
 }
 
-static void events8(const qsd_events *e) { event_pixels(e, 8, 2); }
-static void events8by4(const qsd_events *e) { event_pixels(e, 8, 4); }
-static void events4(const qsd_events *e) { event_pixels(e, 4, 2); }
-static void events4by4(const qsd_events *e) { event_pixels(e, 4, 4); }
-static void events2(const qsd_events *e) { event_pixels(e, 2, 2); }
-static void events1(const qsd_events *e) { event_pixels(e, 1, 1); }
+/* How many groups are active before bit `bit` of a row of the mask. */
+INLINE size_t rank_at(const qsd_events *e, size_t row, size_t bit) {
+  size_t word = row + bit / 64;
+  uint64_t before = e->mask[word] & (((uint64_t)1 << (bit % 64)) - 1);
+  return e->ranks[word] + (size_t)__builtin_popcountll(before);
+}
+
+INLINE void add_listed(const uint16_t *list, const uint8_t *x, const int8_t *codes, size_t block,
+                       const int vectors, const int each, __m512i *acc) {
+  const int8_t *code = codes + (size_t)*list * (size_t)each * 64;
+  __m512i value = four(x + 4 * (size_t)*list);
+#pragma GCC unroll 8
+  for (int v = 0; v < vectors; v++)
+    acc[v] = _mm512_dpbusd_epi32(
+        acc[v], value, _mm512_loadu_si512(code + (size_t)(v / each) * block + 64 * (v % each)));
+}
+
+/* A pixel by the lists of its rows: sums stay in registers, codes come from wherever they are. */
+INLINE void list_pixel(const qsd_events *e, int row, int pixel, const int vectors, const int each,
+                       int32_t *sums) {
+  const qsd_dot *d = e->dot;
+  const int sets = vectors >= 4 ? 2 : 4;
+  __m512i acc[4][8];
+#pragma GCC unroll 4
+  for (int s = 0; s < sets; s++)
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; v++) acc[s][v] = _mm512_setzero_si512();
+  for (int at = 0; at < d->positions; at++) {
+    size_t mask = (size_t)row * (size_t)e->mask_step + e->rows_at[at] * (size_t)e->mask_row;
+    size_t bit = (size_t)e->bit + e->bits_at[at] + (size_t)pixel * (e->in_pixel / 4);
+    size_t from = rank_at(e, mask, bit), to = rank_at(e, mask, bit + (size_t)d->groups);
+    const uint8_t *x = e->in + (size_t)row * e->in_row + (size_t)pixel * e->in_pixel + d->offsets[at] - 4 * bit;
+    const int8_t *codes = e->codes + ((size_t)(at * d->groups) - bit) * (size_t)each * 64;
+    for (; from + (size_t)sets <= to; from += (size_t)sets)
+#pragma GCC unroll 4
+      for (int s = 0; s < sets; s++)
+        add_listed(e->list + from + s, x, codes, d->block_codes, vectors, each, acc[s]);
+    for (; from < to; from++)
+      add_listed(e->list + from, x, codes, d->block_codes, vectors, each, acc[0]);
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < vectors; v++) {
+#pragma GCC unroll 3
+    for (int s = 1; s < sets; s++) acc[0][v] = _mm512_add_epi32(acc[0][v], acc[s][v]);
+    _mm512_storeu_si512(sums + LANES * v, acc[0][v]);
+  }
+}
+
+INLINE void list_pixels(const qsd_events *e, const int vectors, const int each) {
+  int32_t *sums = e->sums;
+  for (int r = 0; r < e->rows; r++)
+    for (int p = 0; p < e->pixels; p++, sums += vectors * LANES)
+      list_pixel(e, r, p, vectors, each, sums);
+}
+
+#define EVENTS_OF(vectors, each) \
+  static void events##vectors##by##each(const qsd_events *e) { \
+    if (e->list) list_pixels(e, vectors, each); \
+    else event_pixels(e, vectors, each); \
+  }
+EVENTS_OF(8, 2) EVENTS_OF(8, 4) EVENTS_OF(4, 2) EVENTS_OF(4, 4) EVENTS_OF(2, 2) EVENTS_OF(1, 1)
 
 static void events(const qsd_events *e) {
   int each = e->dot->vectors;
-  if (e->vectors == 8) (each == 4 ? events8by4 : events8)(e);
-  else if (e->vectors == 4) (each == 4 ? events4by4 : events4)(e);
-  else if (e->vectors == 2) events2(e);
-  else events1(e);
+  if (e->vectors == 8) (each == 4 ? events8by4 : events8by2)(e);
+  else if (e->vectors == 4) (each == 4 ? events4by4 : events4by2)(e);
+  else if (e->vectors == 2) events2by2(e);
+  else events1by1(e);
 }

@@ -111,8 +111,9 @@ static int make_plans(qsd_model *m, qsd_error *error) {
   if (status) return status;
   const char *word = getenv("QSD_NATIVE_EVENTS");
   qsd_events_mode mode = !word ? EVENTS_CHOSEN : !strcmp(word, "never") ? EVENTS_NEVER : !strcmp(word, "always") ? EVENTS_ALWAYS : EVENTS_CHOSEN;
-  qsd_plan_events(m->kernels, mode, &m->still);
-  qsd_plan_events(m->kernels, mode, &m->moving);
+  if (!qsd_plan_events(&m->pool, m->kernels, mode, &m->still) ||
+      !qsd_plan_events(&m->pool, m->kernels, mode, &m->moving))
+    return qsd_fail(error, QSD_TOO_LARGE, "the network needs more memory than allowed");
   return QSD_OK;
 }
 

@@ -127,6 +127,11 @@ typedef struct {
   int mask_row, mask_step; /* words from one row to the next, of the input and of the output */
   int bit;                 /* of the first pixel's window */
   size_t row_bytes;        /* of the input */
+  /* Where few are active, which these are, one row after the other, and how many come before each
+   * word of the mask; and for each position its row and its first bit. Or NULL. */
+  const uint16_t *list;
+  const uint32_t *ranks;
+  const uint16_t *rows_at, *bits_at;
   int rows, pixels;
   int32_t *sums; /* [rows * pixels][vectors * LANES], zeroed */
 } qsd_events;
@@ -177,6 +182,7 @@ struct qsd_step {
   bool by_events;
   int event_vectors, band_rows, band_pixels;
   double event_share;
+  const uint16_t *rows_at, *bits_at; /* of each position: its row, and its first group in it */
   const int8_t *ahead;  /* codes of the next products, at least as many as of a block here; NULL */
 };
 
@@ -253,7 +259,8 @@ void qsd_find_tile(const qsd_runner *r, int n, int y, int x, qsd_tile *tile);
 bool qsd_widens(const qsd_plan *plan, const qsd_step *step);
 /* By the active groups alone; false where this does not pay. */
 bool qsd_run_events(const qsd_runner *r, int part, int parts);
-void qsd_plan_events(const qsd_kernels *kernels, qsd_events_mode mode, qsd_plan *plan);
+bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode mode,
+                     qsd_plan *plan);
 void qsd_clear_border(const qsd_tensor *tensor, uint8_t *memory);
 
 static inline int qsd_round_up(int value, int to) { return (value + to - 1) / to * to; }
