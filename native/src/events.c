@@ -1,7 +1,5 @@
 /* Sums by the active groups alone: bits say which these are, and bands of pixels are run this way
  * where so few are active that it pays. */
-#include <string.h>
-
 #include "plan.h"
 
 #define SPARSE 0.2
@@ -29,7 +27,7 @@ static size_t sums_size(const qsd_step *step) {
 
 static bool may_run(const qsd_plan *plan, const qsd_step *step) {
   const qsd_tensor *in = &plan->tensors[step->source];
-  return step->kind == STEP_DOT && in->planes == 1 && !in->bias && !qsd_widens(plan, step) &&
+  return step->kind == STEP_DOT && row_bytes(step, in) / 4 <= UINT16_MAX && in->planes == 1 && !in->bias && !qsd_widens(plan, step) &&
          step->vectors <= 4;
 }
 
@@ -39,14 +37,14 @@ typedef struct {
   uint64_t *mask;
   int64_t *active; /* of each row */
   uint32_t *ranks; /* active groups before each word */
-  uint16_t *list;  /* NULL: too many for lists */
+  uint16_t *list;
   int rows;
   size_t words;
 } finder;
 
 /* Where the parts of scratch memory begin, in bytes, and its size. */
 typedef struct {
-  size_t mask, active, ranks, list, listed, size;
+  size_t mask, active, ranks, list, size;
 } places;
 
 static places find_places(const qsd_step *step, const qsd_tensor *in) {
@@ -55,8 +53,7 @@ static places find_places(const qsd_step *step, const qsd_tensor *in) {
   p.active = p.mask + 8 * words;
   p.ranks = p.active + 8 * rows;
   p.list = p.ranks + 4 * words;
-  p.listed = rows * row_bytes(step, in) / 4 / 4;
-  p.size = p.list + 2 * p.listed + 64;
+  p.size = p.list + 2 * (rows * row_bytes(step, in) / 4) + 64;
   return p;
 }
 
@@ -84,7 +81,8 @@ bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode
                      qsd_plan *plan) {
   for (int i = 0; i < plan->step_count; i++) {
     qsd_step *step = &plan->steps[i];
-    if (!kernels->events || mode == EVENTS_NEVER || step->kind != STEP_DOT || !may_run(plan, step))
+    if (!kernels->events || mode == EVENTS_NEVER || step->kind != STEP_DOT ||
+        !may_run(plan, step))
       continue;
     const qsd_tensor *in = &plan->tensors[step->source];
     int most = (int)qsd_max(1, BAND / step->steps);
@@ -101,35 +99,28 @@ bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode
   return true;
 }
 
-/* The active groups one after the other, if there is room for them. */
-static void list_all(finder *f, size_t room) {
-  uint32_t count = 0;
-  for (size_t i = 0; i < (size_t)(f->in->n * f->rows) * f->words; i++) {
-    f->ranks[i] = count;
-    int first = (int)(i % f->words) * 64;
-    uint64_t bits = f->mask[i];
-    if (count + 64 > room) {
-      f->list = NULL;
-      return;
-    }
-    for (; bits; bits &= bits - 1) f->list[count++] = (uint16_t)(first + __builtin_ctzll(bits));
-  }
-}
-
-static void find_all(finder *f, const places *p) {
+static void find_all(finder *f) {
   const qsd_runner *r = f->r;
   size_t bytes = row_bytes(r->step, f->in);
   const uint8_t *from = r->arena + f->in->offset;
-  double active = 0;
   for (int i = 0; i < f->in->n * f->rows; i++) {
     uint64_t *mask = f->mask + (size_t)i * f->words;
     mask[f->words - 1] = mask[f->words - 2] = 0;
     f->active[i] = r->kernels->find_active(from + (size_t)i * bytes, bytes, mask);
-    active += (double)f->active[i];
   }
-  bool few = active < SPARSE * (double)(4 * p->listed) && bytes / 4 <= UINT16_MAX;
-  if (few) list_all(f, p->listed);
-  else f->list = NULL;
+}
+
+/* The active groups, one row after the other. */
+static void list_all(finder *f) {
+  uint32_t before = 0;
+  for (int i = 0; i < f->in->n * f->rows; i++) {
+    const uint64_t *mask = f->mask + (size_t)i * f->words;
+    f->r->kernels->list_active(mask, f->words, f->list + before);
+    for (size_t j = 0; j < f->words; j++) {
+      f->ranks[(size_t)i * f->words + j] = before;
+      before += (uint32_t)__builtin_popcountll(mask[j]);
+    }
+  }
 }
 
 /* The first row of the input that a row of the output reads. */
@@ -155,13 +146,12 @@ static double share_of(const finder *f, int n, int y, int rows) {
 }
 
 static void run_band(const finder *f, int block, int vectors, int n, int y, int rows, int x,
-                     int pixels) {
+                     int pixels, bool sparse) {
   const qsd_runner *r = f->r;
   const qsd_step *step = r->step;
   const qsd_tensor *in = f->in;
   size_t bytes = row_bytes(step, in), pixel = (size_t)(step->stride * in->stride);
   size_t wide = (size_t)vectors * LANES, all = (size_t)(rows * pixels) * wide;
-  if (!f->list) memset(r->scratch, 0, (size_t)step->steps * all * sizeof(int32_t));
   int row = first_row(step, in, y), pad = step->flat ? 0 : in->pad - (int)step->pad_op->f[F_PADDING];
   size_t place = (size_t)(x * step->stride + pad) * (size_t)in->stride;
   for (int s = 0; s < step->steps; s++) {
@@ -169,16 +159,17 @@ static void run_band(const finder *f, int block, int vectors, int n, int y, int 
     qsd_events events = {.dot = &step->dot,
                          .codes = step->dot.codes + (size_t)block * step->dot.block_codes,
                          .vectors = vectors,
-                         .in = r->arena + in->offset + at * bytes + place,
-                         .in_row = bytes * (size_t)step->stride,
-                         .in_pixel = pixel,
+                         .sparse = sparse,
+                         .row = r->arena + in->offset + at * bytes,
                          .mask = f->mask + at * f->words,
-                         .mask_row = (int)f->words,
-                         .mask_step = (int)f->words * step->stride,
-                         .bit = (int)(place / 4),
-                         .row_bytes = bytes,
-                         .list = f->list,
                          .ranks = f->ranks + at * f->words,
+                         .row_bytes = bytes,
+                         .mask_row = f->words,
+                         .list = f->list,
+                         .in_row = bytes * (size_t)step->stride,
+                         .mask_step = f->words * (size_t)step->stride,
+                         .in_pixel = pixel,
+                         .bit = place / 4,
                          .rows_at = step->rows_at,
                          .bits_at = step->bits_at,
                          .rows = rows,
@@ -215,7 +206,7 @@ bool qsd_run_events(const qsd_runner *r, int part, int parts) {
   f.active = (int64_t *)(void *)(scratch + p.active);
   f.ranks = (uint32_t *)(void *)(scratch + p.ranks);
   f.list = (uint16_t *)(void *)(scratch + p.list);
-  find_all(&f, &p);
+  find_all(&f);
   int bands = (step->rows + step->band_rows - 1) / step->band_rows;
   int spans = (step->width + step->band_pixels - 1) / step->band_pixels;
   int groups = 0, any = 0;
@@ -226,6 +217,7 @@ bool qsd_run_events(const qsd_runner *r, int part, int parts) {
                    (int)qsd_min(step->band_rows, step->rows - y)) <= step->event_share;
   }
   if (!any) return false;
+  list_all(&f);
   int64_t each = (int64_t)step->outer * bands * spans, units = each * groups;
   int64_t first = units * part / parts, last = units * (part + 1) / parts;
   int64_t unit = 0;
@@ -239,7 +231,8 @@ bool qsd_run_events(const qsd_runner *r, int part, int parts) {
       int x = step->width * span / spans, pixels = step->width * (span + 1) / spans - x;
       double share = share_of(&f, n, y, rows);
       if (share <= step->event_share) {
-        run_band(&f, block, count * step->vectors, n, y, rows, x, pixels);
+        run_band(&f, block, count * step->vectors, n, y, rows, x, pixels,
+                 share < SPARSE);
         continue;
       }
       for (int b = block; b < block + count; b++)

@@ -452,9 +452,9 @@ static void planes(const int32_t *values, int channels, uint32_t bias, int count
 
 #ifdef QSD_OWN_EVENTS
 #include "events_avx512vnni.h"
-#define EVENTS events, .find_active = find_active
+#define EVENTS events, .find_active = find_active, .list_active = list_active
 #else
-#define EVENTS NULL, .find_active = NULL
+#define EVENTS NULL
 
 #endif
 

@@ -115,25 +115,25 @@ typedef struct {
   qsd_tile tile;    /* all its pixels */
 } qsd_row;
 
-/* Sums of pixels by their active groups of 4 channels alone. Bits of `mask` say which these are, by
- * row of the input. Pixels are rows * pixels, and of the output. */
+/* Sums of pixels by their active groups of 4 channels alone, rows * pixels of them. Groups have
+ * numbers within their row of the input. */
 typedef struct {
   const qsd_dot *dot;
   const int8_t *codes; /* of the first block */
   int vectors;         /* 1, 2, 4, or 8, in as many blocks as it takes */
-  const uint8_t *in;   /* where the first pixel's window begins */
-  size_t in_row, in_pixel;
-  const uint64_t *mask; /* the row of `in` */
-  int mask_row, mask_step; /* words from one row to the next, of the input and of the output */
-  int bit;                 /* of the first pixel's window */
-  size_t row_bytes;        /* of the input */
-  /* Where few are active, which these are, one row after the other, and how many come before each
-   * word of the mask; and for each position its row and its first bit. Or NULL. */
-  const uint16_t *list;
-  const uint32_t *ranks;
-  const uint16_t *rows_at, *bits_at;
+  bool sparse;         /* few are active */
+  /* The row of the input where the first pixel's window begins, and the next ones. */
+  const uint8_t *row;
+  const uint64_t *mask;  /* which groups are active */
+  const uint32_t *ranks; /* for each word of the mask, where in the list its groups begin */
+  size_t row_bytes, mask_row;
+  const uint16_t *list; /* the active groups of all rows */
+  /* From one row of the output to the next, and from one pixel. */
+  size_t in_row, mask_step, in_pixel;
+  size_t bit; /* the group where the first pixel's window begins */
+  const uint16_t *rows_at, *bits_at; /* rows and groups from there to each position */
   int rows, pixels;
-  int32_t *sums; /* [rows * pixels][vectors * LANES], zeroed */
+  int32_t *sums; /* [rows * pixels][vectors * LANES] */
 } qsd_events;
 
 typedef enum { EVENTS_CHOSEN, EVENTS_NEVER, EVENTS_ALWAYS } qsd_events_mode;
@@ -145,6 +145,8 @@ typedef struct {
   /* Sets a bit for every 4 bytes that are not all 0, and says how many these are. NULL: there are
    * no kernels by events. */
   int64_t (*find_active)(const uint8_t *values, size_t bytes, uint64_t *mask);
+  /* The numbers of the bits that are set, and how many these are; up to 16 more are written. */
+  size_t (*list_active)(const uint64_t *mask, size_t words, uint16_t *list);
   void (*events)(const qsd_events *events);
   void (*attention)(const qsd_attention *head);
   void (*planes)(const int32_t *values, int channels, uint32_t bias, int planes, size_t plane,
