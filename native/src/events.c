@@ -3,7 +3,7 @@
 #include "plan.h"
 
 #define SPARSE 0.2
-enum { BAND = 112, EVENT_VECTORS = 8 };
+enum { BAND = 112, PIECE = 28, NEAR_GROUPS = 96 * 8, EVENT_VECTORS = 8 };
 
 /* The map that is looked at: rows of the source with its border, or all of it as one row. */
 static int mask_rows(const qsd_step *step, const qsd_tensor *in) {
@@ -55,12 +55,6 @@ static places find_places(const qsd_step *step, const qsd_tensor *in) {
   p.list = p.ranks + 4 * words;
   p.size = p.list + 2 * (rows * row_bytes(step, in) / 4) + 64;
   return p;
-}
-
-/* TODO */
-static double qsd_event_share(const qsd_kernels *kernels, const qsd_step *step) {
-  (void)kernels; (void)step;
-  return 0.6;
 }
 
 static bool find_positions(qsd_pool *pool, qsd_step *step, const qsd_tensor *in) {
@@ -145,7 +139,7 @@ static double share_of(const finder *f, int n, int y, int rows) {
   return (double)active / groups;
 }
 
-static void run_band(const finder *f, int block, int vectors, int n, int y, int rows, int x,
+static void run_piece(const finder *f, int block, int vectors, int n, int y, int rows, int x,
                      int pixels, bool sparse) {
   const qsd_runner *r = f->r;
   const qsd_step *step = r->step;
@@ -185,6 +179,20 @@ static void run_band(const finder *f, int block, int vectors, int n, int y, int 
     qsd_find_tile(r, n, y + i, x, &tile);
     r->kernels->finish(step->finish, &tile);
   }
+}
+
+/* Pixels whose codes are in the nearest cache in any case, or are not worth it, go by few. */
+static void run_band(const finder *f, int block, int vectors, int n, int y, int rows, int x,
+                     int pixels, double share) {
+  const qsd_dot *dot = &f->r->step->dot;
+  bool sparse = share < SPARSE;
+  if (!sparse && dot->positions * dot->groups * vectors > NEAR_GROUPS) {
+    run_piece(f, block, vectors, n, y, rows, x, pixels, false);
+    return;
+  }
+  for (int i = 0; i < rows; i++)
+    for (int j = 0; j < pixels; j += PIECE)
+      run_piece(f, block, vectors, n, y + i, 1, x + j, (int)qsd_min(PIECE, pixels - j), sparse);
 }
 
 /* Blocks from `block` on that are run together: as many vectors as the kernels have names for. */
@@ -231,8 +239,7 @@ bool qsd_run_events(const qsd_runner *r, int part, int parts) {
       int x = step->width * span / spans, pixels = step->width * (span + 1) / spans - x;
       double share = share_of(&f, n, y, rows);
       if (share <= step->event_share) {
-        run_band(&f, block, count * step->vectors, n, y, rows, x, pixels,
-                 share < SPARSE);
+        run_band(&f, block, count * step->vectors, n, y, rows, x, pixels, share);
         continue;
       }
       for (int b = block; b < block + count; b++)

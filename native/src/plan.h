@@ -261,6 +261,8 @@ void qsd_find_tile(const qsd_runner *r, int n, int y, int x, qsd_tile *tile);
 bool qsd_widens(const qsd_plan *plan, const qsd_step *step);
 /* By the active groups alone; false where this does not pay. */
 bool qsd_run_events(const qsd_runner *r, int part, int parts);
+/* The share of active groups up to which events pay for a step. */
+double qsd_event_share(const qsd_kernels *kernels, const qsd_step *step);
 bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode mode,
                      qsd_plan *plan);
 void qsd_clear_border(const qsd_tensor *tensor, uint8_t *memory);
