@@ -2,22 +2,18 @@
  * where so few are active that it pays. */
 #include "plan.h"
 
-#define SPARSE 0.2
+#define SPARSE 0.06
 enum { BAND = 112, PIECE = 28, NEAR_GROUPS = 96 * 8, EVENT_VECTORS = 8 };
 
-/* The map that is looked at: rows of the source with its border, or all of it as one row. */
-static int mask_rows(const qsd_step *step, const qsd_tensor *in) {
-  return step->flat ? 1 : in->height + 2 * in->pad;
-}
+static int mask_rows(const qsd_tensor *in) { return in->height + 2 * in->pad; }
 
-static size_t row_bytes(const qsd_step *step, const qsd_tensor *in) {
-  size_t width = (size_t)(in->width + 2 * in->pad) * (size_t)in->stride;
-  return step->flat ? width * (size_t)in->height : width;
+static size_t row_bytes(const qsd_tensor *in) {
+  return (size_t)(in->width + 2 * in->pad) * (size_t)in->stride;
 }
 
 /* One word more, so that bits can be read from any place on. */
-static size_t row_words(const qsd_step *step, const qsd_tensor *in) {
-  return row_bytes(step, in) / 256 + 2;
+static size_t row_words(const qsd_tensor *in) {
+  return row_bytes(in) / 256 + 2;
 }
 
 static size_t sums_size(const qsd_step *step) {
@@ -27,7 +23,7 @@ static size_t sums_size(const qsd_step *step) {
 
 static bool may_run(const qsd_plan *plan, const qsd_step *step) {
   const qsd_tensor *in = &plan->tensors[step->source];
-  return step->kind == STEP_DOT && row_bytes(step, in) / 4 <= UINT16_MAX && in->planes == 1 && !in->bias && !qsd_widens(plan, step) &&
+  return step->kind == STEP_DOT && row_bytes(in) / 4 <= UINT16_MAX && in->planes == 1 && !in->bias && !qsd_widens(plan, step) &&
          step->vectors <= 4;
 }
 
@@ -49,11 +45,11 @@ typedef struct {
 
 static places find_places(const qsd_step *step, const qsd_tensor *in) {
   places p = {.mask = sums_size(step) * sizeof(int32_t)};
-  size_t rows = (size_t)in->n * (size_t)mask_rows(step, in), words = rows * row_words(step, in);
+  size_t rows = (size_t)in->n * (size_t)mask_rows(in), words = rows * row_words(in);
   p.active = p.mask + 8 * words;
   p.ranks = p.active + 8 * rows;
   p.list = p.ranks + 4 * words;
-  p.size = p.list + 2 * (rows * row_bytes(step, in) / 4) + 64;
+  p.size = p.list + 2 * (rows * row_bytes(in) / 4) + 64;
   return p;
 }
 
@@ -61,7 +57,7 @@ static bool find_positions(qsd_pool *pool, qsd_step *step, const qsd_tensor *in)
   uint64_t count = (uint64_t)step->dot.positions;
   uint16_t *rows = qsd_alloc(pool, count, sizeof *rows), *bits = qsd_alloc(pool, count, sizeof *bits);
   if (!rows || !bits) return false;
-  size_t bytes = row_bytes(step, in);
+  size_t bytes = row_bytes(in);
   for (uint64_t i = 0; i < count; i++) {
     rows[i] = (uint16_t)(step->dot.offsets[i] / bytes);
     bits[i] = (uint16_t)(step->dot.offsets[i] % bytes / 4);
@@ -79,9 +75,9 @@ bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode
         !may_run(plan, step))
       continue;
     const qsd_tensor *in = &plan->tensors[step->source];
-    int most = (int)qsd_max(1, BAND / step->steps);
-    step->band_pixels = (int)qsd_min(step->width, most);
-    step->band_rows = (int)qsd_min(step->rows, qsd_max(1, most / step->width));
+    int most = (int)qsd_max(1, BAND / step->steps), width = step->pad_op->width;
+    step->band_pixels = (int)qsd_min(width, most);
+    step->band_rows = (int)qsd_min(step->pad_op->height, qsd_max(1, most / width));
     int all = step->blocks * step->vectors;
     step->event_vectors = all >= 8 ? 8 : all >= 4 ? 4 : all >= 2 ? 2 : 1;
     step->event_share = mode == EVENTS_ALWAYS ? 2 : qsd_event_share(kernels, step);
@@ -95,7 +91,7 @@ bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode
 
 static void find_all(finder *f) {
   const qsd_runner *r = f->r;
-  size_t bytes = row_bytes(r->step, f->in);
+  size_t bytes = row_bytes(f->in);
   const uint8_t *from = r->arena + f->in->offset;
   for (int i = 0; i < f->in->n * f->rows; i++) {
     uint64_t *mask = f->mask + (size_t)i * f->words;
@@ -119,7 +115,7 @@ static void list_all(finder *f) {
 
 /* The first row of the input that a row of the output reads. */
 static int first_row(const qsd_step *step, const qsd_tensor *in, int y) {
-  return step->flat ? 0 : y * step->stride - (int)step->pad_op->f[F_PADDING] + in->pad;
+  return y * step->stride - (int)step->pad_op->f[F_PADDING] + in->pad;
 }
 
 /* The share of active groups in what rows y.. of the output read. */
@@ -127,16 +123,20 @@ static double share_of(const finder *f, int n, int y, int rows) {
   const qsd_step *step = f->r->step;
   int kernel = (int)ARRAY(step->pad_op, A_CODES)->side[2];
   int from = first_row(step, f->in, y), to = first_row(step, f->in, y + rows - 1) + kernel;
-  if (step->flat) to = 1;
   int64_t active = 0;
   for (int s = 0; s < step->steps; s++)
     for (int i = from; i < to; i++) active += f->active[(n + s) * f->rows + i];
   /* Groups that may be active: borders and padding are not. */
-  int inner = to - from;
-  if (!step->flat) inner = (int)(qsd_min(to, f->in->pad + f->in->height) - qsd_max(from, f->in->pad));
+  int inner = (int)(qsd_min(to, f->in->pad + f->in->height) - qsd_max(from, f->in->pad));
   double groups = (double)step->steps * (f->in->channels + 3) / 4 * f->in->width *
-                  (step->flat ? f->in->height : inner);
+                  inner;
   return (double)active / groups;
+}
+
+/* In a flat step all rows are one. */
+static int row_of(const qsd_step *step, int y) { return step->flat ? 0 : y; }
+static int pixel_of(const qsd_step *step, int y, int x) {
+  return step->flat ? y * step->pad_op->width + x : x;
 }
 
 static void run_piece(const finder *f, int block, int vectors, int n, int y, int rows, int x,
@@ -144,9 +144,9 @@ static void run_piece(const finder *f, int block, int vectors, int n, int y, int
   const qsd_runner *r = f->r;
   const qsd_step *step = r->step;
   const qsd_tensor *in = f->in;
-  size_t bytes = row_bytes(step, in), pixel = (size_t)(step->stride * in->stride);
+  size_t bytes = row_bytes(in), pixel = (size_t)(step->stride * in->stride);
   size_t wide = (size_t)vectors * LANES, all = (size_t)(rows * pixels) * wide;
-  int row = first_row(step, in, y), pad = step->flat ? 0 : in->pad - (int)step->pad_op->f[F_PADDING];
+  int row = first_row(step, in, y), pad = in->pad - (int)step->pad_op->f[F_PADDING];
   size_t place = (size_t)(x * step->stride + pad) * (size_t)in->stride;
   for (int s = 0; s < step->steps; s++) {
     size_t at = (size_t)((n + s) * f->rows + row);
@@ -176,7 +176,7 @@ static void run_piece(const finder *f, int block, int vectors, int n, int y, int
                    .vectors = (int)qsd_min(vectors, left), .channel = block * step->vectors * LANES};
   for (int i = 0; i < rows; i++) {
     tile.sums = r->scratch + (size_t)(i * pixels) * wide;
-    qsd_find_tile(r, n, y + i, x, &tile);
+    qsd_find_tile(r, n, row_of(step, y + i), pixel_of(step, y + i, x), &tile);
     r->kernels->finish(step->finish, &tile);
   }
 }
@@ -207,7 +207,7 @@ bool qsd_run_events(const qsd_runner *r, int part, int parts) {
   const qsd_step *step = r->step;
   if (!step->by_events) return false;
   const qsd_tensor *in = &r->plan->tensors[step->source];
-  finder f = {.r = r, .in = in, .rows = mask_rows(step, in), .words = row_words(step, in)};
+  finder f = {.r = r, .in = in, .rows = mask_rows(in), .words = row_words(in)};
   places p = find_places(step, in);
   uint8_t *scratch = (uint8_t *)r->scratch;
   f.mask = (uint64_t *)(void *)(scratch + p.mask);
@@ -215,14 +215,15 @@ bool qsd_run_events(const qsd_runner *r, int part, int parts) {
   f.ranks = (uint32_t *)(void *)(scratch + p.ranks);
   f.list = (uint16_t *)(void *)(scratch + p.list);
   find_all(&f);
-  int bands = (step->rows + step->band_rows - 1) / step->band_rows;
-  int spans = (step->width + step->band_pixels - 1) / step->band_pixels;
+  const int height = step->pad_op->height, width = step->pad_op->width;
+  int bands = (height + step->band_rows - 1) / step->band_rows;
+  int spans = (width + step->band_pixels - 1) / step->band_pixels;
   int groups = 0, any = 0;
   for (int block = 0; block < step->blocks; block += together(step, block)) groups++;
   for (int i = 0; i < step->outer * bands && !any; i++) {
     int y = i % bands * step->band_rows;
     any = share_of(&f, i / bands * step->steps, y,
-                   (int)qsd_min(step->band_rows, step->rows - y)) <= step->event_share;
+                   (int)qsd_min(step->band_rows, height - y)) <= step->event_share;
   }
   if (!any) return false;
   list_all(&f);
@@ -235,15 +236,16 @@ bool qsd_run_events(const qsd_runner *r, int part, int parts) {
       if (unit < first || unit >= last) continue;
       int outer = (int)(i / (bands * spans)), n = outer * step->steps;
       int y = (int)(i / spans % bands) * step->band_rows, span = (int)(i % spans);
-      int rows = (int)qsd_min(step->band_rows, step->rows - y);
-      int x = step->width * span / spans, pixels = step->width * (span + 1) / spans - x;
+      int rows = (int)qsd_min(step->band_rows, height - y);
+      int x = width * span / spans, pixels = width * (span + 1) / spans - x;
       double share = share_of(&f, n, y, rows);
       if (share <= step->event_share) {
         run_band(&f, block, count * step->vectors, n, y, rows, x, pixels, share);
         continue;
       }
       for (int b = block; b < block + count; b++)
-        for (int j = 0; j < rows; j++) qsd_run_span(r, b, outer, y + j, x, pixels, true);
+        for (int j = 0; j < rows; j++)
+          qsd_run_span(r, b, outer, row_of(step, y + j), pixel_of(step, y + j, x), pixels, true);
     }
   }
   return true;
