@@ -77,9 +77,7 @@ def masked(graph: IntegerGraph, percent: float) -> IntegerGraph:
     return dataclasses.replace(graph, ops=tuple(ops))
 
 
-def times(
-    name: str, graph: IntegerGraph, batch: int, threads: int, runs: int
-) -> dict[str, Timing]:
+def times(name: str, graph: IntegerGraph, batch: int, threads: int, runs: int) -> dict[str, Timing]:
     """Timings by runtime, printed besides."""
     pre = graph.preprocessing
     shape = (batch, pre.channels, pre.image_size, pre.image_size)
@@ -120,10 +118,10 @@ def sweep(
 
 def draw(rows: Sequence[dict[str, float]], path: Path) -> None:
     """Time against activity; the runtimes to which activity does not matter are level lines."""
-    import matplotlib  # noqa: PLC0415
+    import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
+    from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.6), constrained_layout=True)
     for runtime in rows[0]:
