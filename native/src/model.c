@@ -5,6 +5,9 @@
 #include "model.h"
 
 enum { MAX_THREADS = 256 };
+/* Products of bytes. */
+#define WORTH_THREADS 20e6
+#define WORTH_MEETING 200e6
 
 int qsd_abi(void) { return QSD_ABI; }
 
@@ -24,38 +27,37 @@ static void take_part(qsd_model *m, int number) {
 static void *serve(void *argument) {
   qsd_model *m = ((qsd_ticket *)argument)->model;
   int number = ((qsd_ticket *)argument)->number;
-  uint64_t seen = 0;
-  pthread_mutex_lock(&m->lock);
-  for (;;) {
-    while (m->generation == seen && !m->closing) pthread_cond_wait(&m->wake, &m->lock);
-    if (m->closing) break;
-    seen = m->generation;
-    pthread_mutex_unlock(&m->lock);
+  for (unsigned seen = 0;; seen++) {
+    qsd_wait(m, &m->generation, seen);
+    if (m->closing) return NULL;
     take_part(m, number);
-    pthread_mutex_lock(&m->lock);
-    if (--m->busy == 0) pthread_cond_signal(&m->done);
+    if (atomic_fetch_sub(&m->busy, 1) == 1) {
+      atomic_fetch_add(&m->finished, 1);
+      qsd_wake(m);
+    }
   }
-  pthread_mutex_unlock(&m->lock);
-  return NULL;
 }
 
+/* Threads cost time, too: a small job is done by the caller alone, and an image is divided only
+ * where all the meetings are worth it. */
 static void run_job(qsd_model *m) {
-  m->together = m->job.batch < (size_t)m->threads;
+  double batch = (double)m->job.batch;
+  m->together = batch < m->threads && m->products >= WORTH_MEETING;
+  bool alone = m->threads == 1 || m->products * batch < WORTH_THREADS ||
+               (m->job.batch == 1 && !m->together);
   atomic_store(&m->next_image, 0);
   atomic_store(&m->arrived, 0);
-  if (m->threads > 1) {
-    pthread_mutex_lock(&m->lock);
-    m->busy = m->threads - 1;
-    m->generation++;
-    pthread_cond_broadcast(&m->wake);
-    pthread_mutex_unlock(&m->lock);
+  if (alone) {
+    m->together = false;
+    take_part(m, 0);
+    return;
   }
+  unsigned before = atomic_load(&m->finished);
+  atomic_store(&m->busy, m->threads - 1);
+  atomic_fetch_add(&m->generation, 1);
+  qsd_wake(m);
   take_part(m, 0);
-  if (m->threads > 1) {
-    pthread_mutex_lock(&m->lock);
-    while (m->busy) pthread_cond_wait(&m->done, &m->lock);
-    pthread_mutex_unlock(&m->lock);
-  }
+  qsd_wait(m, &m->finished, before);
 }
 
 static bool start_threads(qsd_model *m) {
@@ -117,6 +119,16 @@ static int make_plans(qsd_model *m, qsd_error *error) {
   return QSD_OK;
 }
 
+static double count_products(const qsd_graph *graph) {
+  double all = 0;
+  for (int i = 0; i < graph->op_count; i++) {
+    const qsd_op *op = &graph->ops[i];
+    if (op->kind == OP_CONV)
+      all += (double)ARRAY(op, A_CODES)->count * op->height * op->width * op->steps;
+  }
+  return all;
+}
+
 static int make_workers(qsd_model *m, qsd_error *error) {
   uint64_t arena = m->still.arena > m->moving.arena ? m->still.arena : m->moving.arena;
   uint64_t scratch = m->still.scratch > m->moving.scratch ? m->still.scratch : m->moving.scratch;
@@ -139,6 +151,7 @@ static int make_workers(qsd_model *m, qsd_error *error) {
 
 static int build(qsd_model *m, const uint8_t *data, size_t size, qsd_error *error) {
   int status = qsd_read(&m->graph, data, size, error);
+  if (!status) m->products = count_products(&m->graph);
   if (!status) status = make_plans(m, error);
   m->weight_bytes = m->pool.bytes;
   if (!status && !keep_arrays(m))
@@ -171,7 +184,6 @@ int qsd_load(const void *data, size_t size, const qsd_options *options, qsd_mode
   pthread_mutex_init(&m->running, NULL);
   pthread_mutex_init(&m->lock, NULL);
   pthread_cond_init(&m->wake, NULL);
-  pthread_cond_init(&m->done, NULL);
   int status = build(m, data, size, &error);
   if (status) qsd_free(m);
   else *model = m;
@@ -180,15 +192,13 @@ int qsd_load(const void *data, size_t size, const qsd_options *options, qsd_mode
 
 void qsd_free(qsd_model *m) {
   if (!m) return;
-  pthread_mutex_lock(&m->lock);
   m->closing = true;
-  pthread_cond_broadcast(&m->wake);
-  pthread_mutex_unlock(&m->lock);
+  atomic_fetch_add(&m->generation, 1);
+  qsd_wake(m);
   for (int i = 1; i <= m->started; i++) pthread_join(m->handles[i], NULL);
   pthread_mutex_destroy(&m->running);
   pthread_mutex_destroy(&m->lock);
   pthread_cond_destroy(&m->wake);
-  pthread_cond_destroy(&m->done);
   qsd_release(&m->graph.pool);
   qsd_release(&m->pool);
   free(m);

@@ -42,11 +42,13 @@ struct qsd_model {
   qsd_ticket *tickets;
   int started;
   pthread_mutex_t running, lock;
-  pthread_cond_t wake, done;
-  uint64_t generation;
+  pthread_cond_t wake;
+  atomic_int sleepers;
+  atomic_uint generation, finished; /* jobs */
+  atomic_int busy;
   bool closing;
-  int busy;
   qsd_job job;
+  double products; /* of bytes, for an image */
   bool together; /* all threads work on one image */
   atomic_size_t next_image;
   size_t image;
@@ -54,6 +56,10 @@ struct qsd_model {
   atomic_uint phase;
 };
 
+/* Until `word` is no longer `old`: looks a few times, lets others run, and then sleeps, as spinning
+ * would take the core from those that are waited for. Who changes a word wakes the sleepers. */
+void qsd_wait(qsd_model *m, const atomic_uint *word, unsigned old);
+void qsd_wake(qsd_model *m);
 /* Part `part` of `parts` of an image, whose values lie in the memory of `w`; `own` is this
  * thread's. */
 void qsd_run_image(qsd_model *m, qsd_worker *w, qsd_worker *own, size_t image, int part, int parts);

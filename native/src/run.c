@@ -1,27 +1,46 @@
 /* Runs one image, on one thread or on all: steps, meetings, statistics, results. */
+#include <sched.h>
 #include <string.h>
 
 #include "model.h"
 
-enum { SPINS = 2000 };
+enum { LOOKS = 200, YIELDS = 100 };
 
-/* Sleeps where the others are late: spinning threads take the cores from those. */
+void qsd_wait(qsd_model *m, const atomic_uint *word, unsigned old) {
+  for (int i = 0; i < LOOKS; i++) {
+    if (atomic_load(word) != old) return;
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+  }
+  for (int i = 0; i < YIELDS; i++) {
+    if (atomic_load(word) != old) return;
+    sched_yield();
+  }
+  pthread_mutex_lock(&m->lock);
+  atomic_fetch_add(&m->sleepers, 1);
+  while (atomic_load(word) == old) pthread_cond_wait(&m->wake, &m->lock);
+  atomic_fetch_sub(&m->sleepers, 1);
+  pthread_mutex_unlock(&m->lock);
+}
+
+void qsd_wake(qsd_model *m) {
+  if (!atomic_load(&m->sleepers)) return;
+  pthread_mutex_lock(&m->lock);
+  pthread_cond_broadcast(&m->wake);
+  pthread_mutex_unlock(&m->lock);
+}
+
 static void meet(qsd_model *m, int parts) {
   if (parts == 1) return;
   unsigned phase = atomic_load(&m->phase);
-  if (atomic_fetch_add(&m->arrived, 1) == parts - 1) {
-    atomic_store(&m->arrived, 0);
-    atomic_fetch_add(&m->phase, 1);
-    pthread_mutex_lock(&m->lock);
-    pthread_cond_broadcast(&m->wake);
-    pthread_mutex_unlock(&m->lock);
+  if (atomic_fetch_add(&m->arrived, 1) < parts - 1) {
+    qsd_wait(m, &m->phase, phase);
     return;
   }
-  for (int i = 0; i < SPINS; i++)
-    if (atomic_load(&m->phase) != phase) return;
-  pthread_mutex_lock(&m->lock);
-  while (atomic_load(&m->phase) == phase) pthread_cond_wait(&m->wake, &m->lock);
-  pthread_mutex_unlock(&m->lock);
+  atomic_store(&m->arrived, 0);
+  atomic_fetch_add(&m->phase, 1);
+  qsd_wake(m);
 }
 
 static void count_row(const qsd_tensor *t, const uint8_t *row, qsd_activity *a) {
