@@ -35,88 +35,95 @@ void qsd_clear_border(const qsd_tensor *t, uint8_t *memory) {
   }
 }
 
-/* Where a pixel of the step's map begins in a tensor, in elements. */
-static size_t pixel_place(const qsd_runner *r, int number, int n, int y, int x) {
-  const qsd_tensor *t = &r->plan->tensors[number];
-  return r->step->flat ? qsd_place(t, n, x / t->width, x % t->width) : qsd_place(t, n, y, x);
+static qsd_map find_map(const qsd_plan *plan, uint8_t *arena, int number) {
+  if (number < 0) return (qsd_map){0};
+  const qsd_tensor *t = &plan->tensors[number];
+  size_t bytes = (size_t)t->bytes, pixel = (size_t)t->stride * bytes;
+  return (qsd_map){.first = arena + t->offset + qsd_place(t, 0, 0, 0) * bytes,
+                   .bytes = bytes,
+                   .pixel = pixel,
+                   .row = (size_t)(t->width + 2 * t->pad) * pixel,
+                   .image = qsd_image_size(t) * bytes};
+}
+
+/* Of pixel (n, y, x) of the step's map, in which all rows may be one. */
+static uint8_t *at_pixel(const qsd_map *map, int n, int y, int x, int channel) {
+  return map->first + (size_t)n * map->image + (size_t)y * map->row + (size_t)x * map->pixel +
+         (size_t)channel * map->bytes;
 }
 
 /* Bytes as 32-bit numbers, [steps][pixels][channels of the tile], in scratch memory. */
-static const int32_t *widened(const qsd_tensor *t, const uint8_t *from, qsd_tile *tile,
-                              int32_t *to, size_t *pixel, size_t *step) {
+static const int32_t *widened(const qsd_map *map, const uint8_t *from, qsd_tile *tile, int32_t *to,
+                              size_t *pixel, size_t *step) {
   size_t channels = (size_t)tile->vectors * LANES;
   *pixel = channels;
   *step = channels * (size_t)tile->pixels;
   for (int s = 0; s < tile->steps; s++)
     for (int p = 0; p < tile->pixels; p++) {
-      const uint8_t *x = from + (size_t)s * qsd_image_size(t) + (size_t)p * (size_t)t->stride;
+      const uint8_t *x = from + (size_t)s * map->image + (size_t)p * map->pixel;
       int32_t *y = to + (size_t)s * *step + (size_t)p * channels;
       for (size_t c = 0; c < channels; c++) y[c] = x[c];
     }
   return to;
 }
 
-static const int32_t *operand(const qsd_runner *r, int number, int n, int y, int x, qsd_tile *tile,
+static const int32_t *operand(const qsd_map *map, int n, int y, int x, qsd_tile *tile,
                               int32_t *scratch, size_t *pixel, size_t *step) {
-  const qsd_tensor *t = &r->plan->tensors[number];
-  const uint8_t *memory = r->arena + t->offset;
-  size_t place = pixel_place(r, number, n, y, x) + (size_t)tile->channel;
-  if (t->bytes == 1) return widened(t, memory + place, tile, scratch, pixel, step);
-  *pixel = (size_t)t->stride;
-  *step = qsd_image_size(t);
-  return (const int32_t *)(const void *)memory + place;
+  const uint8_t *from = at_pixel(map, n, y, x, tile->channel);
+  if (map->bytes == 1) return widened(map, from, tile, scratch, pixel, step);
+  *pixel = map->pixel / sizeof(int32_t);
+  *step = map->image / sizeof(int32_t);
+  return (const int32_t *)(const void *)from;
 }
 
 void qsd_find_tile(const qsd_runner *r, int n, int y, int x, qsd_tile *tile) {
-  const qsd_step *step = r->step;
-  int32_t *second = r->scratch + (size_t)step->steps * TILE * 8 * LANES;
-  if (step->residual >= 0)
-    tile->residual = operand(r, step->residual, n, y, x, tile, second, &tile->residual_pixel,
+  if (r->residual.first) {
+    int32_t *second = r->scratch + (size_t)r->step->steps * TILE * 8 * LANES;
+    tile->residual = operand(&r->residual, n, y, x, tile, second, &tile->residual_pixel,
                              &tile->residual_step);
-  if (step->out >= 0) {
-    const qsd_tensor *t = &r->plan->tensors[step->out];
-    tile->out = (int32_t *)(void *)(r->arena + t->offset) +
-                pixel_place(r, step->out, n, y, x) + (size_t)tile->channel;
-    tile->out_pixel = (size_t)t->stride;
-    tile->out_step = qsd_image_size(t);
   }
-  if (step->counts >= 0) {
-    const qsd_tensor *t = &r->plan->tensors[step->counts];
-    tile->counts = r->arena + t->offset + pixel_place(r, step->counts, n, y, x) +
-                   (size_t)tile->channel;
-    tile->counts_pixel = (size_t)t->stride;
-    tile->counts_step = qsd_image_size(t);
+  if (r->out.first) {
+    tile->out = (int32_t *)(void *)at_pixel(&r->out, n, y, x, tile->channel);
+    tile->out_pixel = r->out.pixel / sizeof(int32_t);
+    tile->out_step = r->out.image / sizeof(int32_t);
+  }
+  if (r->counts.first) {
+    tile->counts = at_pixel(&r->counts, n, y, x, tile->channel);
+    tile->counts_pixel = r->counts.pixel;
+    tile->counts_step = r->counts.image;
   }
 }
 
 /* A span of a row: where its pixels lie in everything that the step reads and writes. */
 void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int x, int pixels, bool fresh) {
   const qsd_step *step = r->step;
-  int all = qsd_round_up(step->channels, LANES) / LANES;
   int n = outer * step->steps;
-  qsd_row row = {.step = step, .block = block, .y = y, .fresh = fresh, .scratch = r->scratch};
+  qsd_row row;
+  row.step = step;
+  row.block = block;
+  row.y = y;
+  row.fresh = fresh;
+  row.scratch = r->scratch;
   qsd_tile *tile = &row.tile;
-  *tile = (qsd_tile){.steps = step->steps, .pixels = pixels, .channel = block * step->vectors * LANES};
-  tile->vectors = (int)qsd_min(step->vectors, all - block * step->vectors);
-  const qsd_tensor *in = &r->plan->tensors[step->source];
+  tile->residual = NULL;
+  tile->out = NULL;
+  tile->counts = NULL;
+  tile->steps = step->steps;
+  tile->pixels = pixels;
+  tile->channel = block * step->vectors * LANES;
+  tile->vectors = (int)qsd_min(step->vectors, r->all_vectors - block * step->vectors);
   if (step->kind == STEP_LOAD) {
-    tile->sums = operand(r, step->source, n, y, x, tile, r->scratch, &tile->sums_pixel,
-                         &tile->sums_step);
+    tile->sums = operand(&r->in, n, y, x, tile, r->scratch, &tile->sums_pixel, &tile->sums_step);
   } else {
-    /* The window's first position lies `padding` before the pixel; a border may be wider. */
-    int pad = (int)step->pad_op->f[F_PADDING];
-    size_t place = step->flat ? pixel_place(r, step->source, n, y, x)
-                              : qsd_place(in, n, y * step->stride - pad, x * step->stride - pad);
-    row.in = r->arena + in->offset + place * (size_t)in->bytes;
-    row.in_pixel = (size_t)(step->stride * in->stride * in->bytes);
-    row.in_step = qsd_image_size(in) * (size_t)in->bytes;
-    row.rows = in->height + in->pad - (y * step->stride - pad);
+    row.in = at_pixel(&r->in, n, y, x, 0);
+    row.in_pixel = r->in.pixel;
+    row.in_step = r->in.image;
+    row.rows = r->in_rows - y * step->stride;
   }
   qsd_find_tile(r, n, y, x, tile);
   r->kernels->row(&row);
 }
 
-/* Bytes that are widened first go by tiles: there is room for no more. */
 bool qsd_widens(const qsd_plan *plan, const qsd_step *step) {
   return (step->kind == STEP_LOAD && plan->tensors[step->source].bytes == 1) ||
          (step->residual >= 0 && plan->tensors[step->residual].bytes == 1);
@@ -129,30 +136,59 @@ static void fetch(const int8_t *codes, size_t from, size_t bytes, size_t end) {
 
 static void run_dense(const qsd_runner *r, int part, int parts) {
   const qsd_step *step = r->step;
-  int64_t each = (int64_t)step->outer * step->rows * step->spans, units = each * step->blocks;
-  bool tiles = qsd_widens(r->plan, step), fresh = true;
-  size_t codes = step->kind == STEP_DOT ? step->dot.block_codes : 0;
-  size_t share = (codes + (size_t)each * 64 - 1) / ((size_t)each * 64) * 64; /* of a unit */
-  for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; unit++) {
-    int block = (int)(unit / each), outer = (int)(unit % each / (step->rows * step->spans));
-    int row = (int)(unit % step->rows), span = (int)(unit / step->rows % step->spans);
-    int from = step->width * span / step->spans, to = step->width * (span + 1) / step->spans;
-    fresh = fresh || row == 0;
+  const int rows = step->rows, spans = step->spans, outers = step->outer;
+  const int64_t each = (int64_t)outers * rows * spans, units = each * step->blocks;
+  const int64_t first = units * part / parts, last = units * (part + 1) / parts;
+  const int most = qsd_widens(r->plan, step) ? TILE : step->width;
+  const size_t codes = step->kind == STEP_DOT ? step->dot.block_codes : 0;
+  const size_t share = (codes / (size_t)each + 63) / 64 * 64; /* of a unit */
+  int block = (int)(first / each), outer = (int)(first % each / (rows * spans));
+  int row = (int)(first % rows), span = (int)(first / rows % spans);
+  bool fresh = true;
+  size_t fetched = (size_t)(first % each) * share;
+  for (int64_t unit = first; unit < last; unit++) {
+    int from = step->width * span / spans, to = step->width * (span + 1) / spans;
     const int8_t *ahead = block + 1 < step->blocks ? step->dot.codes + (size_t)(block + 1) * codes
                                                    : step->ahead;
-    if (codes && ahead) fetch(ahead, (size_t)(unit % each) * share, share, codes);
-    for (int x = from; x < to; x += tiles ? TILE : to - from)
-      qsd_run_span(r, block, outer, row, x, tiles ? (int)qsd_min(TILE, to - x) : to - from, fresh);
+    if (codes && ahead) fetch(ahead, fetched, share, codes);
+    fetched += share;
+    for (int x = from; x < to; x += most)
+      qsd_run_span(r, block, outer, row, x, (int)qsd_min(most, to - x), fresh);
     fresh = false;
+    if (++row < rows) continue;
+    row = 0;
+    fresh = true;
+    if (++span < spans) continue;
+    span = 0;
+    if (++outer < outers) continue;
+    outer = 0;
+    fetched = 0;
+    block++;
   }
 }
 
-void qsd_run_group(const qsd_runner *r, int part, int parts) {
-  const qsd_step *step = r->step;
-  int written[] = {step->out, step->counts};
-  for (int i = 0; part == 0 && i < 2; i++) {
-    const qsd_tensor *t = written[i] >= 0 ? &r->plan->tensors[written[i]] : NULL;
-    if (t) qsd_clear_border(t, r->arena + t->offset);
+void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_step *step,
+                   uint8_t *arena, int32_t *scratch, int part, int parts) {
+  qsd_runner r = {.kernels = kernels,
+                  .plan = plan,
+                  .step = step,
+                  .arena = arena,
+                  .scratch = scratch,
+                  .all_vectors = qsd_round_up(step->channels, LANES) / LANES,
+                  .in = find_map(plan, arena, step->source),
+                  .residual = find_map(plan, arena, step->residual),
+                  .out = find_map(plan, arena, step->out),
+                  .counts = find_map(plan, arena, step->counts)};
+  const qsd_tensor *in = &plan->tensors[step->source];
+  if (step->kind != STEP_LOAD) { /* where windows begin; a border may be wider than they need */
+    int pad = (int)step->pad_op->f[F_PADDING];
+    r.in.first -= (size_t)pad * (r.in.row + r.in.pixel);
+    r.in.row *= (size_t)step->stride;
+    r.in.pixel *= (size_t)step->stride;
+    r.in_rows = in->height + in->pad + pad;
   }
-  if (!qsd_run_events(r, part, parts)) run_dense(r, part, parts);
+  if (part == 0 && step->out >= 0) qsd_clear_border(&plan->tensors[step->out], arena + plan->tensors[step->out].offset);
+  if (part == 0 && step->counts >= 0)
+    qsd_clear_border(&plan->tensors[step->counts], arena + plan->tensors[step->counts].offset);
+  if (!qsd_run_events(&r, part, parts)) run_dense(&r, part, parts);
 }

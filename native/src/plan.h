@@ -244,6 +244,12 @@ void qsd_run_planes(const qsd_place_to_run *at, const qsd_step *step, int part, 
 /* Bytes of scratch memory of a head's k^T v; 0 where the plain way is taken. */
 uint64_t qsd_attention_scratch(const qsd_graph *graph, const qsd_plan *plan, const qsd_op *op);
 
+/* The maps of a tensor, in bytes. */
+typedef struct {
+  uint8_t *first; /* NULL: there is none */
+  size_t bytes, pixel, row, image;
+} qsd_map;
+
 /* A step of sums while it runs. */
 typedef struct {
   const qsd_kernels *kernels;
@@ -251,9 +257,12 @@ typedef struct {
   const qsd_step *step;
   uint8_t *arena;
   int32_t *scratch;
+  int all_vectors, in_rows;
+  qsd_map in, residual, out, counts;
 } qsd_runner;
 
-void qsd_run_group(const qsd_runner *r, int part, int parts);
+void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_step *step,
+                   uint8_t *arena, int32_t *scratch, int part, int parts);
 void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int x, int pixels, bool fresh);
 /* Where the tile's pixels, from (n, y, x) on, lie in what is written and in the shortcut. */
 void qsd_find_tile(const qsd_runner *r, int n, int y, int x, qsd_tile *tile);

@@ -103,7 +103,7 @@ void qsd_run_step(qsd_model *m, qsd_worker *w, qsd_worker *own, int i, int part,
   qsd_place_to_run at = {&m->graph, m->kernels, plan, w->arena, own->scratch, own->pixels};
   if (step->kind == STEP_OP) qsd_run_op(&at, step, part, parts);
   else if (step->kind == STEP_PLANES) qsd_run_planes(&at, step, part, parts);
-  else qsd_run_group(&(qsd_runner){m->kernels, plan, step, w->arena, own->scratch}, part, parts);
+  else qsd_run_group(m->kernels, plan, step, w->arena, own->scratch, part, parts);
 }
 
 void qsd_run_image(qsd_model *m, qsd_worker *w, qsd_worker *own, size_t image, int part, int parts) {
