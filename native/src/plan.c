@@ -37,7 +37,7 @@ static bool is_byte(const planner *p, int number) {
   if (qsd_is_neuron(op)) return true;
   bool map = op->kind == OP_MAXPOOL || (op->kind == OP_UPSAMPLE && !op->bilinear) ||
              op->kind == OP_CONCAT || op->kind == OP_RESHAPE || op->kind == OP_REPEAT ||
-             op->kind == OP_FRAMES;
+             op->kind == OP_FRAMES || op->kind == OP_COUNTADD || op->kind == OP_MULTIPLY;
   if (!map || !op->positive || op->most > 255) return false;
   for (int i = 0; i < op->input_count; i++)
     if (!is_byte(p, op->inputs[i])) return false;
