@@ -1,5 +1,6 @@
 /* What products cost here, dense and by events: measured once for each instruction set. */
 #define _POSIX_C_SOURCE 200809L
+#include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +11,7 @@
 /* In a network codes and sums come from farther, and finishing them has nothing to hide behind. */
 #define WORSE 1.25
 #define FIXED_WORSE 1.6
-enum { GROUPS = 64, PIXELS = 112, REPEATS = 7, KINDS = 4, MOST_VECTORS = 8 };
+enum { GROUPS = 64, PIXELS = 112, REPEATS = 7, NEAR = 96, KINDS = 4, MOST_VECTORS = 8 };
 
 /* Nanoseconds for a pixel of GROUPS groups. */
 typedef struct {
@@ -130,7 +131,7 @@ double qsd_event_share(const qsd_kernels *kernels, const qsd_step *step) {
   if (cost.groups[kind] <= 0) return 0;
   double groups = (double)step->dot.positions * step->dot.groups;
   double dense = groups / GROUPS * cost.dense * step->event_vectors;
-  double parts = groups * step->event_vectors / (8 * GROUPS);
-  double fixed = cost.fixed[kind] * (parts > 1 ? parts : 1);
+  double runs = ceil(step->dot.groups * step->event_vectors / (8.0 * NEAR)); /* of a position */
+  double fixed = cost.fixed[kind] * step->dot.positions * runs;
   return (dense / WORSE - FIXED_WORSE * fixed) / (groups * cost.groups[kind]);
 }
