@@ -4,6 +4,10 @@
 #define SPLIT 0
 #define QSD_OWN_CONVERSIONS
 #define QSD_OWN_DEPTHWISE
+#define QSD_OWN_COUNTS
+#define QSD_OWN_EVENTS
+#define QSD_OWN_SCALE
+#define QSD_OWN_ATTENTION
 
 INLINE wide16 widen(const v16 *x) {
   __m512i y = (__m512i)*x;
@@ -16,6 +20,9 @@ INLINE v16 narrow(wide16 x) {
   return (v16)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 
+INLINE v16 min16(v16 a, v16 b) { return (v16)_mm512_min_epi32((__m512i)a, (__m512i)b); }
+INLINE v16 max16(v16 a, v16 b) { return (v16)_mm512_max_epi32((__m512i)a, (__m512i)b); }
+
 INLINE void store_bytes(uint8_t *p, v16 x) {
   _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8((__m512i)x));
 }
@@ -27,6 +34,33 @@ INLINE v16 load_bytes(const uint8_t *p) {
 /* sums + x * y, where x lies in 0..32767 and y fits 16 bits. */
 INLINE v16 add_small_products(v16 sums, v16 x, v16 y) {
   return (v16)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)x, (__m512i)y);
+}
+
+/* Factors of even and odd lanes, for products of 64 bits. */
+typedef struct {
+  __m512i even, odd, half_even, half_odd, right, left, plus;
+} small_factors;
+
+INLINE small_factors load_factors(const qsd_factors *f, int c) {
+  const __m512i one = _mm512_set1_epi64(1);
+  __m512i m = _mm512_loadu_si512(f->factor + c), s = _mm512_loadu_si512(f->places + c);
+  __m512i odd = _mm512_srli_epi64(s, 32), even = _mm512_and_si512(s, _mm512_set1_epi64(0xffffffff));
+  return (small_factors){.even = m,
+                         .odd = _mm512_srli_epi64(m, 32),
+                         .half_even = _mm512_srli_epi64(_mm512_sllv_epi64(one, even), 1),
+                         .half_odd = _mm512_srli_epi64(_mm512_sllv_epi64(one, odd), 1),
+                         .right = even,
+                         .left = _mm512_sub_epi64(_mm512_set1_epi64(32), odd),
+                         .plus = _mm512_loadu_si512(f->plus + c)};
+}
+
+/* Of the products only the bits from the shift on count, as many as 32. */
+INLINE v16 scale_small(v16 x, const small_factors *f) {
+  __m512i y = (__m512i)x;
+  __m512i even = _mm512_add_epi64(_mm512_mul_epi32(y, f->even), f->half_even);
+  __m512i odd = _mm512_add_epi64(_mm512_mul_epi32(_mm512_srli_epi64(y, 32), f->odd), f->half_odd);
+  y = _mm512_mask_blend_epi32(0xaaaa, _mm512_srlv_epi64(even, f->right), _mm512_sllv_epi64(odd, f->left));
+  return (v16)_mm512_add_epi32(y, f->plus);
 }
 
 INLINE v8 clamp8(v8 x, int64_t limit) {
@@ -115,59 +149,140 @@ static void dot(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, c
   else dot4(d, in, pixel, pixels, codes, start, sums);
 }
 
-/* Bytes of 16 channels of four rows as [channel][row]. */
-INLINE __m512i interleaved(const uint8_t *const row[4], size_t at) {
-  __m128i a = _mm_loadu_si128((const __m128i *)(row[0] + at));
-  __m128i b = _mm_loadu_si128((const __m128i *)(row[1] + at));
-  __m128i c = _mm_loadu_si128((const __m128i *)(row[2] + at));
-  __m128i d = _mm_loadu_si128((const __m128i *)(row[3] + at));
-  __m256i ab = _mm256_or_si256(_mm256_cvtepu8_epi16(a), _mm256_slli_epi16(_mm256_cvtepu8_epi16(b), 8));
-  __m256i cd = _mm256_or_si256(_mm256_cvtepu8_epi16(c), _mm256_slli_epi16(_mm256_cvtepu8_epi16(d), 8));
-  return _mm512_or_si512(_mm512_cvtepu16_epi32(ab), _mm512_slli_epi32(_mm512_cvtepu16_epi32(cd), 16));
+/* 64 channels of four rows, column by column, as [channel][row]. */
+static void interleave(const uint8_t *const row[4], size_t pixel, int columns, uint8_t *to) {
+  /* Unpacking works within quarters of a vector: each gets 4 of every 16 channels. */
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  size_t at = 0;
+  for (int x = 0; x < columns; x++, at += pixel, to += 4 * 64) {
+    __m512i r[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+      r[i] = _mm512_permutexvar_epi32(order, _mm512_loadu_si512(row[i] + at));
+    __m512i a = _mm512_unpacklo_epi8(r[0], r[1]), b = _mm512_unpackhi_epi8(r[0], r[1]);
+    __m512i c = _mm512_unpacklo_epi8(r[2], r[3]), d = _mm512_unpackhi_epi8(r[2], r[3]);
+    _mm512_storeu_si512(to, _mm512_unpacklo_epi16(a, c));
+    _mm512_storeu_si512(to + 64, _mm512_unpackhi_epi16(a, c));
+    _mm512_storeu_si512(to + 128, _mm512_unpacklo_epi16(b, d));
+    _mm512_storeu_si512(to + 192, _mm512_unpackhi_epi16(b, d));
+  }
 }
 
-/* Every column of four rows serves all pixels of the tile whose windows hold it. */
-INLINE void quad_tile(const qsd_depthwise *dw, const uint8_t *in, size_t pixel, const int pixels,
-                      const int kernel, int channel, size_t wide, int32_t *sums) {
-  __m512i acc[TILE / 2];
-#pragma GCC unroll 7
+/* 16 channels of a tile. Every column of four rows serves all pixels whose windows hold it. */
+INLINE void quad_tile(const int8_t *codes, size_t code_row, const uint8_t *const quads[2],
+                      const int pixels, const int kernel, size_t wide, int32_t *sums) {
+  __m512i acc[TILE];
+#pragma GCC unroll 14
   for (int p = 0; p < pixels; p++) acc[p] = _mm512_setzero_si512();
 #pragma GCC unroll 2
   for (int q = 0; q < (kernel + 3) / 4; q++) {
-    const int8_t *codes = dw->quads + ((size_t)(q * kernel) * (size_t)dw->channels + (size_t)channel) * 4;
     __m512i code[7];
 #pragma GCC unroll 7
-    for (int i = 0; i < kernel; i++)
-      code[i] = _mm512_loadu_si512(codes + (size_t)i * (size_t)dw->channels * 4);
-    const uint8_t *row[4];
-    for (int i = 0; i < 4; i++) { /* rows beyond the kernel have codes 0 */
-      int y = 4 * q + i < kernel ? 4 * q + i : 4 * q;
-      row[i] = in + (size_t)y * dw->row + channel;
-    }
-#pragma GCC unroll 13
+    for (int i = 0; i < kernel; i++, codes += code_row) code[i] = _mm512_loadu_si512(codes);
+#pragma GCC unroll 20
     for (int x = 0; x < pixels + kernel - 1; x++) {
-      __m512i value = interleaved(row, (size_t)x * pixel);
+      __m512i value = _mm512_loadu_si512(quads[q] + 4 * 64 * x);
 #pragma GCC unroll 7
       for (int i = 0; i < kernel; i++)
         if (x - i >= 0 && x - i < pixels) acc[x - i] = _mm512_dpbusd_epi32(acc[x - i], value, code[i]);
     }
   }
-#pragma GCC unroll 7
+#pragma GCC unroll 14
   for (int p = 0; p < pixels; p++) _mm512_storeu_si512(sums + (size_t)p * wide, acc[p]);
 }
 
-#define QUADS3(n) case n: quad_tile(dw, from, pixel, n, 3, c, wide, to); break;
-#define QUADS7(n) case n: quad_tile(dw, from, pixel, n, 7, c, wide, to); break;
+#define QUADS3(n) case n: quad_tile(codes, row, at, n, 3, wide, to); break;
+#define QUADS7(n) case n: quad_tile(codes, row, at, n, 7, wide, to); break;
 
-static void depthwise_quads(const qsd_depthwise *dw, const uint8_t *in, size_t pixel, int pixels,
-                            int vectors, int channel, int32_t *sums) {
-  size_t wide = (size_t)vectors * LANES;
-  for (int p = 0; p < pixels; p += 7)
-    for (int v = 0; v < vectors; v++) {
-      const uint8_t *from = in + (size_t)p * pixel;
-      int32_t *to = sums + (size_t)p * wide + (size_t)(v * LANES);
-      int c = channel + v * LANES, take = pixels - p < 7 ? pixels - p : 7;
-      if (dw->kernel == 3) switch (take) { TILES(QUADS3) }
-      else switch (take) { TILES(QUADS7) }
+static void quads_tile(const qsd_depthwise *dw, const uint8_t *const quads[2], int x, int pixels,
+                       int vectors, int channel, int32_t *sums) {
+  size_t wide = (size_t)vectors * LANES, row = (size_t)dw->channels * 4;
+  for (int v = 0; v < vectors; v++) {
+    const int8_t *codes = dw->quads + (size_t)(channel + v * LANES) * 4;
+    const uint8_t *at[2] = {quads[0] + 4 * 64 * x + 64 * v, quads[1] + 4 * 64 * x + 64 * v};
+    int32_t *to = sums + v * LANES;
+    if (dw->kernel == 3) switch (pixels) { TILES(QUADS3) WIDE_TILES(QUADS3) }
+    else switch (pixels) { TILES(QUADS7) WIDE_TILES(QUADS7) }
+  }
+}
+
+/* Rows y and y + 4 of a ring of rows, interleaved each with the three that follow it. */
+static void find_quads(const qsd_row *r, const uint8_t *in, int32_t *ring, bool fresh,
+                       const uint8_t *quads[2]) {
+  const qsd_depthwise *dw = &r->step->dw;
+  int columns = r->tile.pixels + dw->kernel - 1, last = dw->kernel == 7 ? 4 : 0;
+  for (int q = fresh ? 0 : last; q <= last; q++) {
+    const uint8_t *row[4];
+    for (int i = 0; i < 4; i++) /* rows beyond the last have codes 0 */
+      row[i] = in + (size_t)qsd_min(q + i, r->rows - 1) * dw->row + r->tile.channel;
+    interleave(row, r->in_pixel, columns, (uint8_t *)ring + (r->y + q) % 5 * QUAD_BYTES);
+  }
+  quads[0] = (uint8_t *)ring + r->y % 5 * QUAD_BYTES;
+  quads[1] = (uint8_t *)ring + (r->y + last) % 5 * QUAD_BYTES;
+}
+
+/* Thresholds on sums saturated to 16 bits, 32 channels of two pixels at a time. */
+INLINE __m512i words(const int32_t *a, const int32_t *b) {
+  return _mm512_packs_epi32(_mm512_loadu_si512(a), _mm512_loadu_si512(b));
+}
+
+INLINE __m512i centred(const int32_t *sums, const int32_t *centre, const int32_t *flip) {
+  __m512i x = _mm512_loadu_si512(sums);
+  if (flip) x = _mm512_xor_si512(x, _mm512_loadu_si512(flip));
+  return _mm512_sub_epi32(x, _mm512_loadu_si512(centre));
+}
+
+enum { MOST_WORDS = 8 };
+
+/* Channels from `c` on, the vectors at `v` and at `v + second`. */
+INLINE void count_pair(const qsd_finish *f, const qsd_tile *t, int v, const bool both,
+                       const int levels) {
+  const size_t lane = (size_t)v * LANES, second = both ? LANES : 0;
+  const int32_t *centre = f->centre + t->channel + lane;
+  const int32_t *flip = f->flip ? f->flip + t->channel + lane : NULL;
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i one = _mm512_set1_epi16(1);
+  __m512i threshold[MOST_WORDS];
+  for (int k = 0; k < levels; k++) {
+    const int32_t *at = f->thresholds + (size_t)k * (size_t)f->wide + t->channel + lane;
+    threshold[k] = _mm512_packs_epi32(centred(at, centre, NULL),
+                                      centred(at + second, centre + second, NULL));
+  }
+  for (int p = 0; p < t->pixels; p += 2) {
+    const size_t next = p + 1 < t->pixels ? 1 : 0;
+    __m512i counts[2];
+#pragma GCC unroll 2
+    for (size_t i = 0; i < 2; i++) {
+      const int32_t *sums = t->sums + ((size_t)p + i * next) * t->sums_pixel + lane;
+      __m512i x = _mm512_packs_epi32(
+          centred(sums, centre, flip),
+          centred(sums + second, centre + second, flip ? flip + second : NULL));
+      __m512i found = _mm512_setzero_si512();
+      for (int k = 0; k < levels; k++)
+        found = _mm512_mask_add_epi16(found, _mm512_cmpge_epi16_mask(x, threshold[k]), found, one);
+      counts[i] = found;
     }
+    __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(counts[0], counts[1]));
+    uint8_t *to = t->counts + (size_t)p * t->counts_pixel + lane;
+    __m256i here = _mm512_castsi512_si256(bytes), there = _mm512_extracti64x4_epi64(bytes, 1);
+    if (both) {
+      _mm256_storeu_si256((__m256i *)to, here);
+      if (next) _mm256_storeu_si256((__m256i *)(to + t->counts_pixel), there);
+    } else {
+      _mm_storeu_si128((__m128i *)to, _mm256_castsi256_si128(here));
+      if (next) _mm_storeu_si128((__m128i *)(to + t->counts_pixel), _mm256_castsi256_si128(there));
+    }
+  }
+}
+
+#define COUNTS(levels_) \
+  case levels_: \
+    for (; v + 1 < t->vectors; v += 2) count_pair(f, t, v, true, levels_); \
+    if (v < t->vectors) count_pair(f, t, v, false, levels_); \
+    return true;
+
+static bool count_words(const qsd_finish *f, const qsd_tile *t) {
+  int v = 0;
+  switch (f->levels) { COUNTS(1) COUNTS(2) COUNTS(3) COUNTS(4) COUNTS(6) COUNTS(8) }
+  return false;
 }

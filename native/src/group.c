@@ -35,124 +35,160 @@ void qsd_clear_border(const qsd_tensor *t, uint8_t *memory) {
   }
 }
 
-typedef struct {
-  const qsd_kernels *kernels;
-  const qsd_plan *plan;
-  const qsd_step *step;
-  uint8_t *arena;
-  int32_t *scratch;
-} runner;
+static qsd_map find_map(const qsd_plan *plan, uint8_t *arena, int number) {
+  if (number < 0) return (qsd_map){0};
+  const qsd_tensor *t = &plan->tensors[number];
+  size_t bytes = (size_t)t->bytes, pixel = (size_t)t->stride * bytes;
+  return (qsd_map){.first = arena + t->offset + qsd_place(t, 0, 0, 0) * bytes,
+                   .bytes = bytes,
+                   .pixel = pixel,
+                   .row = (size_t)(t->width + 2 * t->pad) * pixel,
+                   .image = qsd_image_size(t) * bytes};
+}
 
-static const qsd_tensor *tensor(const runner *r, int number) { return &r->plan->tensors[number]; }
-
-/* Where a pixel of the step's map begins in a tensor, in elements. */
-static size_t pixel_place(const runner *r, int number, int n, int y, int x) {
-  const qsd_tensor *t = tensor(r, number);
-  return r->step->flat ? qsd_place(t, n, x / t->width, x % t->width) : qsd_place(t, n, y, x);
+/* Of pixel (n, y, x) of the step's map, in which all rows may be one. */
+static uint8_t *at_pixel(const qsd_map *map, int n, int y, int x, int channel) {
+  return map->first + (size_t)n * map->image + (size_t)y * map->row + (size_t)x * map->pixel +
+         (size_t)channel * map->bytes;
 }
 
 /* Bytes as 32-bit numbers, [steps][pixels][channels of the tile], in scratch memory. */
-static const int32_t *widened(const qsd_tensor *t, const uint8_t *from, qsd_tile *tile,
-                              int32_t *to, size_t *pixel, size_t *step) {
+static const int32_t *widened(const qsd_map *map, const uint8_t *from, qsd_tile *tile, int32_t *to,
+                              size_t *pixel, size_t *step) {
   size_t channels = (size_t)tile->vectors * LANES;
   *pixel = channels;
   *step = channels * (size_t)tile->pixels;
   for (int s = 0; s < tile->steps; s++)
     for (int p = 0; p < tile->pixels; p++) {
-      const uint8_t *x = from + (size_t)s * qsd_image_size(t) + (size_t)p * (size_t)t->stride;
+      const uint8_t *x = from + (size_t)s * map->image + (size_t)p * map->pixel;
       int32_t *y = to + (size_t)s * *step + (size_t)p * channels;
       for (size_t c = 0; c < channels; c++) y[c] = x[c];
     }
   return to;
 }
 
-static const int32_t *operand(const runner *r, int number, int n, int y, int x, qsd_tile *tile,
+static const int32_t *operand(const qsd_map *map, int n, int y, int x, qsd_tile *tile,
                               int32_t *scratch, size_t *pixel, size_t *step) {
-  const qsd_tensor *t = tensor(r, number);
-  const uint8_t *memory = r->arena + t->offset;
-  size_t place = pixel_place(r, number, n, y, x) + (size_t)tile->channel;
-  if (t->bytes == 1) return widened(t, memory + place, tile, scratch, pixel, step);
-  *pixel = (size_t)t->stride;
-  *step = qsd_image_size(t);
-  return (const int32_t *)(const void *)memory + place;
+  const uint8_t *from = at_pixel(map, n, y, x, tile->channel);
+  if (map->bytes == 1) return widened(map, from, tile, scratch, pixel, step);
+  *pixel = map->pixel / sizeof(int32_t);
+  *step = map->image / sizeof(int32_t);
+  return (const int32_t *)(const void *)from;
 }
 
-/* Sums of the tile into scratch memory, for each time step. */
-static void compute(const runner *r, int block, int n, int y, int x, qsd_tile *tile) {
-  const qsd_step *step = r->step;
-  const qsd_tensor *in = tensor(r, step->source);
-  size_t wide = (size_t)step->vectors * LANES;
-  tile->sums = r->scratch;
-  tile->sums_pixel = wide;
-  tile->sums_step = wide * TILE;
-  for (int s = 0; s < tile->steps; s++) {
-    int32_t *sums = r->scratch + (size_t)s * tile->sums_step;
-    /* The window's first position lies `padding` before the pixel; a border may be wider. */
-    int top = y * step->stride, left = x * step->stride;
-    const qsd_op *op = step->pad_op;
-    top -= (int)op->f[F_PADDING], left -= (int)op->f[F_PADDING];
-    size_t place = step->flat ? pixel_place(r, step->source, n + s, y, x)
-                              : qsd_place(in, n + s, top, left);
-    size_t pixel = (size_t)(step->stride * in->stride);
-    const uint8_t *from = r->arena + in->offset + place * (size_t)in->bytes;
-    if (step->kind == STEP_DOT) {
-      const int8_t *codes = step->dot.codes + (size_t)block * step->dot.block_codes;
-      const int32_t *start = step->dot.start ? step->dot.start + (size_t)block * wide : NULL;
-      r->kernels->dot(&step->dot, from, pixel, tile->pixels, codes, start, sums);
-    } else {
-      r->kernels->depthwise(&step->dw, from, pixel, tile->pixels, tile->vectors, tile->channel,
-                            sums);
-    }
+void qsd_find_tile(const qsd_runner *r, int n, int y, int x, qsd_tile *tile) {
+  if (r->residual.first) {
+    int32_t *second = r->scratch + (size_t)r->step->steps * TILE * 8 * LANES;
+    tile->residual = operand(&r->residual, n, y, x, tile, second, &tile->residual_pixel,
+                             &tile->residual_step);
+  }
+  if (r->out.first) {
+    tile->out = (int32_t *)(void *)at_pixel(&r->out, n, y, x, tile->channel);
+    tile->out_pixel = r->out.pixel / sizeof(int32_t);
+    tile->out_step = r->out.image / sizeof(int32_t);
+  }
+  if (r->counts.first) {
+    tile->counts = at_pixel(&r->counts, n, y, x, tile->channel);
+    tile->counts_pixel = r->counts.pixel;
+    tile->counts_step = r->counts.image;
   }
 }
 
-static void run_tile(const runner *r, int block, int outer, int y, int x, int pixels) {
+/* A span of a row: where its pixels lie in everything that the step reads and writes. */
+void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int x, int pixels, bool fresh) {
   const qsd_step *step = r->step;
-  int all = qsd_round_up(step->channels, LANES) / LANES;
   int n = outer * step->steps;
-  int32_t *second = r->scratch + (size_t)step->steps * TILE * 8 * LANES;
-  qsd_tile tile = {.steps = step->steps, .pixels = pixels, .channel = block * step->vectors * LANES};
-  tile.vectors = (int)qsd_min(step->vectors, all - block * step->vectors);
-  if (step->kind == STEP_LOAD)
-    tile.sums = operand(r, step->source, n, y, x, &tile, r->scratch, &tile.sums_pixel,
-                        &tile.sums_step);
-  else compute(r, block, n, y, x, &tile);
-  if (step->kind == STEP_DEPTHWISE) tile.sums_pixel = (size_t)tile.vectors * LANES;
-  if (step->residual >= 0)
-    tile.residual = operand(r, step->residual, n, y, x, &tile, second, &tile.residual_pixel,
-                            &tile.residual_step);
-  if (step->out >= 0) {
-    const qsd_tensor *t = tensor(r, step->out);
-    tile.out = (int32_t *)(void *)(r->arena + t->offset) +
-               pixel_place(r, step->out, n, y, x) + (size_t)tile.channel;
-    tile.out_pixel = (size_t)t->stride;
-    tile.out_step = qsd_image_size(t);
+  qsd_row row;
+  row.step = step;
+  row.block = block;
+  row.y = y;
+  row.fresh = fresh;
+  row.scratch = r->scratch;
+  qsd_tile *tile = &row.tile;
+  tile->residual = NULL;
+  tile->out = NULL;
+  tile->counts = NULL;
+  tile->steps = step->steps;
+  tile->pixels = pixels;
+  tile->channel = block * step->vectors * LANES;
+  tile->vectors = (int)qsd_min(step->vectors, r->all_vectors - block * step->vectors);
+  if (step->kind == STEP_LOAD) {
+    tile->sums = operand(&r->in, n, y, x, tile, r->scratch, &tile->sums_pixel, &tile->sums_step);
+  } else {
+    row.in = at_pixel(&r->in, n, y, x, 0);
+    row.in_pixel = r->in.pixel;
+    row.in_step = r->in.image;
+    row.rows = r->in_rows - y * step->stride;
   }
-  if (step->counts >= 0) {
-    const qsd_tensor *t = tensor(r, step->counts);
-    tile.counts = r->arena + t->offset + pixel_place(r, step->counts, n, y, x) +
-                  (size_t)tile.channel;
-    tile.counts_pixel = (size_t)t->stride;
-    tile.counts_step = qsd_image_size(t);
+  qsd_find_tile(r, n, y, x, tile);
+  r->kernels->row(&row);
+}
+
+bool qsd_widens(const qsd_plan *plan, const qsd_step *step) {
+  return (step->kind == STEP_LOAD && plan->tensors[step->source].bytes == 1) ||
+         (step->residual >= 0 && plan->tensors[step->residual].bytes == 1);
+}
+
+/* Codes that are needed next come nearer meanwhile. */
+static void fetch(const int8_t *codes, size_t from, size_t bytes, size_t end) {
+  for (size_t at = from; at < from + bytes && at < end; at += 64) __builtin_prefetch(codes + at, 0, 2);
+}
+
+static void run_dense(const qsd_runner *r, int part, int parts) {
+  const qsd_step *step = r->step;
+  const int rows = step->rows, spans = step->spans, outers = step->outer;
+  const int64_t each = (int64_t)outers * rows * spans, units = each * step->blocks;
+  const int64_t first = units * part / parts, last = units * (part + 1) / parts;
+  const int most = qsd_widens(r->plan, step) ? TILE : step->width;
+  const size_t codes = step->kind == STEP_DOT ? step->dot.block_codes : 0;
+  const size_t share = (codes / (size_t)each + 63) / 64 * 64; /* of a unit */
+  int block = (int)(first / each), outer = (int)(first % each / (rows * spans));
+  int row = (int)(first % rows), span = (int)(first / rows % spans);
+  bool fresh = true;
+  size_t fetched = (size_t)(first % each) * share;
+  for (int64_t unit = first; unit < last; unit++) {
+    int from = step->width * span / spans, to = step->width * (span + 1) / spans;
+    const int8_t *ahead = block + 1 < step->blocks ? step->dot.codes + (size_t)(block + 1) * codes
+                                                   : step->ahead;
+    if (codes && ahead) fetch(ahead, fetched, share, codes);
+    fetched += share;
+    for (int x = from; x < to; x += most)
+      qsd_run_span(r, block, outer, row, x, (int)qsd_min(most, to - x), fresh);
+    fresh = false;
+    if (++row < rows) continue;
+    row = 0;
+    fresh = true;
+    if (++span < spans) continue;
+    span = 0;
+    if (++outer < outers) continue;
+    outer = 0;
+    fetched = 0;
+    block++;
   }
-  r->kernels->finish(step->finish, &tile);
 }
 
 void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_step *step,
                    uint8_t *arena, int32_t *scratch, int part, int parts) {
-  runner r = {kernels, plan, step, arena, scratch};
-  if (part == 0) {
-    if (step->out >= 0) qsd_clear_border(tensor(&r, step->out), arena + tensor(&r, step->out)->offset);
-    if (step->counts >= 0)
-      qsd_clear_border(tensor(&r, step->counts), arena + tensor(&r, step->counts)->offset);
+  qsd_runner r = {.kernels = kernels,
+                  .plan = plan,
+                  .step = step,
+                  .arena = arena,
+                  .scratch = scratch,
+                  .all_vectors = qsd_round_up(step->channels, LANES) / LANES,
+                  .in = find_map(plan, arena, step->source),
+                  .residual = find_map(plan, arena, step->residual),
+                  .out = find_map(plan, arena, step->out),
+                  .counts = find_map(plan, arena, step->counts)};
+  const qsd_tensor *in = &plan->tensors[step->source];
+  if (step->kind != STEP_LOAD) { /* where windows begin; a border may be wider than they need */
+    int pad = (int)step->pad_op->f[F_PADDING];
+    r.in.first -= (size_t)pad * (r.in.row + r.in.pixel);
+    r.in.row *= (size_t)step->stride;
+    r.in.pixel *= (size_t)step->stride;
+    r.in_rows = in->height + in->pad + pad;
   }
-  int64_t each = (int64_t)step->outer * step->rows * step->spans, units = each * step->blocks;
-  int tile = step->kind == STEP_DOT && step->vectors == 4 ? TILE / 2 : TILE;
-  for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; unit++) {
-    int block = (int)(unit / each), outer = (int)(unit % each / (step->rows * step->spans));
-    int row = (int)(unit / step->spans % step->rows), span = (int)(unit % step->spans);
-    int from = step->width * span / step->spans, to = step->width * (span + 1) / step->spans;
-    for (int x = from; x < to; x += tile)
-      run_tile(&r, block, outer, row, x, (int)qsd_min(tile, to - x));
-  }
+  if (part == 0 && step->out >= 0) qsd_clear_border(&plan->tensors[step->out], arena + plan->tensors[step->out].offset);
+  if (part == 0 && step->counts >= 0)
+    qsd_clear_border(&plan->tensors[step->counts], arena + plan->tensors[step->counts].offset);
+  if (!qsd_run_events(&r, part, parts)) run_dense(&r, part, parts);
 }

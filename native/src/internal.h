@@ -20,6 +20,8 @@ int qsd_fail(qsd_error *error, int code, const char *format, ...)
 typedef struct qsd_block qsd_block;
 typedef struct {
   qsd_block *first;
+  char *next; /* the rest of the latest block */
+  size_t left;
   uint64_t bytes, most;
   bool exhausted; /* something did not fit */
 } qsd_pool;

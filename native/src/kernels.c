@@ -17,6 +17,7 @@ typedef struct {
 #define INLINE static inline __attribute__((always_inline))
 
 /* The lanes of `a` where the mask is -1, of `b` where it is 0. */
+INLINE v16 choose16(v16 mask, v16 a, v16 b) { return (a & mask) | (b & ~mask); }
 INLINE v8 choose8(v8 mask, v8 a, v8 b) { return (a & mask) | (b & ~mask); }
 
 __attribute__((unused)) INLINE v8 plain_clamp8(v8 x, int64_t limit) {
@@ -34,6 +35,9 @@ __attribute__((unused)) INLINE v8 plain_clamp8(v8 x, int64_t limit) {
 #endif
 
 #ifndef QSD_OWN_CONVERSIONS
+INLINE v16 min16(v16 a, v16 b) { return choose16(a < b, a, b); }
+INLINE v16 max16(v16 a, v16 b) { return choose16(a > b, a, b); }
+
 INLINE wide16 widen(const v16 *x) {
   h16 low, high;
   memcpy(&low, x, sizeof low);
@@ -91,6 +95,28 @@ INLINE wide16 clamp16(wide16 x, int64_t limit) {
   return (wide16){clamp8(x.low, limit), clamp8(x.high, limit)};
 }
 
+#ifndef QSD_OWN_SCALE
+typedef struct {
+  v16 high, low, half, places, plus;
+} small_factors;
+
+INLINE small_factors load_factors(const qsd_factors *f, int c) {
+  return (small_factors){load16(f->high + c), load16(f->low + c), load16(f->half + c),
+                         load16(f->places + c), load16(f->plus + c)};
+}
+
+INLINE v16 scale_small(v16 x, const small_factors *f) {
+  return x * f->high + ((x * f->low + f->half) >> f->places) + f->plus;
+}
+#endif
+
+/* The sum within +-limit, also where it passes 32 bits. */
+INLINE v16 add_within(v16 x, v16 y, int32_t limit) {
+  v16 sum = x + y, passed = ((x ^ sum) & (y ^ sum)) >> 31;
+  sum = choose16(passed, (x >> 31) ^ INT32_MAX, sum);
+  return max16(min16(sum, (v16){0} + limit), (v16){0} - limit);
+}
+
 /* The value of a pixel's vector after factor, shortcut, storing and the neuron's factor. */
 INLINE v16 value16(const qsd_finish *f, v16 x, const int32_t *residual, int32_t *out, int c) {
   if (f->scale || f->add) {
@@ -109,15 +135,16 @@ INLINE v16 value16(const qsd_finish *f, v16 x, const int32_t *residual, int32_t 
   return x;
 }
 
-INLINE void spikes16(const qsd_finish *f, v16 x, uint8_t *counts, int c, int wide) {
+INLINE v16 spikes16(const qsd_finish *f, v16 x, int c) {
+  if (f->neuron == NEURON_EVEN) {
+    x = (min16(x, (v16){0} + f->even_top) + f->even_offset) >> f->even_shift;
+    return max16(x, (v16){0});
+  }
   v16 found = {0};
   const int32_t *threshold = f->thresholds + c;
-  for (int k = 0; k < f->levels; k++, threshold += wide) found -= x >= load16(threshold);
-  if (f->flip) {
-    v16 flip = load16(f->flip + c);
-    found = ((found ^ flip) - flip) + load16(f->start + c);
-  }
-  store_bytes(counts, found);
+  if (f->flip) x ^= load16(f->flip + c);
+  for (int k = 0; k < f->levels; k++, threshold += f->wide) found -= x >= load16(threshold);
+  return found;
 }
 
 typedef struct {
@@ -158,15 +185,66 @@ INLINE void neuron16(const qsd_finish *f, state *s, v16 x, bool first) {
   s->counts = narrow(counts);
 }
 
+/* Counts of sums that are compared at once: what a spiking network does most. */
+static void count(const qsd_finish *f, const qsd_tile *t) {
+#ifdef QSD_OWN_COUNTS
+  if (f->neuron == NEURON_THRESHOLDS && f->centre && count_words(f, t)) return;
+#endif
+  for (int v = 0; v < t->vectors; v++)
+    for (int p = 0; p < t->pixels; p++) {
+      v16 x = load16(t->sums + (size_t)p * t->sums_pixel + v * LANES);
+      store_bytes(t->counts + (size_t)p * t->counts_pixel + v * LANES,
+                  spikes16(f, x, t->channel + v * LANES));
+    }
+}
+
+INLINE void small_tile(const qsd_finish *f, const qsd_tile *t, const bool scale, const bool add) {
+  const bool scales_residual = add && f->residual_scale, fits = f->add_fits, store = f->store;
+  const bool counts = f->neuron;
+  const int32_t limit = (int32_t)f->add_limit;
+  for (int v = 0; v < t->vectors; v++) {
+    const int c = t->channel + v * LANES;
+    const int32_t *sums = t->sums + v * LANES;
+    const int32_t *residual = add ? t->residual + v * LANES : NULL;
+    int32_t *out = store ? t->out + v * LANES : NULL;
+    uint8_t *to = counts ? t->counts + v * LANES : NULL;
+    small_factors factors = {0}, others = {0};
+    if (scale) factors = load_factors(f->scale, c);
+    if (scales_residual) others = load_factors(f->residual_scale, c);
+    for (int p = 0; p < t->pixels; p++) {
+      v16 x = load16(sums);
+      sums += t->sums_pixel;
+      if (scale) x = scale_small(x, &factors);
+      if (add) {
+        v16 r = load16(residual);
+        residual += t->residual_pixel;
+        if (scales_residual) r = scale_small(r, &others);
+        if (fits) x += r;
+        else x = add_within(x, r, limit);
+      }
+      if (store) {
+        store16(out, x);
+        out += t->out_pixel;
+      }
+      if (counts) {
+        store_bytes(to, spikes16(f, x, c));
+        to += t->counts_pixel;
+      }
+    }
+  }
+}
+
+static void finish_small(const qsd_finish *f, const qsd_tile *t) {
+  if (!f->scale && !f->add && !f->store) count(f, t);
+  else if (f->scale && f->add) small_tile(f, t, true, true);
+  else if (f->scale) small_tile(f, t, true, false);
+  else if (f->add) small_tile(f, t, false, true);
+  else small_tile(f, t, false, false);
+}
+
 static void finish(const qsd_finish *f, const qsd_tile *t) {
-  int wide = 0;
-  if (f->thresholds) wide = f->wide;
-  /* Sums that are spikes at once: what a spiking network does most. */
-  if (f->neuron == NEURON_THRESHOLDS && !f->scale && !f->add && !f->store && t->steps == 1) {
-    for (int v = 0; v < t->vectors; v++)
-      for (int p = 0; p < t->pixels; p++)
-        spikes16(f, load16(t->sums + (size_t)p * t->sums_pixel + v * LANES),
-                 t->counts + (size_t)p * t->counts_pixel + v * LANES, t->channel + v * LANES, wide);
+  if (f->small) {
+    finish_small(f, t);
     return;
   }
   for (int p = 0; p < t->pixels; p++)
@@ -182,8 +260,8 @@ static void finish(const qsd_finish *f, const qsd_tile *t) {
         x = value16(f, x, residual, out, c);
         if (f->neuron == NEURON_NONE) continue;
         uint8_t *counts = t->counts + at * t->counts_pixel + step * t->counts_step + lane;
-        if (f->neuron == NEURON_THRESHOLDS) {
-          spikes16(f, x, counts, c, wide);
+        if (f->neuron <= NEURON_EVEN) {
+          store_bytes(counts, spikes16(f, x, c));
         } else {
           neuron16(f, &s, x, i == 0);
           store_bytes(counts, s.counts);
@@ -215,12 +293,6 @@ INLINE void depthwise_tile(const qsd_depthwise *dw, const void *in, size_t pixel
 
 static void depthwise(const qsd_depthwise *dw, const void *in, size_t pixel, int pixels, int vectors,
                       int channel, int32_t *sums) {
-#ifdef QSD_OWN_DEPTHWISE
-  if (dw->quads) {
-    depthwise_quads(dw, in, pixel, pixels, vectors, channel, sums);
-    return;
-  }
-#endif
   size_t size = (size_t)dw->bytes, wide = (size_t)vectors * LANES;
   for (int p = 0; p < pixels;) {
     int take = pixels - p >= DW_PIXELS ? DW_PIXELS : 1;
@@ -235,6 +307,62 @@ static void depthwise(const qsd_depthwise *dw, const void *in, size_t pixel, int
     p += take;
   }
 }
+
+/* Sums of pixels x.. of the row, into scratch memory, for each time step. */
+INLINE void tile_sums(const qsd_row *r, qsd_tile *t, int x) {
+  const qsd_step *step = r->step;
+  size_t wide = (size_t)step->vectors * LANES;
+  t->sums = r->scratch;
+  t->sums_pixel = step->kind == STEP_DEPTHWISE ? (size_t)t->vectors * LANES : wide;
+  t->sums_step = wide * TILE;
+  int32_t *sums = r->scratch;
+  const uint8_t *in = r->in + (size_t)x * r->in_pixel;
+  for (int s = 0; s < t->steps; s++, in += r->in_step, sums += t->sums_step) {
+    if (step->kind == STEP_DOT) {
+      const int8_t *codes = step->dot.codes + (size_t)r->block * step->dot.block_codes;
+      const int32_t *start = step->dot.start ? step->dot.start + (size_t)r->block * wide : NULL;
+      dot(&step->dot, in, r->in_pixel, t->pixels, codes, start, sums);
+      continue;
+    }
+#ifdef QSD_OWN_DEPTHWISE
+    if (step->dw.quads) {
+      const uint8_t *quads[2];
+      int32_t *ring = r->scratch + 2 * (size_t)t->steps * TILE * 8 * LANES;
+      bool once = t->steps == 1;
+      if (x == 0 || !once) find_quads(r, in - (size_t)x * r->in_pixel, ring, r->fresh || !once, quads);
+      else {
+        quads[0] = (uint8_t *)ring + r->y % 5 * QUAD_BYTES;
+        quads[1] = (uint8_t *)ring + (r->y + (step->dw.kernel == 7 ? 4 : 0)) % 5 * QUAD_BYTES;
+      }
+      quads_tile(&step->dw, quads, x, t->pixels, t->vectors, t->channel, sums);
+      continue;
+    }
+#endif
+    depthwise(&step->dw, in, r->in_pixel / (size_t)step->dw.bytes, t->pixels, t->vectors,
+              t->channel, sums);
+  }
+}
+
+static void row(const qsd_row *r) {
+  if (r->step->kind == STEP_LOAD) {
+    finish(r->step->finish, &r->tile);
+    return;
+  }
+  qsd_tile t = r->tile;
+  int tile = r->step->kind == STEP_DOT && r->step->vectors == 4 ? TILE / 2 : TILE;
+  for (int x = 0; x < r->tile.pixels; x += tile) {
+    t.pixels = (int)qsd_min(tile, r->tile.pixels - x);
+    tile_sums(r, &t, x);
+    finish(r->step->finish, &t);
+    if (t.residual) t.residual += (size_t)tile * t.residual_pixel;
+    if (t.out) t.out += (size_t)tile * t.out_pixel;
+    if (t.counts) t.counts += (size_t)tile * t.counts_pixel;
+  }
+}
+
+#ifdef QSD_OWN_ATTENTION
+#include "attention_avx512vnni.h"
+#endif
 
 /* Attention of one head: kv[i][j] = sum of k * v over tokens, 8 i by 16 j at a time. */
 enum { ROWS = 8 };
@@ -275,6 +403,12 @@ INLINE void queries(const qsd_attention *a, int y, int x, const int rows, int j,
 }
 
 static void attention(const qsd_attention *a) {
+#ifdef QSD_OWN_ATTENTION
+  if (a->small) {
+    small_attention(a);
+    return;
+  }
+#endif
   int wide = qsd_round_up(a->wide, LANES);
   for (int j = 0; j < a->wide; j += LANES) {
     int i = 0;
@@ -284,6 +418,24 @@ static void attention(const qsd_attention *a) {
       int x = 0;
       for (; x + ROWS <= a->width; x += ROWS) queries(a, y, x, ROWS, j, wide);
       for (; x < a->width; x++) queries(a, y, x, 1, j, wide);
+    }
+  }
+}
+
+/* A row of pixels of up to 4 channels by their tables, as `count` planes of 4 bytes a pixel. */
+static void pixel_planes(const uint8_t *pixels, size_t map, int channels, const int32_t *table,
+                         int width, uint32_t bias, int count, size_t plane, uint8_t *to) {
+  for (int x = 0; x < width; x += LANES, to += 4 * LANES) {
+    int lanes = (int)qsd_min(LANES, width - x);
+    int32_t values[4][LANES] = {{0}};
+    for (int c = 0; c < channels; c++)
+      for (int i = 0; i < lanes; i++) values[c][i] = table[256 * c + pixels[(size_t)c * map + (size_t)(x + i)]];
+    for (int i = 0; i < count; i++) {
+      v16 bytes = {0};
+      for (int c = 0; c < channels; c++)
+        bytes |= (((load16(values[c]) + (int32_t)bias) >> (8 * i)) & 255) << (8 * c);
+      if (lanes == LANES) store16((int32_t *)(void *)(to + (size_t)i * plane), bytes);
+      else memcpy(to + (size_t)i * plane, &bytes, 4 * (size_t)lanes);
     }
   }
 }
@@ -298,7 +450,22 @@ static void planes(const int32_t *values, int channels, uint32_t bias, int count
   }
 }
 
+#ifdef QSD_OWN_EVENTS
+#include "events_avx512vnni.h"
+#define EVENTS events, .find_active = find_active, .list_active = list_active
+#else
+#define EVENTS NULL
+
+#endif
+
+#ifdef QSD_OWN_SCALE
+#define WIDE true
+#else
+#define WIDE false
+#endif
+
 extern const qsd_kernels JOIN(qsd_kernels_, QSD_SET);
 const qsd_kernels JOIN(qsd_kernels_, QSD_SET) = {
-    .name = QSD_NAME, .dot = dot, .depthwise = depthwise, .finish = finish, .attention = attention,
-    .planes = planes, .split_codes = SPLIT};
+    .name = QSD_NAME, .row = row, .finish = finish,
+    .events = EVENTS, .attention = attention, .planes = planes,
+    .pixel_planes = pixel_planes, .split_codes = SPLIT, .wide_products = WIDE};

@@ -1,219 +1,68 @@
 /* The interface: models, threads, runs, statistics. */
-#include <pthread.h>
-#include <sched.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "plan.h"
+#include "model.h"
 
-enum { MAX_THREADS = 256, SPINS = 2000 };
-
-typedef struct {
-  const uint8_t *pixels;
-  size_t batch;
-  bool frames;
-  int32_t *logits, *const *outputs;
-  uint8_t *const *counts;
-} job;
-
-typedef struct {
-  uint8_t *arena;
-  int32_t *scratch;
-  const uint8_t **pixels; /* of each time step */
-  qsd_activity *activity;
-} worker;
-
-typedef struct {
-  qsd_model *model;
-  int number;
-} ticket;
-
-struct qsd_model {
-  qsd_graph graph;
-  qsd_pool pool;
-  qsd_plan still, moving; /* for pixels, and for a frame for each time step */
-  bool has_still, has_moving;
-  const qsd_kernels *kernels;
-  uint64_t weight_bytes;
-  int threads;
-  worker *workers;
-  bool counting;
-  /* Threads: each job has a number, and workers wait for the next. */
-  pthread_t *handles;
-  ticket *tickets;
-  int started;
-  pthread_mutex_t running, lock;
-  pthread_cond_t wake, done;
-  uint64_t generation;
-  bool closing;
-  int busy;
-  job job;
-  bool together; /* all threads work on one image */
-  atomic_size_t next_image;
-  size_t image;
-  atomic_int arrived;
-  atomic_uint phase;
-};
+enum { MAX_THREADS = 256 };
+/* Products of bytes. */
+#define WORTH_THREADS 20e6
+#define WORTH_MEETING 200e6
 
 int qsd_abi(void) { return QSD_ABI; }
 
-/* One image --------------------------------------------------------------------------------- */
-
-/* Sleeps where the others are late: spinning threads take the cores from those. */
-static void meet(qsd_model *m, int parts) {
-  if (parts == 1) return;
-  unsigned phase = atomic_load(&m->phase);
-  if (atomic_fetch_add(&m->arrived, 1) == parts - 1) {
-    atomic_store(&m->arrived, 0);
-    atomic_fetch_add(&m->phase, 1);
-    pthread_mutex_lock(&m->lock);
-    pthread_cond_broadcast(&m->wake);
-    pthread_mutex_unlock(&m->lock);
-    return;
-  }
-  for (int i = 0; i < SPINS; i++)
-    if (atomic_load(&m->phase) != phase) return;
-  pthread_mutex_lock(&m->lock);
-  while (atomic_load(&m->phase) == phase) pthread_cond_wait(&m->wake, &m->lock);
-  pthread_mutex_unlock(&m->lock);
-}
-
-static void count_row(const qsd_tensor *t, const uint8_t *row, qsd_activity *a) {
-  for (int x = 0; x < t->width; x++, row += t->stride)
-    for (int c = 0; c < t->channels; c += 4) {
-      int spikes = 0;
-      for (int i = c; i < c + 4 && i < t->channels; i++) {
-        spikes += row[i];
-        a->active += row[i] > 0;
-      }
-      a->spikes += (uint64_t)spikes;
-      a->groups++;
-      a->active_groups += spikes > 0;
-    }
-  a->elements += (uint64_t)t->width * (uint64_t)t->channels;
-}
-
-/* Of the neuron of a step that is done: statistics, and counts where they are asked for. */
-static void observe(const qsd_model *m, const qsd_plan *plan, const qsd_step *step, worker *w,
-                    worker *own, size_t image, int part, int parts) {
-  if (!step || step->counts < 0) return;
-  const qsd_tensor *t = &plan->tensors[step->counts];
-  const uint8_t *memory = w->arena + t->offset;
-  int64_t units = (int64_t)t->n * t->height;
-  uint8_t *counts = m->job.counts ? m->job.counts[step->neuron_number] : NULL;
-  size_t map = (size_t)t->height * (size_t)t->width;
-  for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; unit++) {
-    int n = (int)(unit / t->height), y = (int)(unit % t->height);
-    const uint8_t *row = memory + qsd_place(t, n, y, 0);
-    if (m->counting) count_row(t, row, &own->activity[step->neuron_number]);
-    if (!counts) continue;
-    uint8_t *to = counts + ((size_t)n * m->job.batch + image) * (size_t)t->channels * map +
-                  (size_t)y * (size_t)t->width;
-    for (int c = 0; c < t->channels; c++)
-      for (int x = 0; x < t->width; x++)
-        to[(size_t)c * map + (size_t)x] = row[(size_t)x * (size_t)t->stride + (size_t)c];
-  }
-}
-
-static void copy_result(const qsd_model *m, const qsd_plan *plan, const worker *w, int op,
-                        int32_t *to, size_t image) {
-  if (!to) return;
-  const qsd_tensor *t = &plan->tensors[plan->input_of[op]];
-  const uint8_t *memory = w->arena + t->offset;
-  size_t map = (size_t)t->height * (size_t)t->width, all = map * (size_t)t->channels;
-  for (int n = 0; n < t->n; n++)
-    for (int c = 0; c < t->channels; c++)
-      for (int y = 0; y < t->height; y++)
-        for (int x = 0; x < t->width; x++) {
-          size_t from = qsd_place(t, n, y, x) + (size_t)c;
-          int32_t value = t->bytes == 1 ? memory[from] : ((const int32_t *)(const void *)memory)[from];
-          to[((size_t)n * m->job.batch + image) * all + (size_t)c * map +
-             (size_t)y * (size_t)t->width + (size_t)x] = value;
-        }
-}
-
-static void run_image(qsd_model *m, worker *w, worker *own, size_t image, int part, int parts) {
-  const qsd_plan *plan = m->job.frames ? &m->moving : &m->still;
-  const qsd_graph *graph = &m->graph;
-  size_t size = (size_t)graph->channels * (size_t)graph->image_size * (size_t)graph->image_size;
-  int frames = m->job.frames ? graph->time_steps : 1;
-  for (int t = 0; t < frames; t++)
-    own->pixels[t] = m->job.pixels + ((size_t)t * m->job.batch + image) * size;
-  qsd_place_to_run at = {graph, m->kernels, plan, w->arena, own->scratch, own->pixels};
-  const qsd_step *before = NULL;
-  for (int i = 0; i < plan->step_count; i++) {
-    const qsd_step *step = &plan->steps[i];
-    observe(m, plan, before, w, own, image, part, parts);
-    if (step->kind == STEP_OP) qsd_run_op(&at, step, part, parts);
-    else if (step->kind == STEP_PLANES) qsd_run_planes(&at, step, part, parts);
-    else qsd_run_group(m->kernels, plan, step, w->arena, own->scratch, part, parts);
-    before = step;
-    meet(m, parts);
-  }
-  observe(m, plan, before, w, own, image, part, parts);
-  if (part == 0) {
-    if (graph->class_count)
-      copy_result(m, plan, w, graph->op_count - 1, m->job.logits, image);
-    for (int i = 0; m->job.outputs && i < graph->result_count; i++)
-      copy_result(m, plan, w, graph->results[i].op, m->job.outputs[i], image);
-  }
-  meet(m, parts);
-}
-
 static void take_part(qsd_model *m, int number) {
-  worker *own = &m->workers[number];
+  qsd_worker *own = &m->workers[number];
   if (m->together) {
     for (size_t image = 0; image < m->job.batch; image++)
-      run_image(m, &m->workers[0], own, image, number, m->threads);
+      qsd_run_image(m, &m->workers[0], own, image, number, m->threads);
     return;
   }
   for (size_t image; (image = atomic_fetch_add(&m->next_image, 1)) < m->job.batch;)
-    run_image(m, own, own, image, 0, 1);
+    qsd_run_image(m, own, own, image, 0, 1);
 }
 
 /* Threads ------------------------------------------------------------------------------------ */
 
 static void *serve(void *argument) {
-  qsd_model *m = ((ticket *)argument)->model;
-  int number = ((ticket *)argument)->number;
-  uint64_t seen = 0;
-  pthread_mutex_lock(&m->lock);
-  for (;;) {
-    while (m->generation == seen && !m->closing) pthread_cond_wait(&m->wake, &m->lock);
-    if (m->closing) break;
-    seen = m->generation;
-    pthread_mutex_unlock(&m->lock);
+  qsd_model *m = ((qsd_ticket *)argument)->model;
+  int number = ((qsd_ticket *)argument)->number;
+  for (unsigned seen = 0;; seen++) {
+    qsd_wait(m, &m->generation, seen);
+    if (m->closing) return NULL;
     take_part(m, number);
-    pthread_mutex_lock(&m->lock);
-    if (--m->busy == 0) pthread_cond_signal(&m->done);
+    if (atomic_fetch_sub(&m->busy, 1) == 1) {
+      atomic_fetch_add(&m->finished, 1);
+      qsd_wake(m);
+    }
   }
-  pthread_mutex_unlock(&m->lock);
-  return NULL;
 }
 
+/* Threads cost time, too: a small job is done by the caller alone, and an image is divided only
+ * where all the meetings are worth it. */
 static void run_job(qsd_model *m) {
-  m->together = m->job.batch < (size_t)m->threads;
+  double batch = (double)m->job.batch;
+  m->together = batch < m->threads && m->products >= WORTH_MEETING;
+  bool alone = m->threads == 1 || m->products * batch < WORTH_THREADS ||
+               (m->job.batch == 1 && !m->together);
   atomic_store(&m->next_image, 0);
   atomic_store(&m->arrived, 0);
-  if (m->threads > 1) {
-    pthread_mutex_lock(&m->lock);
-    m->busy = m->threads - 1;
-    m->generation++;
-    pthread_cond_broadcast(&m->wake);
-    pthread_mutex_unlock(&m->lock);
+  if (alone) {
+    m->together = false;
+    take_part(m, 0);
+    return;
   }
+  unsigned before = atomic_load(&m->finished);
+  atomic_store(&m->busy, m->threads - 1);
+  atomic_fetch_add(&m->generation, 1);
+  qsd_wake(m);
   take_part(m, 0);
-  if (m->threads > 1) {
-    pthread_mutex_lock(&m->lock);
-    while (m->busy) pthread_cond_wait(&m->done, &m->lock);
-    pthread_mutex_unlock(&m->lock);
-  }
+  qsd_wait(m, &m->finished, before);
 }
 
 static bool start_threads(qsd_model *m) {
   for (int i = 1; i < m->threads; i++) {
-    m->tickets[i] = (ticket){m, i};
+    m->tickets[i] = (qsd_ticket){m, i};
     if (pthread_create(&m->handles[i], NULL, serve, &m->tickets[i]) != 0) return false;
     m->started = i;
   }
@@ -261,7 +110,23 @@ static int make_plans(qsd_model *m, qsd_error *error) {
     if (status == QSD_BAD_ARGUMENT && m->has_still) status = QSD_OK;
   }
   m->pool = builder.pool;
-  return status;
+  if (status) return status;
+  const char *word = getenv("QSD_NATIVE_EVENTS");
+  qsd_events_mode mode = !word ? EVENTS_CHOSEN : !strcmp(word, "never") ? EVENTS_NEVER : !strcmp(word, "always") ? EVENTS_ALWAYS : EVENTS_CHOSEN;
+  if (!qsd_plan_events(&m->pool, m->kernels, mode, &m->still) ||
+      !qsd_plan_events(&m->pool, m->kernels, mode, &m->moving))
+    return qsd_fail(error, QSD_TOO_LARGE, "the network needs more memory than allowed");
+  return QSD_OK;
+}
+
+static double count_products(const qsd_graph *graph) {
+  double all = 0;
+  for (int i = 0; i < graph->op_count; i++) {
+    const qsd_op *op = &graph->ops[i];
+    if (op->kind == OP_CONV)
+      all += (double)ARRAY(op, A_CODES)->count * op->height * op->width * op->steps;
+  }
+  return all;
 }
 
 static int make_workers(qsd_model *m, qsd_error *error) {
@@ -273,7 +138,7 @@ static int make_workers(qsd_model *m, qsd_error *error) {
   m->tickets = qsd_alloc(&m->pool, threads, sizeof *m->tickets);
   bool fine = m->workers && m->handles && m->tickets && arena < UINT64_MAX / 2;
   for (int i = 0; fine && i < m->threads; i++) {
-    worker *w = &m->workers[i];
+    qsd_worker *w = &m->workers[i];
     w->arena = qsd_alloc(&m->pool, arena + 64, 1);
     w->scratch = qsd_alloc(&m->pool, scratch + 64, 1);
     w->pixels = qsd_alloc(&m->pool, (uint64_t)m->graph.time_steps, sizeof *w->pixels);
@@ -286,6 +151,7 @@ static int make_workers(qsd_model *m, qsd_error *error) {
 
 static int build(qsd_model *m, const uint8_t *data, size_t size, qsd_error *error) {
   int status = qsd_read(&m->graph, data, size, error);
+  if (!status) m->products = count_products(&m->graph);
   if (!status) status = make_plans(m, error);
   m->weight_bytes = m->pool.bytes;
   if (!status && !keep_arrays(m))
@@ -320,7 +186,6 @@ int qsd_load(const void *data, size_t size, const qsd_options *options, qsd_mode
   pthread_mutex_init(&m->running, NULL);
   pthread_mutex_init(&m->lock, NULL);
   pthread_cond_init(&m->wake, NULL);
-  pthread_cond_init(&m->done, NULL);
   int status = build(m, data, size, &error);
   if (status) qsd_free(m);
   else *model = m;
@@ -329,15 +194,13 @@ int qsd_load(const void *data, size_t size, const qsd_options *options, qsd_mode
 
 void qsd_free(qsd_model *m) {
   if (!m) return;
-  pthread_mutex_lock(&m->lock);
   m->closing = true;
-  pthread_cond_broadcast(&m->wake);
-  pthread_mutex_unlock(&m->lock);
+  atomic_fetch_add(&m->generation, 1);
+  qsd_wake(m);
   for (int i = 1; i <= m->started; i++) pthread_join(m->handles[i], NULL);
   pthread_mutex_destroy(&m->running);
   pthread_mutex_destroy(&m->lock);
   pthread_cond_destroy(&m->wake);
-  pthread_cond_destroy(&m->done);
   qsd_release(&m->graph.pool);
   qsd_release(&m->pool);
   free(m);
@@ -411,7 +274,7 @@ int qsd_run(qsd_model *m, const uint8_t *pixels, size_t batch, int frames, int32
   if (moving ? !m->has_moving : !m->has_still)
     return qsd_fail(&error, QSD_BAD_ARGUMENT, "this network does not take a frame for each time step");
   pthread_mutex_lock(&m->running);
-  m->job = (job){pixels, batch, moving, logits, outputs, counts};
+  m->job = (qsd_job){pixels, batch, moving, logits, outputs, counts};
   run_job(m);
   pthread_mutex_unlock(&m->running);
   return QSD_OK;

@@ -1,40 +1,14 @@
 /* The plain operations, value by value, and byte planes. A part takes its share of the rows. */
 #include <string.h>
 
-#include "plan.h"
+#include "ops.h"
 
 enum { MOST_KV = 1 << 20 };
-
-typedef struct {
-  const qsd_tensor *t;
-  uint8_t *memory;
-} view;
-
-static view view_of(const qsd_plan *plan, uint8_t *arena, int number) {
-  return (view){&plan->tensors[number], arena + plan->tensors[number].offset};
-}
-
-static int32_t get(const view *v, int n, int y, int x, int c) {
-  size_t at = qsd_place(v->t, n, y, x) + (size_t)c;
-  return v->t->bytes == 1 ? v->memory[at] : ((const int32_t *)(const void *)v->memory)[at];
-}
-
-static void put(const view *v, int n, int y, int x, int c, int32_t value) {
-  size_t at = qsd_place(v->t, n, y, x) + (size_t)c;
-  if (v->t->bytes == 1) v->memory[at] = (uint8_t)value;
-  else ((int32_t *)(void *)v->memory)[at] = value;
-}
-
-typedef struct {
-  const qsd_op *op;
-  const qsd_graph *graph;
-  view out, in[3];
-} task;
 
 static int32_t wrapped(uint32_t value) { return (int32_t)value; }
 
 /* A row (n, y) of the result. */
-static void conv_row(const task *t, int n, int y) {
+static void conv_row(const qsd_task *t, int n, int y) {
   const qsd_op *op = t->op;
   const qsd_array *codes = ARRAY(op, A_CODES);
   int kernel = (int)codes->side[2], each_in = (int)codes->side[1];
@@ -51,13 +25,13 @@ static void conv_row(const task *t, int n, int y) {
             uint64_t at = (((uint64_t)o * (uint64_t)each_in + (uint64_t)c) * (uint64_t)kernel +
                            (uint64_t)i) * (uint64_t)kernel + (uint64_t)j;
             int channel = o / each_out * each_in + c;
-            sum += (uint32_t)qsd_item(codes, at) * (uint32_t)get(&t->in[0], n, yy, xx, channel);
+            sum += (uint32_t)qsd_item(codes, at) * (uint32_t)qsd_get(&t->in[0], n, yy, xx, channel);
           }
-      put(&t->out, n, y, x, o, wrapped(sum));
+      qsd_put(&t->out, n, y, x, o, wrapped(sum));
     }
 }
 
-static void convt_row(const task *t, int n, int y) {
+static void convt_row(const qsd_task *t, int n, int y) {
   const qsd_op *op = t->op;
   const qsd_array *codes = ARRAY(op, A_CODES);
   for (int x = 0; x < op->width; x++)
@@ -65,71 +39,13 @@ static void convt_row(const task *t, int n, int y) {
       uint32_t sum = 0;
       for (int c = 0; c < (int)codes->side[0]; c++) {
         uint64_t at = ((uint64_t)c * codes->side[1] + (uint64_t)o) * 4 + (uint64_t)(y % 2 * 2 + x % 2);
-        sum += (uint32_t)qsd_item(codes, at) * (uint32_t)get(&t->in[0], n, y / 2, x / 2, c);
+        sum += (uint32_t)qsd_item(codes, at) * (uint32_t)qsd_get(&t->in[0], n, y / 2, x / 2, c);
       }
-      put(&t->out, n, y, x, o, wrapped(sum));
+      qsd_put(&t->out, n, y, x, o, wrapped(sum));
     }
 }
 
-static void pool_row(const task *t, int n, int y) {
-  const qsd_op *op = t->op;
-  int stride = (int)op->f[F_STRIDE], pad = (int)op->f[F_PADDING], kernel = (int)op->f[F_KERNEL];
-  const qsd_tensor *in = t->in[0].t;
-  int top = (int)qsd_max(0, y * stride - pad);
-  int bottom = (int)qsd_min(in->height, y * stride - pad + kernel);
-  for (int x = 0; x < op->width; x++) {
-    int left = (int)qsd_max(0, x * stride - pad);
-    int right = (int)qsd_min(in->width, x * stride - pad + kernel);
-    for (int c = 0; c < op->channels; c++) {
-      int32_t most = INT32_MIN;
-      for (int i = top; i < bottom; i++)
-        for (int j = left; j < right; j++) most = (int32_t)qsd_max(most, get(&t->in[0], n, i, j, c));
-      put(&t->out, n, y, x, c, most);
-    }
-  }
-}
-
-/* Of output `i`, the nearer and the farther of two neighbours along a side. */
-static void neighbours(int i, int size, int *near, int *far) {
-  *near = i / 2;
-  *far = i % 2 ? (int)qsd_min(i / 2 + 1, size - 1) : (int)qsd_max(i / 2 - 1, 0);
-}
-
-static void upsample_row(const task *t, int n, int y) {
-  const qsd_tensor *in = t->in[0].t;
-  for (int x = 0; x < t->op->width; x++)
-    for (int c = 0; c < t->op->channels; c++) {
-      if (!t->op->bilinear) {
-        put(&t->out, n, y, x, c, get(&t->in[0], n, y / 2, x / 2, c));
-        continue;
-      }
-      int y0, y1, x0, x1;
-      neighbours(y, in->height, &y0, &y1);
-      neighbours(x, in->width, &x0, &x1);
-      uint32_t sum = 9 * (uint32_t)get(&t->in[0], n, y0, x0, c) +
-                     3 * (uint32_t)get(&t->in[0], n, y0, x1, c) +
-                     3 * (uint32_t)get(&t->in[0], n, y1, x0, c) +
-                     (uint32_t)get(&t->in[0], n, y1, x1, c);
-      put(&t->out, n, y, x, c, wrapped(sum));
-    }
-}
-
-static void pair_row(const task *t, int n, int y) {
-  const qsd_op *op = t->op;
-  for (int x = 0; x < op->width; x++)
-    for (int c = 0; c < op->channels; c++) {
-      uint32_t value[2];
-      for (int i = 0; i < 2; i++) {
-        const qsd_tensor *in = t->in[i].t;
-        bool one = in->height == 1 && in->width == 1;
-        value[i] = (uint32_t)get(&t->in[i], n, one ? 0 : y, one ? 0 : x, c);
-      }
-      uint32_t result = op->kind == OP_MULTIPLY ? value[0] * value[1] : value[0] + value[1];
-      put(&t->out, n, y, x, c, wrapped(result));
-    }
-}
-
-static void reshape_row(const task *t, int n, int y) {
+static void reshape_row(const qsd_task *t, int n, int y) {
   const qsd_op *op = t->op;
   const qsd_tensor *in = t->in[0].t;
   int64_t map = (int64_t)in->height * in->width;
@@ -137,100 +53,49 @@ static void reshape_row(const task *t, int n, int y) {
     for (int c = 0; c < op->channels; c++) {
       int64_t i = ((int64_t)c * op->height + y) * op->width + x;
       int place = (int)(i % map);
-      put(&t->out, n, y, x, c,
-          get(&t->in[0], n, place / in->width, place % in->width, (int)(i / map)));
+      qsd_put(&t->out, n, y, x, c,
+          qsd_get(&t->in[0], n, place / in->width, place % in->width, (int)(i / map)));
     }
 }
 
-/* Sums over pixels or over time. */
-static void sum_row(const task *t, int n, int y) {
-  const qsd_op *op = t->op;
-  const qsd_tensor *in = t->in[0].t;
-  if (op->kind == OP_TSUM) {
-    int every = in->n / (int)op->f[F_STEPS];
-    for (int x = 0; x < op->width; x++)
-      for (int c = 0; c < op->channels; c++) {
-        uint32_t sum = 0;
-        for (int s = 0; s < (int)op->f[F_STEPS]; s++)
-          sum += (uint32_t)get(&t->in[0], s * every + n, y, x, c);
-        put(&t->out, n, y, x, c, wrapped(sum));
-      }
-    return;
-  }
-  int64_t pixels = (int64_t)in->height * in->width;
-  for (int c = 0; c < op->channels; c++) {
-    int64_t sum = op->kind == OP_SMEAN ? pixels / 2 : 0;
-    for (int i = 0; i < in->height; i++)
-      for (int j = 0; j < in->width; j++) sum += get(&t->in[0], n, i, j, c);
-    if (op->kind == OP_SMEAN) sum = sum / pixels - (sum % pixels < 0); /* floor */
-    put(&t->out, n, y, 0, c, (int32_t)sum);
-  }
-}
-
-static void repeat_row(const task *t, int n, int y) {
-  int every = t->in[0].t->n;
-  for (int x = 0; x < t->op->width; x++)
-    for (int c = 0; c < t->op->channels; c++)
-      put(&t->out, n, y, x, c, get(&t->in[0], n % every, y, x, c));
-}
-
-static void normalise_row(const task *t, const uint8_t *pixels, int n, int y) {
+static void normalise_row(const qsd_task *t, const uint8_t *pixels, int n, int y) {
   const qsd_op *op = t->op;
   for (int c = 0; c < op->channels; c++)
     for (int x = 0; x < op->width; x++) {
       int pixel = pixels[((size_t)c * (size_t)op->height + (size_t)y) * (size_t)op->width + (size_t)x];
-      put(&t->out, n, y, x, c, (int32_t)qsd_item(ARRAY(op, A_TABLE), (uint64_t)(c * 256 + pixel)));
+      qsd_put(&t->out, n, y, x, c, (int32_t)qsd_item(ARRAY(op, A_TABLE), (uint64_t)(c * 256 + pixel)));
     }
 }
 
-static void concat_rows(const qsd_graph *graph, const qsd_plan *plan, const qsd_op *op,
-                        uint8_t *arena, view out, int n, int y) {
-  int first = 0;
-  for (int i = 0; i < op->input_count; i++) {
-    view in = view_of(plan, arena, plan->input_of[op->inputs[i]]);
-    int channels = graph->ops[op->inputs[i]].channels;
-    for (int x = 0; x < op->width; x++)
-      for (int c = 0; c < channels; c++) put(&out, n, y, x, first + c, get(&in, n, y, x, c));
-    first += channels;
-  }
-}
-
 /* Head `head` of map `n`: q (k^T v), channel by channel of v. */
-static void attention_head(const task *t, int n, int head) {
+static void attention_head(const qsd_task *t, int n, int head) {
   const qsd_op *op = t->op;
   int heads = (int)op->f[F_HEADS], each = t->in[0].t->channels / heads;
   int wide = op->channels / heads;
   for (int j = head * wide; j < (head + 1) * wide; j++) {
     for (int y = 0; y < op->height; y++)
-      for (int x = 0; x < op->width; x++) put(&t->out, n, y, x, j, 0);
+      for (int x = 0; x < op->width; x++) qsd_put(&t->out, n, y, x, j, 0);
     for (int i = head * each; i < (head + 1) * each; i++) {
       uint32_t sum = 0;
       for (int y = 0; y < op->height; y++)
         for (int x = 0; x < op->width; x++)
-          sum += (uint32_t)get(&t->in[1], n, y, x, i) * (uint32_t)get(&t->in[2], n, y, x, j);
+          sum += (uint32_t)qsd_get(&t->in[1], n, y, x, i) * (uint32_t)qsd_get(&t->in[2], n, y, x, j);
       if (!sum) continue;
       for (int y = 0; y < op->height; y++)
         for (int x = 0; x < op->width; x++) {
-          uint32_t old = (uint32_t)get(&t->out, n, y, x, j);
-          put(&t->out, n, y, x, j, wrapped(old + sum * (uint32_t)get(&t->in[0], n, y, x, i)));
+          uint32_t old = (uint32_t)qsd_get(&t->out, n, y, x, j);
+          qsd_put(&t->out, n, y, x, j, wrapped(old + sum * (uint32_t)qsd_get(&t->in[0], n, y, x, i)));
         }
     }
   }
 }
 
-static void run_row(const task *t, int n, int y) {
+static void run_row(const qsd_task *t, int n, int y) {
   switch (t->op->kind) {
     case OP_CONV: conv_row(t, n, y); break;
     case OP_CONVT: convt_row(t, n, y); break;
-    case OP_MAXPOOL: pool_row(t, n, y); break;
-    case OP_UPSAMPLE: upsample_row(t, n, y); break;
-    case OP_MULTIPLY:
-    case OP_COUNTADD: pair_row(t, n, y); break;
     case OP_RESHAPE: reshape_row(t, n, y); break;
-    case OP_SSUM:
-    case OP_SMEAN:
-    case OP_TSUM: sum_row(t, n, y); break;
-    default: repeat_row(t, n, y);
+    default: qsd_map_row(t, n, y);
   }
 }
 
@@ -241,11 +106,14 @@ uint64_t qsd_attention_scratch(const qsd_graph *graph, const qsd_plan *plan, con
   uint64_t each = (uint64_t)graph->ops[op->inputs[0]].channels / heads;
   uint64_t wide = ((uint64_t)op->channels / heads + LANES - 1) / LANES * LANES;
   uint64_t bytes = each * wide * sizeof(int32_t);
-  return bytes <= MOST_KV ? bytes : 0;
+  if (bytes > MOST_KV) return 0;
+  /* The same in pairs of 16 bits, and tokens: in fours, or widened. */
+  uint64_t chunks = (each + 63) / 64 + (wide + 63) / 64;
+  return 2 * bytes + 4 * wide + chunks * 64 * QSD_TOKENS + 64 * each + 128;
 }
 
 /* The same with the kernels: spike counts only. */
-static void fast_head(const qsd_place_to_run *at, const task *t, int n, int head) {
+static void fast_head(const qsd_place_to_run *at, const qsd_task *t, int n, int head) {
   const qsd_op *op = t->op;
   int heads = (int)op->f[F_HEADS], each = t->in[0].t->channels / heads, wide = op->channels / heads;
   qsd_attention a = {.kv = at->scratch, .height = op->height, .width = op->width, .each = each,
@@ -264,7 +132,8 @@ static void fast_head(const qsd_place_to_run *at, const task *t, int n, int head
   a.out_row = (size_t)(out->width + 2 * out->pad) * (size_t)out->stride;
   double most = (double)op->height * op->width * at->graph->ops[op->inputs[1]].most *
                 at->graph->ops[op->inputs[2]].most;
-  a.small = most < 32768;
+  a.small = most < 32768 && at->graph->ops[op->inputs[0]].most < 128 &&
+            at->graph->ops[op->inputs[1]].most < 128 && at->graph->ops[op->inputs[2]].most < 128;
   at->kernels->attention(&a);
 }
 
@@ -273,9 +142,9 @@ void qsd_run_op(const qsd_place_to_run *at, const qsd_step *step, int part, int 
   const qsd_plan *plan = at->plan;
   uint8_t *arena = at->arena;
   const qsd_op *op = &graph->ops[step->op];
-  task t = {.op = op, .graph = graph, .out = view_of(plan, arena, step->out)};
+  qsd_task t = {.op = op, .graph = graph, .out = qsd_view_of(plan, arena, step->out)};
   for (int i = 0; i < op->input_count && i < 3; i++)
-    t.in[i] = view_of(plan, arena, plan->input_of[op->inputs[i]]);
+    t.in[i] = qsd_view_of(plan, arena, plan->input_of[op->inputs[i]]);
   const qsd_tensor *out = t.out.t;
   if (part == 0) qsd_clear_border(out, t.out.memory);
   int rows = op->kind == OP_ATTENTION ? (int)op->f[F_HEADS] : out->height;
@@ -286,13 +155,13 @@ void qsd_run_op(const qsd_place_to_run *at, const qsd_step *step, int part, int 
     if (op->kind == OP_NORMALISE) normalise_row(&t, at->pixels[n], n, y);
     else if (fast) fast_head(at, &t, n, y);
     else if (op->kind == OP_ATTENTION) attention_head(&t, n, y);
-    else if (op->kind == OP_CONCAT) concat_rows(graph, plan, op, arena, t.out, n, y);
+    else if (op->kind == OP_CONCAT) qsd_concat_row(graph, plan, op, arena, t.out, n, y);
     else run_row(&t, n, y);
   }
 }
 
 /* Row (n, y) of byte planes, from 32-bit values or from pixels by the table. */
-static void planes_row(const qsd_op *op, view out, const view *in, const int32_t *table,
+static void planes_row(const qsd_op *op, qsd_view out, const qsd_view *in, const int32_t *table,
                        const uint8_t *pixels, int n, int y) {
   const qsd_tensor *t = out.t;
   size_t plane = qsd_image_size(t) * (size_t)t->n, map = (size_t)t->height * (size_t)t->width;
@@ -312,13 +181,20 @@ static void planes_row(const qsd_op *op, view out, const view *in, const int32_t
 
 void qsd_run_planes(const qsd_place_to_run *at, const qsd_step *step, int part, int parts) {
   const qsd_op *op = &at->graph->ops[step->op];
-  view out = view_of(at->plan, at->arena, step->out), in = {0};
-  if (step->source >= 0) in = view_of(at->plan, at->arena, step->source);
+  qsd_view out = qsd_view_of(at->plan, at->arena, step->out), in = {0};
+  if (step->source >= 0) in = qsd_view_of(at->plan, at->arena, step->source);
   if (part == 0) qsd_clear_border(out.t, out.memory);
   const qsd_tensor *t = out.t;
   int64_t units = (int64_t)t->n * t->height;
   for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; unit++) {
     int n = (int)(unit / t->height), y = (int)(unit % t->height);
+    if (step->source < 0 && t->stride == 4) {
+      size_t width = (size_t)t->width, map = (size_t)t->height * width;
+      at->kernels->pixel_planes(at->pixels[n] + (size_t)y * width, map, t->channels,
+                                at->plan->tables[step->op], t->width, t->bias, t->planes,
+                                qsd_image_size(t) * (size_t)t->n, out.memory + qsd_place(t, n, y, 0));
+      continue;
+    }
     if (step->source < 0 || t->stride % LANES) {
       const uint8_t *pixels = step->source < 0 ? at->pixels[n] : NULL;
       planes_row(op, out, &in, at->plan->tables[step->op], pixels, n, y);

@@ -37,7 +37,7 @@ static bool is_byte(const planner *p, int number) {
   if (qsd_is_neuron(op)) return true;
   bool map = op->kind == OP_MAXPOOL || (op->kind == OP_UPSAMPLE && !op->bilinear) ||
              op->kind == OP_CONCAT || op->kind == OP_RESHAPE || op->kind == OP_REPEAT ||
-             op->kind == OP_FRAMES;
+             op->kind == OP_FRAMES || op->kind == OP_COUNTADD || op->kind == OP_MULTIPLY;
   if (!map || !op->positive || op->most > 255) return false;
   for (int i = 0; i < op->input_count; i++)
     if (!is_byte(p, op->inputs[i])) return false;
@@ -311,10 +311,12 @@ static void place_group(planner *p, qsd_step *step) {
   step->width = step->flat ? map->height * map->width : map->width;
   step->outer = p->plan->leading[root(p, made_op)] / step->steps;
   int all = qsd_round_up(map->channels, LANES) / LANES;
-  step->vectors = step->kind == STEP_LOAD ? (int)qsd_min(all, 8) : (int)qsd_min(all, 2);
+  static const int VECTORS[] = {2, 4, 8}; /* of dot, depthwise and load */
+  step->vectors = (int)qsd_min(all, VECTORS[step->kind]);
   if (step->kind == STEP_DOT && step->width <= TILE / 2 && all >= 4) step->vectors = 4;
   step->blocks = (all + step->vectors - 1) / step->vectors;
-  step->spans = (step->width + SPAN - 1) / SPAN;
+  int span = step->kind == STEP_DEPTHWISE ? QUAD_SPAN : SPAN;
+  step->spans = (step->width + span - 1) / span;
 }
 
 static int by_key(const void *a, const void *b) {
@@ -471,7 +473,7 @@ int qsd_build_plan(qsd_builder *builder, bool frames, qsd_plan *plan) {
     int status = QSD_OK;
     if (step->kind == STEP_DOT) status = qsd_pack_dot(builder, plan, step);
     if (step->kind == STEP_DEPTHWISE) status = qsd_pack_depthwise(builder, plan, step);
-    if (!status && step->kind <= STEP_LOAD) status = qsd_pack_finish(builder, plan, step);
+    if (!status && step->kind <= STEP_LOAD) status = qsd_pack_finish(builder, step);
     if (status) return status;
     /* Sums of a tile, then bytes of sources widened: source and residual. */
     uint64_t sums = (uint64_t)step->steps * TILE * 8 * LANES * sizeof(int32_t);
@@ -479,7 +481,16 @@ int qsd_build_plan(qsd_builder *builder, bool frames, qsd_plan *plan) {
     if (op->kind == OP_ATTENTION && step->kind == STEP_OP &&
         qsd_attention_scratch(p.graph, plan, op) > plan->scratch)
       plan->scratch = qsd_attention_scratch(p.graph, plan, op);
-    if (step->kind <= STEP_LOAD && 2 * sums > plan->scratch) plan->scratch = 2 * sums;
+    uint64_t all = step->kind == STEP_DEPTHWISE ? 2 * sums + 5 * QUAD_BYTES : 2 * sums;
+    if (step->kind <= STEP_LOAD && all > plan->scratch) plan->scratch = all;
+  }
+  const qsd_step *next = NULL;
+  for (int i = plan->step_count - 1; i >= 0; i--) {
+    qsd_step *step = &plan->steps[i];
+    if (step->kind != STEP_DOT) continue;
+    if (next && next->dot.block_codes * (size_t)next->blocks >= step->dot.block_codes)
+      step->ahead = next->dot.codes;
+    next = step;
   }
   return QSD_OK;
 }

@@ -8,6 +8,9 @@ enum {
   LANES = 16,      /* channels in a vector of sums */
   TILE = 14,       /* pixels of which the sums are held at a time */
   SPAN = 112,      /* pixels of a row that are one unit of work */
+  QUAD_SPAN = 56,  /* the same of a depthwise convolution with interleaved rows */
+  QUAD_BYTES = (QUAD_SPAN + 6) * 4 * 64, /* of four rows interleaved, 64 channels */
+  QSD_TOKENS = 256, /* of which products of keys and values are summed at a time */
   MAX_TAPS = 4096  /* offsets of a kernel's positions */
 };
 
@@ -27,18 +30,29 @@ typedef struct {
   int64_t *multiplier, *round, *shift, *bias;
   int64_t limit;
   bool narrow; /* multipliers fit 32 bits */
+  /* Where the limit is out of reach and multipliers fit 32 bits, or NULL. */
+  const int32_t *factor, *places, *plus;
+  /* Where this is exact in 32 bits besides: x * high + ((x * low + half) >> places) + plus. */
+  const int32_t *high, *low, *half;
 } qsd_factors;
 
-enum { NEURON_NONE, NEURON_THRESHOLDS, NEURON_IELIF, NEURON_LIF };
+enum { NEURON_NONE, NEURON_THRESHOLDS, NEURON_EVEN, NEURON_IELIF, NEURON_LIF };
 
 /* What becomes of sums: scale, add the shortcut, store; scale, and neuron. Absent where NULL. */
 typedef struct {
   qsd_factors *scale, *residual_scale, *neuron_scale;
   bool add, store;
   int64_t add_limit;
+  bool add_fits; /* within the limit, whatever the values */
+  bool small;    /* no memory, and 32 bits do for everything */
   int neuron, levels, wide; /* wide: channels, padded */
-  /* Thresholds of each channel [levels][channels]; counts are ((found ^ flip) - flip) + start. */
-  int32_t *thresholds, *flip, *start;
+  /* Thresholds of each channel [levels][channels] that x ^ flip is compared with, and a centre for
+   * which they fit 16 bits; flip and centre may be NULL. */
+  int32_t *thresholds, *centre;
+  const int32_t *flip;
+  /* Thresholds at k * 2^shift - offset, the last at `top`. */
+  int even_shift;
+  int32_t even_offset, even_top;
   /* Neurons with memory. */
   int32_t level[128];
   int64_t drop[128]; /* resets[k] - resets[k - 1], resets[0] first */
@@ -73,7 +87,7 @@ typedef struct {
   int32_t *out, *kv; /* kv: each * (wide, padded) */
   size_t q_pixel, q_row, k_pixel, k_row, v_pixel, v_row, out_pixel, out_row;
   int height, width, each, wide;
-  bool small; /* the sums of k * v fit 16 bits */
+  bool small; /* the sums of k * v fit 16 bits, and counts 7 */
 } qsd_attention;
 
 /* Pixels in a row of which sums are finished; strides in elements, of pixels and of time steps. */
@@ -87,18 +101,60 @@ typedef struct {
   int steps, pixels, vectors, channel;
 } qsd_tile;
 
+typedef struct qsd_step qsd_step;
+
+/* A row of pixels: `in` is where the first one's window begins; strides in bytes. */
+typedef struct {
+  const qsd_step *step;
+  const uint8_t *in;
+  size_t in_pixel, in_step;
+  int block, y;
+  int rows;   /* that there are from the window's first on */
+  bool fresh; /* the row before was not row y - 1 of the same block */
+  int32_t *scratch; /* of a tile's sums, and rows interleaved */
+  qsd_tile tile;    /* all its pixels */
+} qsd_row;
+
+/* Sums of pixels by their active groups of 4 channels alone, rows * pixels of them. Groups have
+ * numbers within their row of the input. */
+typedef struct {
+  const qsd_dot *dot;
+  const int8_t *codes; /* of the first block */
+  int vectors;         /* 1, 2, 4, or 8, in as many blocks as it takes */
+  bool sparse;         /* few are active */
+  /* The row of the input where the first pixel's window begins, and the next ones. */
+  const uint8_t *row;
+  const uint64_t *mask;  /* which groups are active */
+  const uint32_t *ranks; /* for each word of the mask, where in the list its groups begin */
+  size_t row_bytes, mask_row;
+  const uint16_t *list; /* the active groups of all rows */
+  /* From one row of the output to the next, and from one pixel. */
+  size_t in_row, mask_step, in_pixel;
+  size_t bit; /* the group where the first pixel's window begins */
+  const uint16_t *rows_at, *bits_at; /* rows and groups from there to each position */
+  int rows, pixels;
+  int32_t *sums; /* [rows * pixels][vectors * LANES] */
+} qsd_events;
+
+typedef enum { EVENTS_CHOSEN, EVENTS_NEVER, EVENTS_ALWAYS } qsd_events_mode;
+
 typedef struct {
   const char *name;
-  /* sums [pixels][vectors * LANES] */
-  void (*dot)(const qsd_dot *dot, const uint8_t *in, size_t pixel, int pixels, const int8_t *codes,
-              const int32_t *start, int32_t *sums);
-  /* sums [pixels][vectors * LANES] of channels from `channel` on */
-  void (*depthwise)(const qsd_depthwise *dw, const void *in, size_t pixel, int pixels, int vectors,
-                    int channel, int32_t *sums);
+  void (*row)(const qsd_row *row);
   void (*finish)(const qsd_finish *finish, const qsd_tile *tile);
+  /* Sets a bit for every 4 bytes that are not all 0, and says how many these are. NULL: there are
+   * no kernels by events. */
+  int64_t (*find_active)(const uint8_t *values, size_t bytes, uint64_t *mask);
+  /* The numbers of the bits that are set, and how many these are; up to 16 more are written. */
+  size_t (*list_active)(const uint64_t *mask, size_t words, uint16_t *list);
+  void (*events)(const qsd_events *events);
   void (*attention)(const qsd_attention *head);
   void (*planes)(const int32_t *values, int channels, uint32_t bias, int planes, size_t plane,
                  uint8_t *to);
+  /* Rows of pixels [channels][map] by tables [channels][256], each + bias, as byte planes. */
+  void (*pixel_planes)(const uint8_t *pixels, size_t map, int channels, const int32_t *table,
+                       int width, uint32_t bias, int planes, size_t plane, uint8_t *to);
+  bool wide_products; /* products of 64 bits are as good as such of 32 */
   int split_codes; /* products of bytes must be split where they could pass 16 bits */
 } qsd_kernels;
 
@@ -107,7 +163,7 @@ const qsd_kernels *qsd_pick_kernels(const char *isa);
 
 enum { STEP_DOT, STEP_DEPTHWISE, STEP_LOAD, STEP_PLANES, STEP_OP };
 
-typedef struct {
+struct qsd_step {
   int kind, op, key; /* key: the operation at whose place it runs */
   int source, residual, out, counts; /* tensors, or -1 */
   int source_op, residual_op;        /* operations whose values these are */
@@ -123,7 +179,14 @@ typedef struct {
   int stride; /* of the convolution */
   int channels; /* of the map that it makes */
   const qsd_op *pad_op; /* the convolution */
-} qsd_step;
+  /* By events: vectors at a time, rows or pixels of a band, and the share of active groups up to
+   * which it pays. */
+  bool by_events;
+  int event_vectors, band_rows, band_pixels;
+  double event_share;
+  const uint16_t *rows_at, *bits_at; /* of each position: its row, and its first group in it */
+  const int8_t *ahead;  /* codes of the next products, at least as many as of a block here; NULL */
+};
 
 typedef struct {
   bool frames;
@@ -151,7 +214,7 @@ int qsd_build_plan(qsd_builder *builder, bool frames, qsd_plan *plan);
 /* Packs the weights of a step's convolution and finds the offsets of its positions. */
 int qsd_pack_dot(qsd_builder *builder, const qsd_plan *plan, qsd_step *step);
 int qsd_pack_depthwise(qsd_builder *builder, const qsd_plan *plan, qsd_step *step);
-int qsd_pack_finish(qsd_builder *builder, const qsd_plan *plan, qsd_step *step);
+int qsd_pack_finish(qsd_builder *builder, qsd_step *step);
 bool qsd_is_depthwise(const qsd_op *op);
 bool qsd_is_dot(const qsd_op *op);
 
@@ -180,8 +243,37 @@ void qsd_run_op(const qsd_place_to_run *at, const qsd_step *step, int part, int 
 void qsd_run_planes(const qsd_place_to_run *at, const qsd_step *step, int part, int parts);
 /* Bytes of scratch memory of a head's k^T v; 0 where the plain way is taken. */
 uint64_t qsd_attention_scratch(const qsd_graph *graph, const qsd_plan *plan, const qsd_op *op);
+
+/* The maps of a tensor, in bytes. */
+typedef struct {
+  uint8_t *first; /* NULL: there is none */
+  size_t bytes, pixel, row, image;
+} qsd_map;
+
+/* A step of sums while it runs. */
+typedef struct {
+  const qsd_kernels *kernels;
+  const qsd_plan *plan;
+  const qsd_step *step;
+  uint8_t *arena;
+  int32_t *scratch;
+  int all_vectors, in_rows;
+  qsd_map in, residual, out, counts;
+} qsd_runner;
+
 void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_step *step,
                    uint8_t *arena, int32_t *scratch, int part, int parts);
+void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int x, int pixels, bool fresh);
+/* Where the tile's pixels, from (n, y, x) on, lie in what is written and in the shortcut. */
+void qsd_find_tile(const qsd_runner *r, int n, int y, int x, qsd_tile *tile);
+/* Bytes that are widened first go by tiles: there is room for no more. */
+bool qsd_widens(const qsd_plan *plan, const qsd_step *step);
+/* By the active groups alone; false where this does not pay. */
+bool qsd_run_events(const qsd_runner *r, int part, int parts);
+/* The share of active groups up to which events pay for a step. */
+double qsd_event_share(const qsd_kernels *kernels, const qsd_step *step);
+bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode mode,
+                     qsd_plan *plan);
 void qsd_clear_border(const qsd_tensor *tensor, uint8_t *memory);
 
 static inline int qsd_round_up(int value, int to) { return (value + to - 1) / to * to; }

@@ -19,6 +19,7 @@ from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.lowering import lower
 from qsdformer.runtimes import native
 from qsdformer.runtimes.verify import verify
+from runtimes.wide_graph import SIZE, wide_graph
 
 # QSD_NATIVE_GRAPHS=1000 compares more random graphs.
 GRAPHS = int(os.environ.get("QSD_NATIVE_GRAPHS", "250"))
@@ -73,6 +74,18 @@ def test_membranes_of_either_width_give_the_integers_of_the_reference(bits: int,
     model = lively(dims=(16, 32, 48, 64), heads=4)
     graph = lower(model, info_for(model), membrane_bits=bits)
     assert_same(graph, random_pixels(model).numpy())
+
+
+@pytest.mark.parametrize("share", [0, 0.02, 0.3, 0.8])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_silent_pixels_and_rows_are_skipped_exactly(share: float, kernel: int, monkeypatch):
+    monkeypatch.setenv("QSD_NATIVE_EVENTS", "always")
+    graph = wide_graph(kernel)
+    pixels = np.zeros((2, 1, SIZE, SIZE), np.uint8)
+    pixels[:, :, 5:20] = 255 * (np.random.default_rng(0).random((2, 1, 15, SIZE)) < share)
+    if share:
+        assert graph.run_outputs(pixels)["spikes"].any()
+    assert_same(graph, pixels, threads=2)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -1,0 +1,252 @@
+/* Sums by the active groups alone: bits say which these are, and bands of pixels are run this way
+ * where so few are active that it pays. */
+#include "plan.h"
+
+#define SPARSE 0.06
+enum { BAND = 112, PIECE = 28, NEAR_GROUPS = 96 * 8, EVENT_VECTORS = 8 };
+
+static int mask_rows(const qsd_tensor *in) { return in->height + 2 * in->pad; }
+
+static size_t row_bytes(const qsd_tensor *in) {
+  return (size_t)(in->width + 2 * in->pad) * (size_t)in->stride;
+}
+
+/* One word more, so that bits can be read from any place on. */
+static size_t row_words(const qsd_tensor *in) {
+  return row_bytes(in) / 256 + 2;
+}
+
+static size_t sums_size(const qsd_step *step) {
+  size_t sums = (size_t)(step->band_rows * step->band_pixels) * EVENT_VECTORS * LANES;
+  return (size_t)step->steps * (size_t)qsd_max((int64_t)sums, 2 * TILE * 8 * LANES); /* of both ways */
+}
+
+static bool may_run(const qsd_plan *plan, const qsd_step *step) {
+  const qsd_tensor *in = &plan->tensors[step->source];
+  return step->kind == STEP_DOT && row_bytes(in) / 4 <= UINT16_MAX && in->planes == 1 && !in->bias && !qsd_widens(plan, step) &&
+         step->vectors <= 4;
+}
+
+typedef struct {
+  const qsd_runner *r;
+  const qsd_tensor *in;
+  uint64_t *mask;
+  int64_t *active; /* of each row */
+  uint32_t *ranks; /* active groups before each word */
+  uint16_t *list;
+  int rows;
+  size_t words;
+} finder;
+
+/* Where the parts of scratch memory begin, in bytes, and its size. */
+typedef struct {
+  size_t mask, active, ranks, list, size;
+} places;
+
+static places find_places(const qsd_step *step, const qsd_tensor *in) {
+  places p = {.mask = sums_size(step) * sizeof(int32_t)};
+  size_t rows = (size_t)in->n * (size_t)mask_rows(in), words = rows * row_words(in);
+  p.active = p.mask + 8 * words;
+  p.ranks = p.active + 8 * rows;
+  p.list = p.ranks + 4 * words;
+  p.size = p.list + 2 * (rows * row_bytes(in) / 4) + 64;
+  return p;
+}
+
+static bool find_positions(qsd_pool *pool, qsd_step *step, const qsd_tensor *in) {
+  uint64_t count = (uint64_t)step->dot.positions;
+  uint16_t *rows = qsd_alloc(pool, count, sizeof *rows), *bits = qsd_alloc(pool, count, sizeof *bits);
+  if (!rows || !bits) return false;
+  size_t bytes = row_bytes(in);
+  for (uint64_t i = 0; i < count; i++) {
+    rows[i] = (uint16_t)(step->dot.offsets[i] / bytes);
+    bits[i] = (uint16_t)(step->dot.offsets[i] % bytes / 4);
+  }
+  step->rows_at = rows;
+  step->bits_at = bits;
+  return true;
+}
+
+bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode mode,
+                     qsd_plan *plan) {
+  for (int i = 0; i < plan->step_count; i++) {
+    qsd_step *step = &plan->steps[i];
+    if (!kernels->events || mode == EVENTS_NEVER || step->kind != STEP_DOT ||
+        !may_run(plan, step))
+      continue;
+    const qsd_tensor *in = &plan->tensors[step->source];
+    int most = (int)qsd_max(1, BAND / step->steps), width = step->pad_op->width;
+    step->band_pixels = (int)qsd_min(width, most);
+    step->band_rows = (int)qsd_min(step->pad_op->height, qsd_max(1, most / width));
+    int all = step->blocks * step->vectors;
+    step->event_vectors = all >= 8 ? 8 : all >= 4 ? 4 : all >= 2 ? 2 : 1;
+    step->event_share = mode == EVENTS_ALWAYS ? 2 : qsd_event_share(kernels, step);
+    step->by_events = step->event_share > 0;
+    size_t bytes = find_places(step, in).size;
+    if (step->by_events && bytes > plan->scratch) plan->scratch = bytes;
+    if (!find_positions(pool, step, in)) return false;
+  }
+  return true;
+}
+
+static void find_all(finder *f) {
+  const qsd_runner *r = f->r;
+  size_t bytes = row_bytes(f->in);
+  const uint8_t *from = r->arena + f->in->offset;
+  for (int i = 0; i < f->in->n * f->rows; i++) {
+    uint64_t *mask = f->mask + (size_t)i * f->words;
+    mask[f->words - 1] = mask[f->words - 2] = 0;
+    f->active[i] = r->kernels->find_active(from + (size_t)i * bytes, bytes, mask);
+  }
+}
+
+/* The active groups, one row after the other. */
+static void list_all(finder *f) {
+  uint32_t before = 0;
+  for (int i = 0; i < f->in->n * f->rows; i++) {
+    const uint64_t *mask = f->mask + (size_t)i * f->words;
+    f->r->kernels->list_active(mask, f->words, f->list + before);
+    for (size_t j = 0; j < f->words; j++) {
+      f->ranks[(size_t)i * f->words + j] = before;
+      before += (uint32_t)__builtin_popcountll(mask[j]);
+    }
+  }
+}
+
+/* The first row of the input that a row of the output reads. */
+static int first_row(const qsd_step *step, const qsd_tensor *in, int y) {
+  return y * step->stride - (int)step->pad_op->f[F_PADDING] + in->pad;
+}
+
+/* The share of active groups in what rows y.. of the output read. */
+static double share_of(const finder *f, int n, int y, int rows) {
+  const qsd_step *step = f->r->step;
+  int kernel = (int)ARRAY(step->pad_op, A_CODES)->side[2];
+  int from = first_row(step, f->in, y), to = first_row(step, f->in, y + rows - 1) + kernel;
+  int64_t active = 0;
+  for (int s = 0; s < step->steps; s++)
+    for (int i = from; i < to; i++) active += f->active[(n + s) * f->rows + i];
+  /* Groups that may be active: borders and padding are not. */
+  int inner = (int)(qsd_min(to, f->in->pad + f->in->height) - qsd_max(from, f->in->pad));
+  double groups = (double)step->steps * (f->in->channels + 3) / 4 * f->in->width *
+                  inner;
+  return (double)active / groups;
+}
+
+/* In a flat step all rows are one. */
+static int row_of(const qsd_step *step, int y) { return step->flat ? 0 : y; }
+static int pixel_of(const qsd_step *step, int y, int x) {
+  return step->flat ? y * step->pad_op->width + x : x;
+}
+
+static void run_piece(const finder *f, int block, int vectors, int n, int y, int rows, int x,
+                     int pixels, bool sparse) {
+  const qsd_runner *r = f->r;
+  const qsd_step *step = r->step;
+  const qsd_tensor *in = f->in;
+  size_t bytes = row_bytes(in), pixel = (size_t)(step->stride * in->stride);
+  size_t wide = (size_t)vectors * LANES, all = (size_t)(rows * pixels) * wide;
+  int row = first_row(step, in, y), pad = in->pad - (int)step->pad_op->f[F_PADDING];
+  size_t place = (size_t)(x * step->stride + pad) * (size_t)in->stride;
+  for (int s = 0; s < step->steps; s++) {
+    size_t at = (size_t)((n + s) * f->rows + row);
+    qsd_events events = {.dot = &step->dot,
+                         .codes = step->dot.codes + (size_t)block * step->dot.block_codes,
+                         .vectors = vectors,
+                         .sparse = sparse,
+                         .row = r->arena + in->offset + at * bytes,
+                         .mask = f->mask + at * f->words,
+                         .ranks = f->ranks + at * f->words,
+                         .row_bytes = bytes,
+                         .mask_row = f->words,
+                         .list = f->list,
+                         .in_row = bytes * (size_t)step->stride,
+                         .mask_step = f->words * (size_t)step->stride,
+                         .in_pixel = pixel,
+                         .bit = place / 4,
+                         .rows_at = step->rows_at,
+                         .bits_at = step->bits_at,
+                         .rows = rows,
+                         .pixels = pixels,
+                         .sums = r->scratch + (size_t)s * all};
+    r->kernels->events(&events);
+  }
+  int left = qsd_round_up(step->channels, LANES) / LANES - block * step->vectors;
+  qsd_tile tile = {.sums_pixel = wide, .sums_step = all, .steps = step->steps, .pixels = pixels,
+                   .vectors = (int)qsd_min(vectors, left), .channel = block * step->vectors * LANES};
+  for (int i = 0; i < rows; i++) {
+    tile.sums = r->scratch + (size_t)(i * pixels) * wide;
+    qsd_find_tile(r, n, row_of(step, y + i), pixel_of(step, y + i, x), &tile);
+    r->kernels->finish(step->finish, &tile);
+  }
+}
+
+/* Pixels whose codes are in the nearest cache in any case, or are not worth it, go by few. */
+static void run_band(const finder *f, int block, int vectors, int n, int y, int rows, int x,
+                     int pixels, double share) {
+  const qsd_dot *dot = &f->r->step->dot;
+  bool sparse = share < SPARSE;
+  if (!sparse && dot->positions * dot->groups * vectors > NEAR_GROUPS) {
+    run_piece(f, block, vectors, n, y, rows, x, pixels, false);
+    return;
+  }
+  for (int i = 0; i < rows; i++)
+    for (int j = 0; j < pixels; j += PIECE)
+      run_piece(f, block, vectors, n, y + i, 1, x + j, (int)qsd_min(PIECE, pixels - j), sparse);
+}
+
+/* Blocks from `block` on that are run together: as many vectors as the kernels have names for. */
+static int together(const qsd_step *step, int block) {
+  int vectors = (int)qsd_min(step->event_vectors, (step->blocks - block) * step->vectors);
+  int power = step->vectors;
+  while (2 * power <= vectors) power *= 2;
+  return power / step->vectors;
+}
+
+bool qsd_run_events(const qsd_runner *r, int part, int parts) {
+  const qsd_step *step = r->step;
+  if (!step->by_events) return false;
+  const qsd_tensor *in = &r->plan->tensors[step->source];
+  finder f = {.r = r, .in = in, .rows = mask_rows(in), .words = row_words(in)};
+  places p = find_places(step, in);
+  uint8_t *scratch = (uint8_t *)r->scratch;
+  f.mask = (uint64_t *)(void *)(scratch + p.mask);
+  f.active = (int64_t *)(void *)(scratch + p.active);
+  f.ranks = (uint32_t *)(void *)(scratch + p.ranks);
+  f.list = (uint16_t *)(void *)(scratch + p.list);
+  find_all(&f);
+  const int height = step->pad_op->height, width = step->pad_op->width;
+  int bands = (height + step->band_rows - 1) / step->band_rows;
+  int spans = (width + step->band_pixels - 1) / step->band_pixels;
+  int groups = 0, any = 0;
+  for (int block = 0; block < step->blocks; block += together(step, block)) groups++;
+  for (int i = 0; i < step->outer * bands && !any; i++) {
+    int y = i % bands * step->band_rows;
+    any = share_of(&f, i / bands * step->steps, y,
+                   (int)qsd_min(step->band_rows, height - y)) <= step->event_share;
+  }
+  if (!any) return false;
+  list_all(&f);
+  int64_t each = (int64_t)step->outer * bands * spans, units = each * groups;
+  int64_t first = units * part / parts, last = units * (part + 1) / parts;
+  int64_t unit = 0;
+  for (int block = 0; block < step->blocks; block += together(step, block)) {
+    int count = together(step, block);
+    for (int64_t i = 0; i < each; i++, unit++) {
+      if (unit < first || unit >= last) continue;
+      int outer = (int)(i / (bands * spans)), n = outer * step->steps;
+      int y = (int)(i / spans % bands) * step->band_rows, span = (int)(i % spans);
+      int rows = (int)qsd_min(step->band_rows, height - y);
+      int x = width * span / spans, pixels = width * (span + 1) / spans - x;
+      double share = share_of(&f, n, y, rows);
+      if (share <= step->event_share) {
+        run_band(&f, block, count * step->vectors, n, y, rows, x, pixels, share);
+        continue;
+      }
+      for (int b = block; b < block + count; b++)
+        for (int j = 0; j < rows; j++)
+          qsd_run_span(r, b, outer, row_of(step, y + j), pixel_of(step, y + j, x), pixels, true);
+    }
+  }
+  return true;
+}
