@@ -63,7 +63,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200)
     options = parser.parse_args()
     folder = find_folder(None, download=False)
-    train, test = (read_split(folder, s).images[: options.images].numpy() for s in ("train", "t10k"))
+    train, test = (
+        read_split(folder, s).images[: options.images].numpy() for s in ("train", "t10k")
+    )
     for path in options.models:
         model = native.of_graph(load_artifact(path))
         learnt, seen = activity(model, train), activity(model, test)
