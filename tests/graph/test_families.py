@@ -61,8 +61,9 @@ def test_binary_and_integer_execution_have_the_counts_of_multi_bit_evaluation(
     torch.testing.assert_close(binary.logits, logits, rtol=1e-5, atol=1e-6)
     _, found = graph.run_with_counts(pixels)
     differing, total = count_differences(found, {n: c.numpy() for n, c in counts.items()})
-    # A membrane within rounding distance of a threshold may fall on its other side.
-    assert differing <= 5e-3 * total
+    # None here on one processor; on another, a membrane within rounding distance of a threshold may
+    # fall on its other side.
+    assert differing <= 1e-3 * total
     measured = measure(model, [(images, torch.zeros(2).long())])
     rows = make_ledger("m", model, measured).rows
     assert {r.name: r.total for r in rows if r.kind in ("ac", "attention")} == binary.additions
