@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import qsdformer as qsd
 from qsdformer.accelerator.published.design import (
@@ -26,10 +29,12 @@ from qsdformer.accelerator.published.workload import (
 )
 from qsdformer.data.base import DataInfo
 from qsdformer.errors import UserError
+from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.ops import Array, Conv
 from qsdformer.graph.ops import Attention as IntegerAttention
 from qsdformer.parsing import load_yaml
 
+DOC = Path(__file__).parents[2] / "docs" / "accelerator-published.md"
 REFERENCES = {reference.name: reference for reference in references()}
 NUMBERS: dict[str, Any] = {
     "adders": 8,
@@ -165,51 +170,64 @@ def test_prosperitys_reuse_is_what_a_search_row_by_row_finds(rate: float) -> Non
     assert Prosperity(**NUMBERS).reuse(spikes) == (new, same, searched)
 
 
-def test_a_matrix_of_a_graph_has_the_spikes_of_its_layer() -> None:
+def settled(name: str, size: int, **fields: Any) -> tuple[nn.Module, IntegerGraph, Array]:
+    """A small network with statistics of random images, its integers, and an image."""
     torch.manual_seed(0)
-    model = qsd.create_model(
-        "sdt_tiny", width=16, depth=1, heads=2, num_classes=5, levels=2, time_steps=2
-    ).train()
-    with torch.no_grad():
-        for _ in range(5):
-            model(torch.randn(6, 3, 16, 16))
-    info = DataInfo(
-        image_size=16, channels=3, class_names=tuple("abcde"), mean=(0.5,) * 3, std=(0.25,) * 3
-    )
-    graph = qsd.lower(model.eval(), info)
-    image = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8).numpy()
-    made = graph_workload(graph, image)
-    assert made.left_out == ("stem.convs.0.conv", "head")
-    values, _ = graph.run_values(image, {op.name for op in graph.ops})
-    convs = {op.name: op for op in graph.ops if isinstance(op, Conv)}
-    for one in made.layers:
-        codes = convs[one.name].codes.reshape(one.outputs, -1).astype(int)
-        sums = (one.spikes() @ codes.T).reshape(2, 2, one.positions, -1).sum(axis=1)
-        expected = values[one.name].transpose(0, 2, 3, 1).reshape(sums.shape)
-        assert np.array_equal(sums, expected), one.name
-    # The same network as published ones are listed, on shapes alone.
-    listed = published_workload(model, (3, 16, 16), 0.1)
-    assert listed.dense_additions * 2 == made.dense_additions
-    for name in published_designs():
-        found = estimate(load_published(name), made)
-        assert found.cycles > 0
-        assert found.millijoules > 0
-
-
-@pytest.mark.parametrize("size", [8, 16])
-def test_attention_by_products_costs_prosperity_cycles(size: int) -> None:
-    torch.manual_seed(0)
-    model = qsd.create_model(
-        "spikformer_tiny", width=16, depth=1, heads=2, num_classes=5, levels=2, pooling="0001"
-    ).train()
+    model = qsd.create_model(name, heads=2, num_classes=5, **fields).train()
     with torch.no_grad():
         for _ in range(5):
             model(torch.randn(6, 3, size, size))
     info = DataInfo(
         image_size=size, channels=3, class_names=tuple("abcde"), mean=(0.5,) * 3, std=(0.25,) * 3
     )
-    graph = qsd.lower(model.eval(), info)
     image = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8).numpy()
+    return model, qsd.lower(model.eval(), info), image
+
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "sdt_tiny": {"width": 16, "depth": 1},
+    "metaspikeformer_tiny": {"dims": (4, 6, 8, 8), "depth": 2, "fully_spiking": True},
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_matrix_of_a_graph_has_the_spikes_of_its_layer(name: str) -> None:
+    _, graph, image = settled(name, 16, **NETWORKS[name], levels=2, time_steps=2)
+    made = graph_workload(graph, image)
+    values, _ = graph.run_values(image, {op.name for op in graph.ops})
+    convs = {op.name: op for op in graph.ops if isinstance(op, Conv)}
+    assert len(made.layers) + len(made.left_out) == len(convs)
+    for one in made.layers:
+        op, expected = convs[one.name], values[one.name]
+        codes = op.codes.reshape(op.groups, one.outputs, one.inputs).astype(int)
+        spikes = one.spikes().reshape(one.steps, op.groups, -1, one.inputs)
+        sums = np.einsum("sgpk,gnk->sgnp", spikes, codes).reshape(one.steps, *expected.shape[1:])
+        assert np.array_equal(sums.reshape(len(expected), -1, *sums.shape[1:]).sum(1), expected)
+    for design in published_designs():
+        found = estimate(load_published(design), made)
+        assert found.cycles > 0
+        assert found.millijoules > 0
+
+
+def test_a_graph_has_the_additions_of_its_networks_published_workload() -> None:
+    model, graph, image = settled("sdt_tiny", 16, width=16, depth=1, levels=2, time_steps=2)
+    made, listed = graph_workload(graph, image), published_workload(model, (3, 16, 16), 0.1)
+    assert made.left_out == listed.left_out == ("stem.convs.0.conv", "head")
+    assert made.dense_additions == 2 * listed.dense_additions  # two levels
+
+
+def test_the_documented_function_gives_a_time_for_each_design() -> None:
+    _, graph, image = settled("sdt_tiny", 16, width=16, depth=1)
+    (example,) = re.findall(r"```python\n(.*?)```", DOC.read_text(encoding="utf-8"), re.DOTALL)
+    scope: dict[str, Any] = {"__name__": "example"}
+    exec(compile(example, str(DOC), "exec"), scope)
+    assert set(scope["published_milliseconds"](graph, image)) == set(published_designs())
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_attention_by_products_costs_prosperity_cycles(size: int) -> None:
+    fields: dict[str, Any] = {"width": 16, "depth": 1, "levels": 2, "pooling": "0001"}
+    _, graph, image = settled("spikformer_tiny", size, **fields)
     made = graph_workload(graph, image)
     (attention,) = made.attentions
     assert attention.products is not None

@@ -59,13 +59,17 @@ def run_mask_add(
     accepts: Accepts = lambda cycle: True,
 ) -> Run:
     """The counts (channels, tokens) of q whose channels reach their `thresholds` (channels,)."""
-    lanes = unit.lists["q"].encoder.lanes
-    streams = {name: _words(x, lanes) for name, x in (("q", q), ("k", k), ("v", v))}
-    channels, tokens = q.shape
+    streams, (channels, tokens) = mask_add_streams(unit, q, k, v), q.shape
     signals = ("encoding", "merging", "filtering")
     after = {"thresholds": thresholds.tolist()}
     taken, cycles = _run(unit, streams, after, "masked", channels, signals, accepts)
     return Run(result=np.array(counts_of(taken, tokens)), cycles=cycles)
+
+
+def mask_add_streams(unit: EncodedMaskAdd, q: Array, k: Array, v: Array) -> dict[str, list[Any]]:
+    """What a mask-add unit's streams "q", "k" and "v" take, for `run_mask_add`'s arrays."""
+    lanes = unit.lists["q"].encoder.lanes
+    return {name: _words(x, lanes) for name, x in (("q", q), ("k", k), ("v", v))}
 
 
 def channel_thresholds(ops: Sequence[Op], channels: int, most: int) -> Array:

@@ -203,7 +203,8 @@ class Prosperity:
         rows = spikes.transpose(1, 0, 2).reshape(-1, spikes.shape[2])
         pad = ((0, -len(rows) % self.tile_rows), (0, -rows.shape[1] % self.tile_inputs))
         bits = np.pad(rows, pad).reshape(len(rows) + pad[0][1], -1, self.tile_inputs)
-        patterns = bits @ (1 << np.arange(self.tile_inputs)).astype(np.int32)
+        width = np.min_scalar_type((1 << self.tile_inputs) - 1)  # narrow numbers are fast
+        patterns = (bits @ (1 << np.arange(self.tile_inputs)).astype(np.int32)).astype(width)
         tiles = patterns.reshape(-1, self.tile_rows, patterns.shape[1]).swapaxes(1, 2)
         new = same = searched = 0
         for tile in tiles.reshape(-1, self.tile_rows):
