@@ -213,7 +213,8 @@ def pareto(points: Sequence[Point], path: Path) -> None:
             )
     axes.set(xlabel="frames/s", ylabel="µJ an image", xscale="log", yscale="log")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="lower left", title="size of a dot: on-chip memory")
+    beside = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
+    axes.legend(fontsize=7, title="size of a dot: memory", **beside)
     _save(figure, path)
 
 
