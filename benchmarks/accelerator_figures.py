@@ -106,7 +106,8 @@ def against_dense(simulations: dict[str, dict[str, Simulation]], path: Path) -> 
                     continue
                 ratios = compare(RATES, levels, LAYER, design, dense, measure)
                 label = f"D = {levels}, {name}"
-                axes.plot(RATES, ratios, style, color=f"C{index}", label=label)
+                shown = label if title == "cycles" else None
+                axes.plot(RATES, ratios, style, color=f"C{index}", label=shown)
                 print(f"{title}, {label}: break-even at a rate of {_text(crossing(RATES, ratios))}")
         for number, (name, both) in enumerate(simulations.items()):
             points = _stage_ratios(both[COUNTS], both["dense"], title)
@@ -123,7 +124,7 @@ def against_dense(simulations: dict[str, dict[str, Simulation]], path: Path) -> 
         axes.set_xlim(0.004, 1)
         axes.grid(alpha=0.3)
     for axes in panels:
-        axes.legend(fontsize=6)
+        axes.legend(fontsize=6, loc="lower right")
     _save(figure, path)
 
 
@@ -212,7 +213,8 @@ def pareto(points: Sequence[Point], path: Path) -> None:
             )
     axes.set(xlabel="frames/s", ylabel="µJ an image", xscale="log", yscale="log")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, title="size of a dot: on-chip memory")
+    beside = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
+    axes.legend(fontsize=7, title="size of a dot: memory", **beside)
     _save(figure, path)
 
 

@@ -38,6 +38,7 @@ def test_a_trained_network_goes_through_every_command(recipe, variant, capsys):
     _the_files_say_the_same(qsd)
     qsd("analyze", "run/last.ckpt", "--twins", "--limit", "32", "--json", "ledger.json")
     assert json.loads(Path("ledger.json").read_text())
+    qsd("simulate", "run/last.ckpt", "--images", "1", "--ledger")
     qsd("report", "run", "--limit", "32", "--output", "report.html")
     assert Path("report.html").read_text().endswith("</html>\n")
     qsd("bench", "run/last.ckpt", "--batch-size", "1", "--runs", "2", "--csv", "bench.csv")
