@@ -266,6 +266,8 @@ void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_s
 void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int x, int pixels, bool fresh);
 /* Where the tile's pixels, from (n, y, x) on, lie in what is written and in the shortcut. */
 void qsd_find_tile(const qsd_runner *r, int n, int y, int x, qsd_tile *tile);
+void qsd_share(const qsd_runner *r, int64_t each, int blocks, int block, int part, int parts,
+               int64_t *first, int64_t *last);
 /* Bytes that are widened first go by tiles: there is room for no more. */
 bool qsd_widens(const qsd_plan *plan, const qsd_step *step);
 /* By the active groups alone; false where this does not pay. */
