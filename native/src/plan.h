@@ -210,6 +210,12 @@ typedef struct {
   qsd_error *error;
 } qsd_builder;
 
+/* The operation whose tensor is used for the value of `number`. */
+int qsd_root(const qsd_graph *graph, const qsd_plan *plan, int number);
+/* The first and the last step that use each tensor; `result` says which values must stay. */
+void qsd_find_lives(const qsd_graph *graph, const bool *result, qsd_plan *plan);
+/* Gives tensors that live at once places apart. */
+bool qsd_place_tensors(qsd_pool *pool, qsd_plan *plan);
 int qsd_build_plan(qsd_builder *builder, bool frames, qsd_plan *plan);
 /* Packs the weights of a step's convolution and finds the offsets of its positions. */
 int qsd_pack_dot(qsd_builder *builder, const qsd_plan *plan, qsd_step *step);
