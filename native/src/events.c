@@ -227,13 +227,12 @@ bool qsd_run_events(const qsd_runner *r, int part, int parts) {
   }
   if (!any) return false;
   list_all(&f);
-  int64_t each = (int64_t)step->outer * bands * spans, units = each * groups;
-  int64_t first = units * part / parts, last = units * (part + 1) / parts;
-  int64_t unit = 0;
-  for (int block = 0; block < step->blocks; block += together(step, block)) {
-    int count = together(step, block);
-    for (int64_t i = 0; i < each; i++, unit++) {
-      if (unit < first || unit >= last) continue;
+  const int64_t each = (int64_t)step->outer * bands * spans;
+  for (int block = 0, group = 0; block < step->blocks; block += together(step, block), group++) {
+    const int count = together(step, block);
+    int64_t first, last;
+    qsd_share(r, each, groups, group, part, parts, &first, &last);
+    for (int64_t i = first; i < last; i++) {
       int outer = (int)(i / (bands * spans)), n = outer * step->steps;
       int y = (int)(i / spans % bands) * step->band_rows, span = (int)(i % spans);
       int rows = (int)qsd_min(step->band_rows, height - y);

@@ -134,24 +134,36 @@ static void fetch(const int8_t *codes, size_t from, size_t bytes, size_t end) {
   for (size_t at = from; at < from + bytes && at < end; at += 64) __builtin_prefetch(codes + at, 0, 2);
 }
 
-static void run_dense(const qsd_runner *r, int part, int parts) {
+/* A part's share of `each` units in each of `blocks` blocks: the same rows of all blocks where maps
+ * are larger than codes, as other threads' rows are far away, and otherwise blocks. */
+void qsd_share(const qsd_runner *r, int64_t each, int blocks, int block, int part, int parts,
+               int64_t *first, int64_t *last) {
   const qsd_step *step = r->step;
-  const int rows = step->rows, spans = step->spans, outers = step->outer;
-  const int64_t each = (int64_t)outers * rows * spans, units = each * step->blocks;
-  const int64_t first = units * part / parts, last = units * (part + 1) / parts;
+  size_t codes = step->kind == STEP_DOT ? step->dot.block_codes * (size_t)step->blocks : 0;
+  if (each >= parts && r->plan->tensors[step->source].size >= codes) {
+    *first = each * part / parts;
+    *last = each * (part + 1) / parts;
+    return;
+  }
+  int64_t units = each * blocks, before = each * block;
+  *first = qsd_max(units * part / parts - before, 0);
+  *last = qsd_min(units * (part + 1) / parts - before, each);
+}
+
+static void run_block(const qsd_runner *r, int block, int64_t first, int64_t last, int64_t each) {
+  const qsd_step *step = r->step;
+  const int rows = step->rows, spans = step->spans;
   const int most = qsd_widens(r->plan, step) ? TILE : step->width;
   const size_t codes = step->kind == STEP_DOT ? step->dot.block_codes : 0;
   const size_t share = (codes / (size_t)each + 63) / 64 * 64; /* of a unit */
-  int block = (int)(first / each), outer = (int)(first % each / (rows * spans));
-  int row = (int)(first % rows), span = (int)(first / rows % spans);
+  const int8_t *ahead = block + 1 < step->blocks ? step->dot.codes + (size_t)(block + 1) * codes
+                                                 : step->ahead;
+  int outer = (int)(first / (rows * spans)), row = (int)(first % rows);
+  int span = (int)(first / rows % spans);
   bool fresh = true;
-  size_t fetched = (size_t)(first % each) * share;
   for (int64_t unit = first; unit < last; unit++) {
     int from = step->width * span / spans, to = step->width * (span + 1) / spans;
-    const int8_t *ahead = block + 1 < step->blocks ? step->dot.codes + (size_t)(block + 1) * codes
-                                                   : step->ahead;
-    if (codes && ahead) fetch(ahead, fetched, share, codes);
-    fetched += share;
+    if (codes && ahead) fetch(ahead, (size_t)unit * share, share, codes);
     for (int x = from; x < to; x += most)
       qsd_run_span(r, block, outer, row, x, (int)qsd_min(most, to - x), fresh);
     fresh = false;
@@ -160,10 +172,17 @@ static void run_dense(const qsd_runner *r, int part, int parts) {
     fresh = true;
     if (++span < spans) continue;
     span = 0;
-    if (++outer < outers) continue;
-    outer = 0;
-    fetched = 0;
-    block++;
+    outer++;
+  }
+}
+
+static void run_dense(const qsd_runner *r, int part, int parts) {
+  const qsd_step *step = r->step;
+  const int64_t each = (int64_t)step->outer * step->rows * step->spans;
+  for (int block = 0; block < step->blocks; block++) {
+    int64_t first, last;
+    qsd_share(r, each, step->blocks, block, part, parts, &first, &last);
+    if (first < last) run_block(r, block, first, last, each);
   }
 }
 

@@ -44,15 +44,7 @@ static bool is_byte(const planner *p, int number) {
   return true;
 }
 
-/* The operation whose tensor is used for the value of `number`. */
-static int root(const planner *p, int number) {
-  const qsd_op *op = op_at(p, number);
-  while (op->kind == OP_FRAMES || (op->kind == OP_REPEAT && p->plan->frames)) {
-    number = op->inputs[0];
-    op = op_at(p, number);
-  }
-  return number;
-}
+static int root(const planner *p, int number) { return qsd_root(p->graph, p->plan, number); }
 
 static int new_tensor(planner *p, qsd_tensor tensor) {
   uint64_t elements = (uint64_t)qsd_image_size(&tensor) * (uint64_t)tensor.n;
@@ -348,69 +340,6 @@ static void place_tensors(planner *p) {
                      .out = p->plan->value[i], .counts = -1, .neuron = -1, .neuron_number = -1};
 }
 
-/* Memory ------------------------------------------------------------------------------------- */
-
-static void touch(qsd_plan *plan, int tensor, int step) {
-  if (tensor < 0) return;
-  qsd_tensor *t = &plan->tensors[tensor];
-  if (t->first < 0) t->first = step;
-  if (t->last < step) t->last = step;
-}
-
-static void find_lives(planner *p) {
-  qsd_plan *plan = p->plan;
-  for (int i = 0; i < plan->step_count; i++) {
-    const qsd_step *step = &plan->steps[i];
-    touch(plan, step->source, i);
-    touch(plan, step->residual, i);
-    touch(plan, step->out, i);
-    touch(plan, step->counts, i);
-    touch(plan, step->counts, i + 1); /* statistics are taken during the next step */
-    for (int j = 0; step->kind == STEP_OP && j < op_at(p, step->op)->input_count; j++)
-      touch(plan, plan->value[root(p, op_at(p, step->op)->inputs[j])], i);
-  }
-  for (int i = 0; i < p->graph->op_count; i++)
-    if (p->result[i]) touch(plan, plan->value[root(p, i)], plan->step_count + 1);
-}
-
-typedef struct {
-  uint64_t size;
-  int tensor;
-} sized;
-
-static int by_size(const void *a, const void *b) {
-  const sized *x = a, *y = b;
-  int order = (x->size < y->size) - (x->size > y->size);
-  return order ? order : x->tensor - y->tensor;
-}
-
-/* The largest first, each at the lowest place that is free for as long as it lives. */
-static bool place_memory(planner *p) {
-  qsd_plan *plan = p->plan;
-  int count = plan->tensor_count;
-  sized *order = qsd_alloc(&p->builder->pool, (uint64_t)count, sizeof *order);
-  int *placed = qsd_alloc(&p->builder->pool, (uint64_t)count, sizeof *placed);
-  if (!order || !placed) return false;
-  for (int i = 0; i < count; i++) order[i] = (sized){plan->tensors[i].size, i};
-  if (count) qsort(order, (size_t)count, sizeof *order, by_size);
-  for (int i = 0; i < count; i++) { /* `placed` is sorted by offset */
-    qsd_tensor *t = &plan->tensors[order[i].tensor];
-    uint64_t at = 0;
-    for (int j = 0; j < i; j++) {
-      const qsd_tensor *other = &plan->tensors[placed[j]];
-      if (other->last < t->first || t->last < other->first) continue;
-      if (other->offset >= at + t->size) break;
-      if (other->offset + other->size > at) at = other->offset + other->size;
-    }
-    t->offset = at;
-    if (at + t->size > plan->arena) plan->arena = at + t->size;
-    int j = i;
-    for (; j > 0 && plan->tensors[placed[j - 1]].offset > at; j--) placed[j] = placed[j - 1];
-    placed[j] = order[i].tensor;
-  }
-  return true;
-}
-
 static int too_large(planner *p) {
   return qsd_fail(p->builder->error, QSD_TOO_LARGE, "the network needs more memory than allowed");
 }
@@ -464,10 +393,10 @@ int qsd_build_plan(qsd_builder *builder, bool frames, qsd_plan *plan) {
   make_steps(&p);
   place_tensors(&p);
   qsort(plan->steps, (size_t)plan->step_count, sizeof *plan->steps, by_key);
-  find_lives(&p);
+  qsd_find_lives(p.graph, p.result, plan);
   for (int i = 0; i < plan->tensor_count; i++)
     if (plan->tensors[i].size > builder->pool.most) return too_large(&p);
-  if (!place_memory(&p) || !unpack_tables(&p)) return too_large(&p);
+  if (!qsd_place_tensors(&builder->pool, plan) || !unpack_tables(&p)) return too_large(&p);
   for (int i = 0; i < plan->step_count; i++) {
     qsd_step *step = &plan->steps[i];
     int status = QSD_OK;

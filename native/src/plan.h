@@ -210,6 +210,12 @@ typedef struct {
   qsd_error *error;
 } qsd_builder;
 
+/* The operation whose tensor is used for the value of `number`. */
+int qsd_root(const qsd_graph *graph, const qsd_plan *plan, int number);
+/* The first and the last step that use each tensor; `result` says which values must stay. */
+void qsd_find_lives(const qsd_graph *graph, const bool *result, qsd_plan *plan);
+/* Gives tensors that live at once places apart. */
+bool qsd_place_tensors(qsd_pool *pool, qsd_plan *plan);
 int qsd_build_plan(qsd_builder *builder, bool frames, qsd_plan *plan);
 /* Packs the weights of a step's convolution and finds the offsets of its positions. */
 int qsd_pack_dot(qsd_builder *builder, const qsd_plan *plan, qsd_step *step);
@@ -266,6 +272,8 @@ void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_s
 void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int x, int pixels, bool fresh);
 /* Where the tile's pixels, from (n, y, x) on, lie in what is written and in the shortcut. */
 void qsd_find_tile(const qsd_runner *r, int n, int y, int x, qsd_tile *tile);
+void qsd_share(const qsd_runner *r, int64_t each, int blocks, int block, int part, int parts,
+               int64_t *first, int64_t *last);
 /* Bytes that are widened first go by tiles: there is room for no more. */
 bool qsd_widens(const qsd_plan *plan, const qsd_step *step);
 /* By the active groups alone; false where this does not pay. */
