@@ -25,7 +25,9 @@ BOXES = {
     "artifact": ("model.qsd", "packed integers", 7.2, 0.4, COOL),
     "onnx": ("ONNX", "ONNX Runtime, OpenVINO", 13.0, 0.4, COOL),
     "verify": ("runtimes/verify.py", "every way, side by side", 13.0, 3.0, COOL),
-    "numpy": ("graph/reference.py", "NumPy integers", 13.0, 1.7, COOL),
+    "numpy": ("graph/reference.py", "exact sums in NumPy", 13.0, 1.7, COOL),
+    "native": ("native/", "the engine in C", 4.2, 0.4, COOL),
+    "accelerator": ("accelerator/", "cycles, traffic, joules", 10.1, -0.6, COOL),
 }
 ARROWS = [
     ("config", "recipe"),
@@ -42,6 +44,8 @@ ARROWS = [
     ("integer", "artifact"),
     ("integer", "onnx"),
     ("integer", "numpy"),
+    ("artifact", "native"),
+    ("integer", "accelerator"),
 ]
 WIDTH, HEIGHT = 2.5, 0.86
 
@@ -72,9 +76,9 @@ def main() -> None:
             patchB=patches[end],
         )
         axes.add_patch(arrow)
-    axes.text(0.1, 1.1, "orange: where the network is defined", fontsize=10, color=INK)
-    axes.text(0.1, 0.7, "blue: readers and what they make", fontsize=10, color=INK)
-    axes.set(xlim=(0, 14.4), ylim=(-0.2, 6.6))
+    axes.text(0.1, -0.5, "orange: where the network is defined", fontsize=10, color=INK)
+    axes.text(0.1, -0.9, "blue: readers and what they make", fontsize=10, color=INK)
+    axes.set(xlim=(0, 14.4), ylim=(-1.2, 6.6))
     axes.axis("off")
     figure.savefig(OUT, dpi=110, bbox_inches="tight", facecolor="white")
 
