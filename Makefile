@@ -8,7 +8,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxpro
 help:
 	@echo "make demo   train an ANN and a 4-bit student on digits (about 4 minutes after installing)"
 	@echo "make test   run the tests (make test-quick: without those that take longer than 10 s)"
-	@echo "make fuzz   10,000 damaged artifacts and 2,000 checkpoints, each of which must be refused"
+	@echo "make fuzz   10,000 damaged artifacts and 2,000 checkpoints, each of which must be refused;"
+	@echo "            1,000 random graphs in the native engine"
 	@echo "make lint   ruff, mypy, and that imports point one way"
 	@echo "make clean  remove .venv and caches"
 
@@ -20,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(wildcard native/*.txt nativ
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "Python's venv module is missing: sudo apt-get install python3-venv, then make again"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed \
-	  --constraint constraints.txt --editable ".[dev,export,plots,tensorboard]"
+	  --constraint constraints.txt --editable ".[dev,export,hardware,plots,tensorboard]"
 	# Tests compare with SpikingJelly's counter, which needs none of its other dependencies.
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt spikingjelly loguru
 	@touch $@
@@ -39,7 +40,8 @@ test-quick: install
 
 fuzz: install
 	QSD_FUZZ_MUTANTS=10000 $(BIN)/python -m pytest tests/graph/test_artifact_fuzz.py
-	QSD_FUZZ_MUTANTS=10000 $(BIN)/python -m pytest tests/runtimes/test_native_build.py
+	QSD_FUZZ_MUTANTS=10000 $(BIN)/python -m pytest tests/runtimes/test_native_build.py -k mutants
+	QSD_NATIVE_GRAPHS=1000 $(BIN)/python -m pytest tests/runtimes/test_native.py -k random_graphs
 	QSD_FUZZ_MUTANTS=2000 $(BIN)/python -m pytest tests/models/test_checkpoint_fuzz.py
 
 lint: install

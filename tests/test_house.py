@@ -13,7 +13,7 @@ from qsdformer.models.registry import families
 SOURCES = Path(qsdformer.__file__).parent
 
 
-@pytest.mark.parametrize("room", ["graph", "runtimes", "analysis"])
+@pytest.mark.parametrize("room", ["graph", "runtimes", "analysis", "accelerator"])
 def test_deployment_and_analysis_name_no_architecture(room: str) -> None:
     names = [family.name for family in families().values()]
     networks = [family.network.__name__ for family in families().values()]

@@ -20,18 +20,20 @@ static const char *window(const qsd_op *x, qsd_op *op, int64_t kernel) {
   return NULL;
 }
 
+static const char NO_MEMORY[] = "needs more memory than there is";
+
 static const char *set_channels(qsd_graph *graph, qsd_op *op, int64_t channels) {
   FIT(channels <= MAX_SIDE, "has too many channels");
   op->channels = (int)channels;
   op->bound = qsd_alloc(&graph->pool, (uint64_t)channels, sizeof *op->bound);
-  return op->bound ? NULL : "needs more memory than there is";
+  return op->bound ? NULL : NO_MEMORY;
 }
 
 /* Bounds of sums of codes times inputs. Codes are (out, in, k, k), or (in, out, 2, 2). */
 static const char *conv_bounds(qsd_op *op, const qsd_op *x, bool transposed) {
   const qsd_array *codes = ARRAY(op, A_CODES);
   int8_t *all = malloc((size_t)codes->count);
-  if (!all) return "needs more memory than there is";
+  if (!all) return NO_MEMORY;
   qsd_unpack8(codes, all);
   uint32_t first = codes->side[0], second = codes->side[1], taps = codes->side[2] * codes->side[3];
   uint32_t per_group = transposed ? 1 : first / (uint32_t)op->f[F_GROUPS];
@@ -278,5 +280,6 @@ int qsd_check_shapes(qsd_graph *graph, qsd_error *error) {
     i = graph->op_count - 1;
   }
   if (!what) return QSD_OK;
+  if (what == NO_MEMORY) return qsd_fail(error, QSD_TOO_LARGE, "operation %d %s", i, what);
   return qsd_fail(error, QSD_DAMAGED, "the artifact is damaged: operation %d %s", i, what);
 }

@@ -63,7 +63,7 @@ static void *new_block(qsd_pool *pool, size_t bytes, bool large) {
 
 /* Every piece begins at a cache line, for vectors. Small pieces share blocks once there are many;
  * zeroed pages of a large one are not touched until they are used. */
-void *qsd_alloc(qsd_pool *pool, uint64_t count, size_t size) {
+static void *allocated(qsd_pool *pool, uint64_t count, size_t size) {
   if (count && size > (UINT64_MAX - 128) / count) return NULL;
   uint64_t bytes = (count * size + 127) / 64 * 64;
   if (bytes > pool->most || pool->bytes > pool->most - bytes || bytes > SIZE_MAX - 2 * LARGE_PAGE)
@@ -94,6 +94,12 @@ void *qsd_alloc(qsd_pool *pool, uint64_t count, size_t size) {
   pool->left -= (size_t)bytes;
   pool->bytes += bytes;
   return piece;
+}
+
+void *qsd_alloc(qsd_pool *pool, uint64_t count, size_t size) {
+  void *memory = allocated(pool, count, size);
+  if (!memory) pool->exhausted = true;
+  return memory;
 }
 
 void qsd_release(qsd_pool *pool) {

@@ -23,6 +23,7 @@ typedef struct {
   char *next; /* the rest of the latest block */
   size_t left;
   uint64_t bytes, most;
+  bool exhausted; /* something did not fit */
 } qsd_pool;
 
 void *qsd_alloc(qsd_pool *pool, uint64_t count, size_t size);

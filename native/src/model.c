@@ -164,6 +164,8 @@ static int build(qsd_model *m, const uint8_t *data, size_t size, qsd_error *erro
   if (!status && !keep_arrays(m))
     status = qsd_fail(error, QSD_TOO_LARGE, "the network needs more memory than allowed");
   if (!status) status = make_workers(m, error);
+  if (status && (m->pool.exhausted || m->graph.pool.exhausted))
+    return qsd_fail(error, QSD_TOO_LARGE, "the network needs more memory than allowed or there is");
   if (!status && !start_threads(m))
     status = qsd_fail(error, QSD_TOO_LARGE, "cannot start %d threads", m->threads);
   return status;

@@ -14,7 +14,6 @@ from qsdformer.registration import register_with_timm
 if TYPE_CHECKING:
     from qsdformer.data.base import DataInfo as DataInfo
     from qsdformer.graph.lowering import lower as lower
-    from qsdformer.loading import load as load
     from qsdformer.models.building import create_model as create_model
     from qsdformer.models.checkpoint import save as save
     from qsdformer.models.metaspikeformer import MetaSpikeFormer as MetaSpikeFormer
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from qsdformer.nn.config import ModelConfig as ModelConfig
     from qsdformer.nn.taps import tap as tap
     from qsdformer.runtimes.exporting import export as export
+    from qsdformer.runtimes.loading import load as load
     from qsdformer.runtimes.verify import verify as verify
 
 __version__ = "0.1.0"
@@ -33,7 +33,7 @@ _HOMES = {
     "create_model": "qsdformer.models.building",
     "export": "qsdformer.runtimes.exporting",
     "import_reference": "qsdformer.models.published",
-    "load": "qsdformer.loading",
+    "load": "qsdformer.runtimes.loading",
     "lower": "qsdformer.graph.lowering",
     "save": "qsdformer.models.checkpoint",
     "tap": "qsdformer.nn.taps",

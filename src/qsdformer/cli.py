@@ -27,6 +27,7 @@ COMMANDS = (
     ("report", "report", "one HTML page about one or several runs"),
     ("export", "export", "write a packed integer artifact of a checkpoint"),
     ("verify", "verify", "binary spikes and integers against multi-bit evaluation"),
+    ("simulate", "simulate", "cycles, traffic and energy on a simulated accelerator"),
     ("bench", "bench", "speed and memory in each runtime, beside the ANN"),
     ("quickstart", "quickstart", "train an ANN and a 4-bit student on digits, and compare them"),
     ("recipes", "recipes", "list the recipes that come with the package"),

@@ -61,8 +61,9 @@ def test_binary_and_integer_execution_have_the_counts_of_multi_bit_evaluation(
     torch.testing.assert_close(binary.logits, logits, rtol=1e-5, atol=1e-6)
     _, found = graph.run_with_counts(pixels)
     differing, total = count_differences(found, {n: c.numpy() for n, c in counts.items()})
-    # A membrane within rounding distance of a threshold may fall on its other side.
-    assert differing <= 5e-3 * total
+    # None here on one processor; on another, a membrane within rounding distance of a threshold may
+    # fall on its other side.
+    assert differing <= 1e-3 * total
     measured = measure(model, [(images, torch.zeros(2).long())])
     rows = make_ledger("m", model, measured).rows
     assert {r.name: r.total for r in rows if r.kind in ("ac", "attention")} == binary.additions
@@ -78,17 +79,20 @@ def test_every_family_has_a_counterpart_ann_with_a_ledger(family: str) -> None:
     assert ann_ledger("ann", ann, (16, 16), None).macs > 0
 
 
-@pytest.mark.parametrize(
-    "name", ["sdt_gesture_2_256", "sdt_cifar10dvs_2_256", "spikformer_cifar10dvs_2_256"]
+EVENTS = ("sdt_gesture_2_256", "sdt_cifar10dvs_2_256", "spikformer_cifar10dvs_2_256")
+EVENT_FRAMES = torch.randint(
+    0, 4, (4, 3, 2, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
 )
-def test_networks_of_event_frames_compute_in_integers_what_they_do_in_floats(name):
+
+
+def event_network(name: str) -> tuple[torch.nn.Module, DataInfo]:
+    """A small network of event frames (4, B, 2, 32, 32), and what describes them."""
     torch.manual_seed(0)
     small = {"width": 32, "depth": 1, "heads": 4, "num_classes": 5, "time_steps": 4}
     model = qsd.create_model(name, **small, neuron="lif", rectify="all")
     with torch.no_grad():
         for _ in range(3):
             model(torch.rand(4, 4, 2, 32, 32))
-    model.eval()
     info = DataInfo(
         image_size=32,
         channels=2,
@@ -96,10 +100,15 @@ def test_networks_of_event_frames_compute_in_integers_what_they_do_in_floats(nam
         mean=(0.0, 0.0),
         std=(1 / 255, 1 / 255),  # values of a frame are counts of events
     )
-    frames = torch.randint(0, 4, (4, 3, 2, 32, 32), dtype=torch.uint8)
+    return model.eval(), info
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_networks_of_event_frames_compute_in_integers_what_they_do_in_floats(name):
+    model, info = event_network(name)
     graph = qsd.lower(model, info, frames=True)
     assert graph.takes_frames
     with torch.no_grad():
-        expected = model(frames.float()).numpy()
-    logits = graph.run(frames.numpy()) * graph.logit_scale
+        expected = model(EVENT_FRAMES.float()).numpy()
+    logits = graph.run(EVENT_FRAMES.numpy()) * graph.logit_scale
     assert logits == pytest.approx(expected, abs=1e-4)  # membranes have 24 fractional bits

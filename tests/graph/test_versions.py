@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from qsdformer.errors import UserError
 from qsdformer.graph.artifact import from_bytes, load_artifact, to_bytes
 from qsdformer.graph.integer import IntegerGraph, Output
 from qsdformer.graph.ops import Concat, ConvTranspose, Frames, MaxPool, Normalise, Reshape, Upsample
+from qsdformer.models.registry import config_from_dict
 
 FIRST = ("v1_published", "v1_lif_t4")
 
@@ -39,6 +41,13 @@ def test_written_again_it_differs_by_the_version_alone(fixtures, name):
     assert body == body2
     assert header.keys() == header2.keys()
     assert from_bytes(new) == from_bytes(old)
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_a_configuration_is_stored_as_in_version_1_byte_by_byte(fixtures, name):
+    stored = load_artifact(fixtures / f"{name}.qsd").config
+    again = config_from_dict(stored).to_dict()
+    assert json.dumps(again) == json.dumps(stored)
 
 
 @pytest.mark.parametrize("name", FIRST)

@@ -15,6 +15,7 @@ from qsdformer.models.checkpoint import save_checkpoint
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+from qsdformer.runtimes import native  # noqa: E402
 from qsdformer.runtimes.ann_onnx import ann_model, quantised_ann  # noqa: E402
 from qsdformer.runtimes.bench import Subject, measure, peak_memory, timed  # noqa: E402
 from qsdformer.runtimes.sessions import onnxruntime_kernels, onnxruntime_session  # noqa: E402
@@ -54,15 +55,27 @@ def test_timings_are_in_milliseconds_and_leave_warm_up_out():
 @pytest.mark.slow
 def test_the_command_prints_every_network_and_writes_them_to_a_file(checkpoint, tmp_path, capsys):
     out = tmp_path / "bench.csv"
-    words = ["--batch-size", "1", "2", "--runs", "2", "--threads", "1", "--csv", str(out)]
+    words = ["--batch-size", "1", "2", "--runs", "2", "--threads", "1", "2", "--csv", str(out)]
     assert run(["bench", str(checkpoint), *words]) == 0
     text = capsys.readouterr().out
-    for word in ("fake-quantised", "integer", "fp32", "ANN, int8", "1 thread", "artifact"):
+    for word in (
+        "fake-quantised",
+        "integer",
+        "fp32",
+        "ANN, int8",
+        "1 thread,",
+        "2 threads",
+        "reference",
+    ):
         assert word in text
     with out.open() as file:
         rows = list(csv.DictReader(file))
     assert {row["batch"] for row in rows} == {"1", "2"}
-    assert len(rows) == len({(r["network"], r["runtime"], r["batch"]) for r in rows})
+    assert {row["threads"] for row in rows} == {"1", "2"}
+    keys = {(r["network"], r["runtime"], r["batch"], r["threads"]) for r in rows}
+    assert len(rows) == len(keys)
+    assert ("native" in {row["runtime"] for row in rows}) == native.available()
+    assert ("native engine" in text) == native.available()
     ours = {r["network"] for r in rows if r["runtime"] == "ONNX Runtime"}
     assert ours == {"spiking, integer", "spiking, fp32", "ANN, fp32", "ANN, int8"}
 

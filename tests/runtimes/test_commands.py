@@ -16,6 +16,7 @@ from qsdformer.data import DataConfig, DataModule
 from qsdformer.graph.artifact import is_artifact, load_artifact
 from qsdformer.graph.lowering import lower
 from qsdformer.models.checkpoint import save_checkpoint
+from qsdformer.runtimes import native
 from qsdformer.runtimes.executors import EXECUTORS, Executor
 from qsdformer.tasks.stored import stored_data
 
@@ -137,6 +138,35 @@ def test_eval_of_exported_files_gives_the_figures_of_the_checkpoint(checkpoint, 
         assert figures(file, capsys, "--limit", "50")["images"] == 50
 
 
+@pytest.mark.skipif(not native.available(), reason="the native engine was not built")
+def test_eval_of_an_artifact_reads_the_activity_that_the_checkpoint_has(
+    checkpoint, exported, capsys
+):
+    found = {}
+    for file in (checkpoint, exported[".qsd"]):
+        capsys.readouterr()
+        assert run(["eval", str(file), *DIGITS, "--activity", "--json", "--threads", "1"]) == 0
+        streams = capsys.readouterr()
+        assert streams.err.count("\n") == (file != checkpoint)  # which runtime it was
+        found[file] = json.loads(streams.out)["activity"]
+    expected = found[checkpoint]
+    assert set(found[exported[".qsd"]]) == set(expected)
+    for name, shares in found[exported[".qsd"]].items():
+        # A count may differ by rounding.
+        assert shares == pytest.approx(expected[name], abs=2e-3), name
+
+
+def test_activity_of_an_exported_file_needs_the_native_engine(exported, capsys, monkeypatch):
+    monkeypatch.setenv("QSD_NATIVE_LIBRARY", "none")
+    for suffix, message in ((".onnx", "or a .qsd file"), (".qsd", "QSD_NATIVE_LIBRARY=none")):
+        capsys.readouterr()
+        assert run(["eval", str(exported[suffix]), *DIGITS, "--activity"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("qsd: error: activity is measured on a checkpoint")
+        assert message in error
+        assert error.count("\n") == 1
+
+
 def test_a_checkpoint_is_known_by_its_content_whatever_its_name(checkpoint, tmp_path, capsys):
     expected = figures(checkpoint, capsys)
     for name in ("model.qsd", "model.onnx"):
@@ -168,7 +198,6 @@ def test_bench_times_exported_files(exported, capsys):
     ("words", "message"),
     [
         ("eval {file}", "give --data.name"),
-        ("eval {file} --data.name digits --activity", "--activity is measured on a checkpoint"),
         ("eval {file} --data.name digits --device cuda", "run on the CPU"),
         ("eval {file} --data.name digits --image_size 16", "takes images of 32 pixels, not 16"),
         ("eval {file} --data.root {file}", "image folder {file} does not exist"),

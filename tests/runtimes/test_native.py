@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -19,30 +21,10 @@ from qsdformer.runtimes import native
 from qsdformer.runtimes.verify import verify
 from runtimes.wide_graph import SIZE, wide_graph
 
-# Instruction sets, and whether sums are made by active groups alone; not all sets can do that.
-SETS = ("avx512vnni", "avx512vnni by events", "avxvnni", "avx2", "portable")
 # QSD_NATIVE_GRAPHS=1000 compares more random graphs.
-GRAPHS = int(os.environ.get("QSD_NATIVE_GRAPHS", "60"))
+GRAPHS = int(os.environ.get("QSD_NATIVE_GRAPHS", "250"))
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native engine was not built")
-
-
-@pytest.fixture(params=SETS)
-def isa(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, small_graph: IntegerGraph
-) -> str:
-    """Each instruction set that this processor has, for the models that the test makes."""
-    name, _, events = request.param.partition(" by ")
-    monkeypatch.setenv("QSD_NATIVE_ISA", name)
-    monkeypatch.setenv("QSD_NATIVE_EVENTS", "always" if events else "never")
-    try:
-        found = native.of_graph(small_graph).isa
-    except UserError as error:
-        if "instruction set" not in str(error):
-            raise
-        pytest.skip(f"this processor has no {name}")
-    assert found == name
-    return found
 
 
 def assert_same(graph: IntegerGraph, pixels: np.ndarray, threads: int = 1) -> None:
@@ -162,6 +144,40 @@ def test_wrong_images_are_refused_in_one_line(small_graph: IntegerGraph, shape, 
         native.of_graph(small_graph)(np.zeros(shape, kind))
 
 
+def test_a_batch_beyond_all_memory_is_refused(small_graph: IntegerGraph):
+    image = np.zeros((1, 3, 32, 32), np.uint8)
+    with pytest.raises(MemoryError, match="Unable to allocate"):
+        native.of_graph(small_graph)(np.broadcast_to(image, (2**42, 3, 32, 32)))
+
+
+def test_a_model_is_not_copied(small_graph: IntegerGraph):
+    model = native.of_graph(small_graph)
+    for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="load the file again"):
+            attempt(model)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_is_told_to_load_again(small_graph: IntegerGraph):
+    pixels = np.zeros((2, 3, 32, 32), np.uint8)
+    models = [native.of_graph(small_graph, threads) for threads in (1, 2)]
+    expected = models[0](pixels)
+    child = os.fork()
+    if child == 0:  # leaves by a status alone, whatever happens
+        status = 1
+        try:
+            if np.array_equal(models[0](pixels), expected):
+                models[1](pixels)
+        except UserError as error:
+            status = 0 if "load the file again" in str(error) else 2
+        finally:
+            models.clear()
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert np.array_equal(models[1](pixels), expected)
+
+
 @pytest.mark.parametrize("threads", [-1, 1000])
 def test_an_absurd_number_of_threads_is_refused(small_graph: IntegerGraph, threads: int):
     with pytest.raises(UserError, match="threads"):
@@ -180,22 +196,10 @@ def test_a_damaged_file_is_refused_by_name(small_graph: IntegerGraph, tmp_path: 
         native.load(tmp_path / "none.qsd")
 
 
-def test_verify_and_bench_and_predictions_use_it(small_graph: IntegerGraph):
-    model = native.fastest(small_graph)
-    assert isinstance(model, native.NativeModel)
+def test_verify_has_it_among_the_executors(small_graph: IntegerGraph):
     size = small_graph.preprocessing.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, size, size), np.uint8)
-    assert model.predict(pixels) == small_graph.predict(pixels)
     report = verify(small_graph, torch.from_numpy(pixels), executors=["native"])
     assert [row.name for row in report.rows] == ["integer", "native"]
     assert report.rows[1].differing == 0
     assert report.rows[1].logit_difference == 0
-
-
-def test_without_the_library_the_reference_runs(
-    small_graph: IntegerGraph, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(native, "library", lambda: None)
-    assert native.fastest(small_graph) is small_graph
-    with pytest.raises(UserError, match="compiler"):
-        native.of_graph(small_graph)

@@ -1,24 +1,34 @@
-"""The native engine built with sanitizers: mutated files, a run, and the example in C.
+"""The native engine built with sanitizers: mutated files, runs, misuse; and the example in C.
 
 A few hundred mutants by default; QSD_FUZZ_MUTANTS=10000 makes more.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import random
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from graph.random_graphs import random_graph
 from graph.test_artifact_fuzz import error_of, forged
 from mutants import damaged
+from variants import LIF, info_for
 
+import qsdformer as qsd
 from qsdformer.graph.artifact import export, to_bytes
 from qsdformer.graph.integer import IntegerGraph
+from qsdformer.graph.lowering import lower
+from qsdformer.runtimes import native
+from qsdformer.runtimes.bench import peak_memory
 
 MUTANTS = int(os.environ.get("QSD_FUZZ_MUTANTS", "500"))
 SOURCE = Path(__file__).parents[2] / "native"
@@ -27,17 +37,37 @@ pytestmark = pytest.mark.skipif(
     not (SOURCE.is_dir() and shutil.which("cmake") and shutil.which("cc")),
     reason="there is no compiler or no CMake",
 )
+MEMORY, THREADS, NONE = "address,undefined", "thread", ""  # sanitizers
+MIB = 2**20
 
 
 @pytest.fixture(scope="module")
-def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the fuzzer and the example, built with sanitizers."""
-    folder = tmp_path_factory.mktemp("sanitized")
-    options = ["-DQSD_SANITIZE=ON", "-DQSD_TOOLS=ON"]
-    subprocess.run(["cmake", "-S", SOURCE, "-B", folder, *options], check=True, capture_output=True)
-    build = ["cmake", "--build", folder, "--parallel", "2"]
-    subprocess.run(build, check=True, capture_output=True)
-    return folder
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Builds the programs of `native/` with sanitizers, once, and gives their folder."""
+
+    @functools.cache
+    def build(sanitizers: str) -> Path:
+        folder = tmp_path_factory.mktemp("native")
+        if sanitizers:
+            command = ["cc", f"-fsanitize={sanitizers}", "-x", "c", "-", "-o", folder / "empty"]
+            program = b"int main(void) { return 0; }"
+            tried = subprocess.run(command, input=program, capture_output=True, check=False)
+            if tried.returncode or subprocess.run([folder / "empty"], check=False).returncode:
+                pytest.skip(f"the compiler has no sanitizers {sanitizers}")
+        options = [f"-DQSD_SANITIZE={sanitizers}", "-DQSD_TOOLS=ON"]
+        configure = ["cmake", "-S", SOURCE, "-B", folder, *options]
+        subprocess.run(configure, check=True, capture_output=True)
+        make = ["cmake", "--build", folder, "--parallel", "2"]
+        subprocess.run(make, check=True, capture_output=True)
+        return folder
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def tools(built: Callable[[str], Path]) -> Path:
+    """The folder of the programs that watch their memory."""
+    return built(MEMORY)
 
 
 def verdicts(tools: Path, files: list[bytes]) -> list[int]:
@@ -89,3 +119,96 @@ def test_the_example_classifies_without_python(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "bytes of pixels" in done.stderr
+
+
+# A name, the fields of a model, and whether the pixels are a frame for each time step.
+NETWORKS = {
+    "one time step": ({}, False),
+    "fully spiking": ({"fully_spiking": True, "levels": 8, "time_steps": 4}, False),
+    "LIF, frames": ({**LIF, "time_steps": 4}, True),
+}
+
+
+def faults(command: list[str | Path], lively, folder: Path, network: str, **variables: str) -> None:
+    """Runs a network in every way and misuses the library in every way; see `faults.c`."""
+    fields, frames = NETWORKS[network]
+    model = lively(**fields)
+    graph = lower(model, info_for(model))
+    shape = (4, 1, 3, 32, 32) if frames else (1, 3, 32, 32)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    export(graph, folder / "model.qsd")
+    (folder / "pixels").write_bytes(pixels.tobytes())
+    words = [*command, folder / "model.qsd", folder / "pixels", str(int(frames))]
+    environment = {**os.environ, **variables}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == [str(value) for value in graph.run(pixels)[0]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("sanitizers", [MEMORY, THREADS])
+def test_use_and_misuse_of_the_library_are_as_its_header_says(
+    built: Callable[[str], Path], lively, tmp_path: Path, network: str, sanitizers: str
+):
+    faults([built(sanitizers) / "qsd_faults"], lively, tmp_path, network)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
+def test_valgrind_finds_nothing(built: Callable[[str], Path], lively, tmp_path: Path):
+    watched = ["valgrind", "-q", "--error-exitcode=9", "--leak-check=full"]
+    faults([*watched, built(NONE) / "qsd_faults"], lively, tmp_path, "LIF, frames")
+
+
+# Prints what a program prints, and the most memory in KiB that it had; small itself, because the
+# peak of a program begins with that of the one that starts it.
+PEAK = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:]).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The network of 15M parameters at 224 pixels, fully spike-driven, and an image for it."""
+    torch.manual_seed(0)
+    model = qsd.create_model("metaspikeformer_15m", fully_spiking=True).eval()
+    info = dataclasses.replace(info_for(model), image_size=224)
+    folder = tmp_path_factory.mktemp("large")
+    qsd.export(model, folder / "model.qsd", info=info)
+    (folder / "pixels").write_bytes(bytes(3 * 224 * 224))
+    return [folder / "model.qsd", folder / "pixels"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is counted as on Linux")
+def test_an_image_through_15_million_parameters_takes_little_memory(
+    built: Callable[[str], Path], large: list[Path]
+):
+    program = built(NONE) / "qsd_example"
+    assert program.stat().st_size < 1 * MIB
+    command = [sys.executable, "-c", PEAK, program, *large]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) * 1024 < 40 * MIB
+    if native.available():
+        assert peak_memory("native", large[0], (3, 224, 224)) < 60
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited as on Linux")
+def test_a_machine_without_memory_is_told_in_one_line(
+    built: Callable[[str], Path], large: list[Path]
+):
+    import resource
+
+    def little() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (24 * MIB, 24 * MIB))
+
+    command = [built(NONE) / "qsd_example", *large]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=little)
+    assert done.returncode == 2
+    assert "memory" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -169,6 +169,20 @@ def test_ties_go_to_the_even_count_where_thresholds_say_so(arrangement, runtime)
 
 
 @EVERYWHERE
+def test_a_threshold_just_above_a_tie_stays_above_it_in_float32(arrangement, runtime):
+    """2.5 and a unit of 2^-24 more are one number of float32, but two potentials."""
+    fine = 24
+    ups = [(2 * k - 1) << (fine - 1) for k in range(1, 5)]
+    even = tuple(t + (k % 2 == 0) for k, t in enumerate(ups))
+    ops = (
+        dataclasses.replace(scaled("u", "pixel", 2**fine // 64), fraction=fine),
+        ielif("even", "u", 4, even),
+        LIF(name="lif", inputs=("u",), steps=1, limit=INT32_MAX, threshold=ups[2] + 1, leak=2**15),
+    )
+    both(graph_of(*ops, outputs=("u",)), PIXELS, arrangement, runtime)
+
+
+@EVERYWHERE
 @pytest.mark.parametrize("levels", [1, 4])
 def test_ties_go_up_where_thresholds_say_so(arrangement, runtime, levels):
     """The mask of SDT v1 with IE-LIF: sums of counts times a power of two, many exactly half."""

@@ -9,6 +9,7 @@ Sources:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -30,6 +31,8 @@ E_AC_PJ = 0.9  # FP32_ADD_PJ
 # Memory, pJ a bit [H14]: a 64-bit access to a 1 MB cache 100 pJ, to DRAM 1.3 to 2.6 nJ.
 SRAM_PJ_PER_BIT = 100 / 64
 DRAM_PJ_PER_BIT = 1300 / 64  # the lower end
+# The same for smaller caches [H14]: size in KiB, pJ a bit.
+SRAM_TABLE = ((8, 10 / 64), (32, 20 / 64), (1024, SRAM_PJ_PER_BIT))
 # Weights up to this many bits stay on the chip: the 1 MB that SRAM is priced at.
 ON_CHIP_BITS = 8 * 2**20
 
@@ -99,6 +102,16 @@ def mult_energy(bits: tuple[int, int] | None) -> float:
     if bits is None:
         return FP32_MULT_PJ
     return _interpolated(bits[0] * bits[1], (64, INT8_MULT_PJ), (1024, INT32_MULT_PJ))
+
+
+def sram_energy(kib: float) -> float:
+    """pJ a bit of a memory of `kib` KiB: a power of its size between the sizes of the table.
+
+    Beyond them the nearest power holds; it is a square root below 32 KiB.
+    """
+    (a, low), (b, high) = SRAM_TABLE[:2] if kib <= SRAM_TABLE[1][0] else SRAM_TABLE[1:]
+    exponent = math.log(high / low) / math.log(b / a)
+    return low * (kib / a) ** exponent
 
 
 def _interpolated(x: float, low: tuple[float, float], high: tuple[float, float]) -> float:

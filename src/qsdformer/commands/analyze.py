@@ -108,12 +108,13 @@ def _summary(analysis: Analysis) -> str:
     ledger = analysis.ledger
     exact = sum(row.count for row in ledger.rows if row.rate is not None)
     estimate = sum(row.estimate for row in ledger.rows if row.rate is not None)
+    off = f"{estimate / exact - 1:+.1%}" if exact else "no spikes"
     entropies = ", ".join(f"{name} {bits:.2f}" for name, bits in analysis.entropies.items())
     return (
         f"{analysis.name} on {analysis.data_name}: top-1 {analysis.measured.accuracy:.2%} of "
         f"{analysis.measured.images:,} images\n"
         f"synaptic operations an image: {exact:,.0f} exact, {estimate:,.0f} as papers estimate "
-        f"({estimate / exact - 1:+.1%}); MACs on real input: {ledger.macs:,.0f}\n"
+        f"({off}); MACs on real input: {ledger.macs:,.0f}\n"
         f"entropy in bits: {entropies}\n"
         f"parameters: {ledger.parameters:,}; packed {ledger.packed_bytes / 1024:,.0f} KiB, "
         f"{ledger.float_bytes / ledger.packed_bytes:.1f} times smaller than in fp32"

@@ -31,6 +31,16 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_threads_argument(parser: argparse.ArgumentParser) -> None:
+    """`--threads`; None where it is not given."""
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="processor threads (default: one for each core)",
+    )
+
+
 def add_limit(parser: argparse.ArgumentParser, verb: str) -> None:
     """`--limit`, for commands that `verb` on a dataset's images."""
     parser.add_argument(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images at a time (default: 1 32)",
     )
     parser.add_argument(
-        "--threads", type=positive, default=2, metavar="N", help="processor threads (default: 2)"
+        "--threads",
+        type=positive,
+        nargs="+",
+        default=[2],
+        metavar="N",
+        help="processor threads (default: 2)",
     )
     parser.add_argument(
         "--runs", type=positive, default=20, metavar="N", help="runs to take (default: 20)"
@@ -52,22 +58,25 @@ def run(options: argparse.Namespace) -> int:
     """Print how fast the network is in each runtime, and what memory each path needs."""
     import numpy as np
     from rich.console import Console
-    from rich.progress import Progress
 
+    from qsdformer.commands.running import progress_bar
     from qsdformer.runtimes.bench import measure, table, write_csv
 
     with tempfile.TemporaryDirectory() as folder:
-        subjects, files, pre = _prepare(options, Path(folder))
+        subjects_on, files, pre = _prepare(options, Path(folder))
         generator = np.random.default_rng(0)
         timings = []
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            for batch in options.batch_size:
-                task = progress.add_task(f"batch {batch}", total=options.runs)
-                shape = (batch, pre.channels, pre.image_size, pre.image_size)
-                pixels = generator.integers(0, 256, shape).astype(np.uint8)
-                advance = functools.partial(progress.advance, task)
-                timings += measure(subjects, pixels, options.runs, options.threads, advance)
-        Console(width=110).print(table(timings))
+        for threads in options.threads:
+            subjects, found = subjects_on(threads), []
+            with progress_bar() as progress:
+                for batch in options.batch_size:
+                    task = progress.add_task(f"batch {batch}", total=options.runs)
+                    shape = (batch, pre.channels, pre.image_size, pre.image_size)
+                    pixels = generator.integers(0, 256, shape).astype(np.uint8)
+                    advance = partial(progress.advance, task)
+                    found += measure(subjects, pixels, options.runs, threads, advance)
+            Console(width=110).print(table(found))
+            timings += found
         if options.csv:
             write_csv(timings, options.csv)
         _print_memory(files, pre)
@@ -76,8 +85,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _prepare(
     options: argparse.Namespace, folder: Path
-) -> tuple[list[Subject], dict[str, Path], Preprocessing]:
-    """What to time, files by the kind whose memory to measure, and the images they take."""
+) -> tuple[Callable[[int], list[Subject]], dict[str, Path], Preprocessing]:
+    """What to time on so many threads, files by the kind whose memory to measure, their images."""
     from qsdformer.graph.integer import IntegerGraph
     from qsdformer.graph.lowering import lower
     from qsdformer.models.checkpoint import load_checkpoint
@@ -93,34 +102,40 @@ def _prepare(
             size = exported.preprocessing.image_size
             raise UserError(f"{path} takes images of {size} pixels: leave out --image-size")
         if not isinstance(exported, IntegerGraph):
-            subjects = onnx_subjects(path, options.threads)
-            return subjects, {"onnx": path}, exported.preprocessing
+            return partial(onnx_subjects, path), {"onnx": path}, exported.preprocessing
         files = _export(exported, folder)
-        return make_subjects(None, exported, options.threads), files, exported.preprocessing
+        return partial(make_subjects, None, exported), files, exported.preprocessing
     loaded = load_checkpoint(path)
     if not spiking_neurons(loaded.model):
         raise UserError(f"{path} is an ANN: bench compares a spiking network with it")
     keys = {} if options.image_size is None else {SIZE: str(options.image_size)}
     graph = lower(loaded.model, described_inputs(loaded, path, keys))
-    subjects = make_subjects(loaded.model, graph, options.threads, ann=not options.no_ann)
-    return subjects, {"checkpoint": path, **_export(graph, folder)}, graph.preprocessing
+    subjects_on = partial(make_subjects, loaded.model, graph, ann=not options.no_ann)
+    return subjects_on, {"checkpoint": path, **_export(graph, folder)}, graph.preprocessing
 
 
 def _export(graph: IntegerGraph, folder: Path) -> dict[str, Path]:
     from qsdformer.graph.artifact import export
+    from qsdformer.runtimes import native
     from qsdformer.runtimes.onnx_export import export_onnx
 
-    files = {"artifact": folder / "model.qsd", "onnx": folder / "model.onnx"}
-    export(graph, files["artifact"])
-    export_onnx(graph, files["onnx"])
-    return files
+    packed, onnx = folder / "model.qsd", folder / "model.onnx"
+    export(graph, packed)
+    export_onnx(graph, onnx)
+    files = {"native": packed} if native.available() else {}
+    return {**files, "artifact": packed, "onnx": onnx}
 
 
 def _print_memory(files: dict[str, Path], pre: Preprocessing) -> None:
     """Peak memory of a process that classifies one image, from each kind of file."""
     from qsdformer.runtimes.bench import peak_memory
 
-    titles = {"checkpoint": "PyTorch", "artifact": "artifact", "onnx": "ONNX Runtime"}
+    titles = {
+        "checkpoint": "PyTorch",
+        "artifact": "reference",
+        "native": "native engine",
+        "onnx": "ONNX Runtime",
+    }
     shape = (pre.channels, pre.image_size, pre.image_size)
     peaks = {titles[kind]: peak_memory(kind, file, shape) for kind, file in files.items()}
     shown = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in peaks.items())

@@ -6,10 +6,14 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from qsdformer.commands.arguments import add_execution_arguments, add_limit
+from qsdformer.commands.arguments import (
+    add_execution_arguments,
+    add_limit,
+    add_threads_argument,
+)
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.errors import UserError
 
@@ -33,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data.name or --data.root",
     )
     add_execution_arguments(parser)
+    add_threads_argument(parser)
     add_limit(parser, "evaluate")
     parser.add_argument("--json", action="store_true", help="print JSON (default: a line of text)")
     parser.add_argument(
@@ -47,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate on the dataset the checkpoint was trained with, or on the one given."""
     from qsdformer.runtimes.exported import load_exported
 
-    exported = load_exported(options.model)
+    exported = load_exported(options.model, options.threads)
     if exported is None:
         _evaluate_checkpoint(options)
     else:
@@ -56,14 +61,19 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _evaluate_checkpoint(options: argparse.Namespace) -> None:
+    import torch
+
     from qsdformer.devices import pick_device
     from qsdformer.tasks.evaluation import evaluate, first_images
     from qsdformer.tasks.stored import load_with_data
 
     keys = given_keys(options)
     device = pick_device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     loaded, data = load_with_data(options.model, keys, options.batch_size)
-    result = evaluate(loaded.model, first_images(data.val_dataloader(), options.limit), device)
+    batches = first_images(data.val_dataloader(), options.limit)
+    result = evaluate(loaded.model, _shown(batches, data, options), device)
     activity = _activity(loaded.model, data, options.limit) if options.activity else None
     _print(options, data, result, activity)
 
@@ -73,22 +83,33 @@ def _evaluate_exported(options: argparse.Namespace, model: IntegerGraph | OnnxMo
     import torch
 
     from qsdformer.commands.exported_data import data_for, pixel_batches
-    from qsdformer.graph.integer import IntegerGraph
-    from qsdformer.runtimes.native import fastest
+    from qsdformer.commands.running import announce, in_fastest_runtime
+    from qsdformer.runtimes.native_activity import NativeActivity
     from qsdformer.tasks.evaluation import evaluate_logits
 
-    if options.activity:
-        raise UserError("--activity is measured on a checkpoint: give the one this was made of")
     if options.device not in ("auto", "cpu"):
         raise UserError(f"--device {options.device}: exported files run on the CPU; leave it out")
     data = data_for(options.model, model, given_keys(options), options.batch_size)
-    runner = fastest(model) if isinstance(model, IntegerGraph) else model
+    runner = in_fastest_runtime(model, options.threads)
+    counter = NativeActivity(runner) if options.activity else None
+    announce(runner)
 
     def logits_of(pixels: Tensor) -> Tensor:
         return torch.from_numpy(runner.logits(pixels.numpy()))
 
-    result = evaluate_logits(logits_of, pixel_batches(data, options.limit))
-    _print(options, data, result, None)
+    batches = _shown(pixel_batches(data, options.limit), data, options)
+    result = evaluate_logits(logits_of, batches)
+    _print(options, data, result, counter.shares(result.images) if counter else None)
+
+
+def _shown(
+    batches: Iterable[tuple[Tensor, Tensor]], data: DataModule, options: argparse.Namespace
+) -> Iterator[tuple[Tensor, Tensor]]:
+    from qsdformer.commands.running import with_progress
+
+    return with_progress(
+        batches, min(data.eval_size, options.limit or data.eval_size), "evaluating"
+    )
 
 
 def _print(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image
 
-from qsdformer.commands.arguments import positive
+from qsdformer.commands.arguments import add_threads_argument, positive
 from qsdformer.data.decoding import EXTENSIONS, find_images, open_image
 from qsdformer.errors import UserError
 
@@ -40,12 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of a checkpoint: cpu, cuda, ...; auto prefers CUDA (default: auto)",
     )
+    add_threads_argument(parser)
     parser.add_argument("--json", action="store_true", help="print JSON (default: text)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the likeliest classes of each image; status 2 if there were files it cannot read."""
-    classify = _classifier(options.model, options.top, options.device)
+    classify = _classifier(options)
     paths = _image_paths(options.images)
     entries = []
     failed = 0
@@ -88,20 +89,20 @@ def _open(paths: Sequence[str]) -> list[tuple[str, Image.Image]]:
     return opened
 
 
-def _classifier(path: str, top: int, device: str) -> Classify:
+def _classifier(options: argparse.Namespace) -> Classify:
     """What classifies with the model in a file; exported files need no PyTorch."""
-    from qsdformer.graph.integer import IntegerGraph
+    from qsdformer.commands.running import announce, in_fastest_runtime
     from qsdformer.runtimes.exported import load_exported
-    from qsdformer.runtimes.native import fastest
 
-    exported = load_exported(path)
+    exported = load_exported(options.model, options.threads)
     if exported is not None:
-        model = fastest(exported) if isinstance(exported, IntegerGraph) else exported
-        return lambda images: model.predict(images, top)
-    return _checkpoint_classifier(path, top, device)
+        model = in_fastest_runtime(exported, options.threads)
+        announce(model)
+        return lambda images: model.predict(images, options.top)
+    return _checkpoint_classifier(options)
 
 
-def _checkpoint_classifier(path: str, top: int, device_name: str) -> Classify:
+def _checkpoint_classifier(options: argparse.Namespace) -> Classify:
     import torch
 
     from qsdformer.data.images import prepare
@@ -111,17 +112,19 @@ def _checkpoint_classifier(path: str, top: int, device_name: str) -> Classify:
     from qsdformer.nn.exact import exact_float32
     from qsdformer.tasks.stored import unknown_inputs
 
-    device = pick_device(device_name)
-    loaded = load_checkpoint(path)
+    device = pick_device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    loaded = load_checkpoint(options.model)
     info = loaded.info
     if info is None:
-        raise unknown_inputs(path)
+        raise unknown_inputs(options.model)
     model = loaded.model.to(device)
 
     def classify(images: Sequence[Image.Image]) -> list[list[tuple[str, float]]]:
         with torch.inference_mode(), exact_float32(device):
             logits = model(prepare(images, info).to(device)).double().cpu().numpy()
-        return top_classes(logits, info.class_names, top)
+        return top_classes(logits, info.class_names, options.top)
 
     return classify
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from qsdformer.commands.arguments import add_device_argument, add_limit
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.files import write_text
+
+if TYPE_CHECKING:
+    from qsdformer.accelerator.design import Design
+    from qsdformer.analysis.report.collect import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,16 +28,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", default="report.html", metavar="FILE", help="(default: report.html)"
     )
     add_limit(parser, "measure")
+    parser.add_argument(
+        "--design",
+        action="append",
+        metavar="NAME",
+        help="simulate the first run on an accelerator, as qsd simulate does; may be repeated "
+        "(default: none)",
+    )
     add_device_argument(parser)
     add_recipe_keys(parser, section="data")
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure the runs and write the page."""
+    from qsdformer.accelerator.design import load_design
     from qsdformer.analysis.report.page import build
     from qsdformer.devices import pick_device
 
-    text = build(options.runs, given_keys(options), options.limit, pick_device(options.device))
+    designs = [load_design(name) for name in options.design or ()]
+
+    def simulated(run: Run) -> str:
+        return _simulated(run, designs) if designs else ""
+
+    device = pick_device(options.device)
+    text = build(options.runs, given_keys(options), options.limit, device, simulated)
     write_text(options.output, text)
     print(f"{options.output}: {len(text) / 1024:,.0f} KiB; open it in a browser")
     return 0
+
+
+def _simulated(run: Run, designs: Sequence[Design]) -> str:
+    """The section about the designs, on the first evaluation images of the run."""
+    from qsdformer.accelerator.report import accelerator_section
+    from qsdformer.accelerator.simulate import simulate
+    from qsdformer.analysis.report.collect import SAMPLES, samples
+    from qsdformer.data.preprocessing import Preprocessing
+    from qsdformer.graph.lowering import lower
+    from qsdformer.runtimes.executors import to_pixels
+
+    info = run.subject.data.info
+    graph = lower(run.subject.model, info, membrane_bits=16)
+    images, _ = samples(run.subject.data.val_dataloader())
+    pixels = to_pixels(images[:SAMPLES], Preprocessing.of(info))
+    return accelerator_section([simulate(graph, design, pixels) for design in designs])

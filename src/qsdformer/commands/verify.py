@@ -52,14 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print how the ways of execution compare; status 1 if a promise is broken."""
     from rich.console import Console
-    from rich.progress import Progress
 
     from qsdformer.commands.exported_data import pixel_batches
+    from qsdformer.commands.running import progress_bar
     from qsdformer.runtimes.verify import verify
 
     model, data, info = _load(options)
     total = min(data.eval_size, options.limit or data.eval_size)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("verifying", total=total)
         report = verify(
             model,

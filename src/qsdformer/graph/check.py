@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qsdformer.data.preprocessing import Preprocessing
-from qsdformer.graph.integer import LOGITS, IntegerGraph
+from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.ops import (
     INT32_MAX,
+    LOGITS,
     MAX_FRACTION,
     OP_INPUTS,
     Add,

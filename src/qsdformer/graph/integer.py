@@ -15,10 +15,8 @@ from PIL.Image import Image
 from qsdformer.data.preprocessing import Preprocessing, pixels
 from qsdformer.errors import UserError
 from qsdformer.graph.classes import top_classes
-from qsdformer.graph.ops import Array, Frames, Neuron, Op, Rescale, time_steps
+from qsdformer.graph.ops import LOGITS, Array, Frames, Neuron, Op, Rescale, time_steps
 from qsdformer.graph.reference import checked_images, execute
-
-LOGITS = "logits"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +79,11 @@ class IntegerGraph:
             return self.outputs
         logits = Output(name=LOGITS, op=self.ops[-1].name, scale=(self.logit_scale,))
         return (*self.outputs, logits)
+
+    @property
+    def reference(self) -> IntegerGraph:
+        """The graph whose `run` is the reference executor: this one."""
+        return self
 
     def neurons(self) -> Iterator[Neuron]:
         """The neurons, named as in the model."""

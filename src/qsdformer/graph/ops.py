@@ -23,6 +23,7 @@ Array = np.ndarray
 FACTOR_BITS = 16
 INT32_MAX = 2**31 - 1
 MAX_FRACTION = 256
+LOGITS = "logits"  # the name of a classifier's result
 UPSAMPLE_MODES = ("nearest", "bilinear")
 
 

@@ -1,8 +1,9 @@
-"""The reference executor of integer graphs: NumPy integers only, the same result everywhere.
+"""The reference executor of integer graphs, in NumPy: the same result everywhere.
 
 Arrays are (C, B, H, W) here, T folded into B with time slowest, so that a channel is one run of
 memory. Values are int32, products int64; lowering and loading prove that nothing leaves 32 bits
-but where an operation saturates (`check.py`).
+but where an operation saturates (`check.py`). Sums of products are taken in floating point wide
+enough to hold each of them exactly, because that is what NumPy has fast matrix products for.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from qsdformer.graph.ops import (
     time_steps,
 )
 
+EXACT_FLOAT32 = 2**24  # whole numbers up to it are exact in float32; in float64 all of 32 bits
 COLUMNS = 4096  # pixels a matrix product handles at a time, so that they stay in cache
 
 
@@ -100,17 +102,23 @@ def _normalise(op: Normalise, x: Array) -> Array:
 
 def _conv(op: Conv, x: Array) -> Array:
     size, stride, pad = op.codes.shape[-1], op.stride, op.padding
-    if pad:
-        x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    kind = _exact_type(x, np.abs(op.codes.astype(np.int64)).sum(axis=(1, 2, 3)))
+    x = np.pad(x.astype(kind), ((0, 0), (0, 0), (pad, pad), (pad, pad)))
     height, width = ((side - size) // stride + 1 for side in x.shape[2:])
-    y = np.zeros((len(op.codes), x.shape[1], height, width), np.int32)
-    codes = op.codes.astype(np.int32)
+    y = np.zeros((len(op.codes), x.shape[1], height, width), kind)
+    codes = op.codes.astype(kind)
     for i in range(size):
         for j in range(size):
             reach_i, reach_j = i + stride * (height - 1) + 1, j + stride * (width - 1) + 1
             window = x[:, :, i:reach_i:stride, j:reach_j:stride]
             _add_products(y, codes[:, :, i, j], window, op.groups)
-    return y
+    return y.astype(np.int32)
+
+
+def _exact_type(x: Array, code_sums: Array) -> type[np.floating[Any]]:
+    """A type in which no sum of `x` times codes is rounded, whatever the order of addition."""
+    largest = max(int(x.max()), -int(x.min())) * int(code_sums.max())
+    return np.float32 if largest < EXACT_FLOAT32 else np.float64
 
 
 def _add_products(y: Array, codes: Array, x: Array, groups: int) -> None:
@@ -125,18 +133,20 @@ def _add_products(y: Array, codes: Array, x: Array, groups: int) -> None:
         part = codes[rows]
         for start in range(0, flat_x.shape[1], COLUMNS):
             stop = start + COLUMNS
-            taken = np.ascontiguousarray(flat_x[columns][: part.shape[1], start:stop])
-            flat_y[rows, start:stop] += np.einsum("ok,kp->op", part, taken)
+            taken = flat_x[columns][: part.shape[1], start:stop]
+            flat_y[rows, start:stop] += part @ taken
 
 
 def _conv_transpose(op: ConvTranspose, x: Array) -> Array:
     _, out, kernel, _ = op.codes.shape
     _, batch, height, width = x.shape
+    kind = _exact_type(x, np.abs(op.codes.astype(np.int64)).sum(axis=(0, 2, 3)))
+    codes, x = op.codes.astype(kind), x.astype(kind)
     y = np.empty((out, batch, height, kernel, width, kernel), np.int32)
     for a in range(kernel):
         for b in range(kernel):
-            part = np.zeros((out, batch, height, width), np.int32)
-            _add_products(part, op.codes[:, :, a, b].T.astype(np.int32), x, 1)
+            part = np.zeros((out, batch, height, width), kind)
+            _add_products(part, codes[:, :, a, b].T, x, 1)
             y[:, :, :, a, :, b] = part
     return y.reshape(out, batch, kernel * height, kernel * width)
 

@@ -117,10 +117,11 @@ def called(path: str) -> str:
 class _Tracer(fx.Tracer):
     """Records operations; layers of ours and of torch.nn are not looked into."""
 
-    def __init__(self, images: Tensor) -> None:
+    def __init__(self, images: Tensor, root: nn.Module) -> None:
         super().__init__(autowrap_functions=(border_conv,))
         self.proxy_buffer_attributes = True
         self.images = images
+        self.modules = dict(root.named_modules(remove_duplicate=False))
         self.paths = [ROOT]
         self.recording = True
 
@@ -156,7 +157,7 @@ class _Tracer(fx.Tracer):
 
     def _where(self) -> str:
         path = self.paths[-1]
-        module = self.root.get_submodule(path)
+        module = self.modules[path]
         return f"{called(model_path(path))} ({type(module).__name__})"
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -209,7 +210,7 @@ class _Tracer(fx.Tracer):
             found = _attribute(self.root, str(node.target))
             return found.detach().to("meta") if isinstance(found, Tensor) else found
         if node.op == "call_module":
-            return self._module_shape(self.root.get_submodule(str(node.target)), *args, **kwargs)
+            return self._module_shape(self.modules[str(node.target)], *args, **kwargs)
         if node.target is _BORDER_CONV:
             return _conv_shape(args[0], args[2])
         if node.op == "call_method":
@@ -260,8 +261,8 @@ def record(model: nn.Module, shape: tuple[int, ...]) -> tuple[fx.Graph, nn.Modul
     busy = next((n for n, m in model.named_modules() if m.training), None)
     if busy is not None:
         raise UserError(f"{called(busy)} is in training mode: call model.eval() first")
-    tracer = _Tracer(torch.empty(shape, device="meta"))
     root = _Root(model)
+    tracer = _Tracer(torch.empty(shape, device="meta"), root)
     with _unchanged(model), torch.no_grad():
         return tracer.trace(root), root
 

@@ -250,7 +250,7 @@ def load_weights(
 
 def check_same_model(saved: Mapping[str, Any], config: NetworkConfig, path: Path) -> None:
     """`UserError` naming the first field in which a checkpoint's model differs from `config`."""
-    wanted = config.to_dict()
+    wanted = {"family": FIRST_FAMILY, **config.to_dict()}
     saved = {"family": FIRST_FAMILY, **saved}
     for name in sorted(set(wanted) | set(saved)):
         if saved.get(name) != wanted.get(name):

@@ -219,6 +219,17 @@ class PyramidConfig(NetworkConfig):
         return s, 2 * s, 4 * s, 8 * s
 
 
+# The order in which artifacts hold a Meta-SpikeFormer's fields, so that their bytes stay the same.
+STORED_ORDER = (
+    *("in_channels", "num_classes", "dims", "depth", "heads"),
+    *("stem_kernel", "stem_stride", "drop_path_rate"),
+    *("weight_bits", "stem_bits", "head_bits"),
+    *("neuron", "levels", "time_steps", "decay", "tau", "threshold", "surrogate", "fully_spiking"),
+    *("attention", "attention_scale", "attention_norm", "attention_gain"),
+    *("rectify", "residual_gain", "layer_scale"),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(PyramidConfig):
     """Configuration of a Meta-SpikeFormer and of its counterpart ANN."""
@@ -240,6 +251,11 @@ class ModelConfig(PyramidConfig):
     attention_gain: float = 1.0  # the neuron after attention emits gain * count / D
 
     layer_scale: float | None = None  # initial layer scale of transformer blocks; None: no scale
+
+    def to_dict(self) -> dict[str, Any]:
+        """As stored since before there were other families: no "family", fields in that order."""
+        values = super().to_dict()
+        return {name: values[name] for name in STORED_ORDER}
 
     def spiking(self) -> Self:
         """The spiking network that an ANN is the counterpart of, with binary neurons."""

@@ -204,6 +204,9 @@ if kind == "checkpoint":
     torch.set_num_threads(1)
     with torch.inference_mode():
         load_checkpoint(path).model(torch.from_numpy(pixels).float())
+elif kind == "native":
+    from qsdformer.runtimes import native
+    native.load(path)(pixels)
 elif kind == "artifact":
     from qsdformer.graph.artifact import load_artifact
     load_artifact(path).run(pixels)
@@ -223,7 +226,7 @@ print(kib / 1024)
 def peak_memory(kind: str, path: str | os.PathLike[str], shape: tuple[int, int, int]) -> float:
     """Peak resident MiB of a process that loads a file and classifies one image (C, H, W).
 
-    `kind` is "checkpoint", "artifact" or "onnx".
+    `kind` is "checkpoint", "artifact" (the reference), "native" (the native engine) or "onnx".
     """
     # Not ru_maxrss where it can be helped: it starts from the parent's peak.
     done = subprocess.run(

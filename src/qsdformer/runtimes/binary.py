@@ -278,6 +278,8 @@ def reached_weights(spikes: Tensor, step: Step) -> int:
     """Weights that the binary spikes (B, C, H, W) reach, exactly: convolution with ones."""
     layer = cast(nn.Conv2d, step.module)
     size, stride, padding = (step.options[k] for k in ("kernel", "stride", "padding"))
+    if (size, stride, padding) == (1, 1, 0):  # every pixel once
+        return _number(spikes) * (layer.out_channels // layer.groups)
     pixels = spikes.sum(dim=(0, 1), dtype=torch.float64)
     window = torch.ones(1, 1, size, size, dtype=torch.float64, device=spikes.device)
     reached = F.conv2d(pixels[None, None], window, stride=stride, padding=padding)

@@ -122,7 +122,7 @@ def _binary(model: nn.Module, graph: IntegerGraph) -> Run:
 
 def _integer(model: nn.Module, graph: IntegerGraph) -> Run:
     def run(pixels: Array, collect: bool) -> Output:
-        logits, counts = graph.run_with_counts(pixels, collect=collect)
+        logits, counts = graph.reference.run_with_counts(pixels, collect=collect)
         return logits.astype(np.float64) * graph.logit_scale, counts if collect else None
 
     return run

@@ -11,14 +11,17 @@ from qsdformer.graph.integer import IntegerGraph
 from qsdformer.runtimes.onnx_predict import OnnxModel, load_onnx
 
 
-def load_exported(path: str | os.PathLike[str]) -> IntegerGraph | OnnxModel | None:
+def load_exported(
+    path: str | os.PathLike[str], threads: int | None = None
+) -> IntegerGraph | OnnxModel | None:
     """The model in a .qsd or .onnx file of `qsd export`; None for anything else.
 
+    `threads` are those that an ONNX model runs on; by default ONNX Runtime chooses.
     Raises `UserError` for a file that has such a name or such a beginning and cannot be read.
     """
     kind = exported_kind(path)
     if kind is None and not zipfile.is_zipfile(path):  # as checkpoints are, whatever their name
         kind = os.path.splitext(path)[1]
     if kind == ".onnx":
-        return load_onnx(path)
+        return load_onnx(path, threads or 0)
     return load_artifact(path) if kind == ".qsd" else None

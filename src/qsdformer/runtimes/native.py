@@ -2,7 +2,8 @@
 
 `load(path)` gives a callable that takes uint8 pixels and gives the integer logits of `graph.run`.
 The library is built with the package where there is a C compiler. QSD_NATIVE_LIBRARY names another
-one, QSD_NATIVE_ISA the instruction set: avx512vnni, avxvnni, avx2, or portable.
+one, or is `none` to do without, QSD_NATIVE_ISA the instruction set: avx512vnni, avxvnni, avx2, or
+portable.
 """
 
 from __future__ import annotations
@@ -10,24 +11,22 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from qsdformer.data.preprocessing import pixels as prepare
-from qsdformer.errors import UserError
-from qsdformer.graph.artifact import from_bytes, to_bytes
-from qsdformer.graph.integer import LOGITS, IntegerGraph
-from qsdformer.graph.ops import Array
+from qsdformer.errors import UserError, one_line
+from qsdformer.graph.ops import LOGITS, Array
+
+if TYPE_CHECKING:
+    from qsdformer.graph.integer import IntegerGraph
 
 ABI = 1
+LIBRARY, ISA = "QSD_NATIVE_LIBRARY", "QSD_NATIVE_ISA"
+WITHOUT = "none"  # the value of QSD_NATIVE_LIBRARY that does without the engine
 MESSAGE_BYTES = 1024
 ACTIVITY = ("elements", "active", "spikes", "groups", "active_groups")
-MOST_THREADS = 16  # more share little work
 NAMES = ("libqsd.so", "libqsd.dylib", "qsd.dll")
 MISSING = (
     "the native engine was not built: install qsdformer where there is a C compiler (gcc or clang)"
@@ -73,92 +72,82 @@ class Activity:
     active_groups: int
 
 
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """The library; None where it was not built."""
-    given = os.environ.get("QSD_NATIVE_LIBRARY")
-    folder = Path(__file__).parent
-    places = [Path(given)] if given else [folder / name for name in NAMES]
-    for place in places:
-        if place.is_file():
-            try:
-                return _declared(ctypes.CDLL(os.fspath(place)))
-            except (OSError, AttributeError) as error:
-                raise UserError(f"cannot use the native engine {place}: {error}") from error
-    if given:
-        raise UserError(f"QSD_NATIVE_LIBRARY={given}: there is no such file")
+def library() -> ctypes.CDLL:
+    """The library; `UserError` where it was not built, cannot be used or is not wanted."""
+    given = os.environ.get(LIBRARY)
+    if given == WITHOUT:
+        raise UserError(f"the native engine is not wanted: {LIBRARY}={WITHOUT}")
+    folder = os.path.dirname(os.path.abspath(__file__))
+    for place in [os.path.abspath(given)] if given else [os.path.join(folder, n) for n in NAMES]:
+        if os.path.isfile(place):
+            return _opened(place)
+    raise UserError(f"{LIBRARY}={given}: there is no such file" if given else MISSING)
+
+
+def absence() -> str | None:
+    """Why the native engine cannot be used, in one line; None where it can.
+
+    `UserError` where QSD_NATIVE_LIBRARY names a library that cannot be used.
+    """
+    try:
+        library()
+    except UserError as error:
+        if os.environ.get(LIBRARY) not in (None, "", WITHOUT):
+            raise
+        return str(error)
     return None
 
 
 def available() -> bool:
     """Whether the native engine can be used."""
-    return library() is not None
+    return absence() is None
 
 
 def load(path: str | os.PathLike[str], threads: int = 1) -> NativeModel:
     """The artifact at `path`, ready to run; `UserError` where it cannot be read or run."""
-    file = Path(path)
     try:
-        data = file.read_bytes()
+        with open(path, "rb") as file:
+            data = file.read()
     except OSError as error:
         raise UserError(f"cannot read artifact {path}: {error.strerror or error}") from error
-    return NativeModel(data, threads=threads, name=str(path))
+    return NativeModel(data, threads, str(path))
 
 
 def of_graph(graph: IntegerGraph, threads: int = 1) -> NativeModel:
     """The native engine for `graph`."""
-    return NativeModel(to_bytes(graph), threads=threads, graph=graph)
+    from qsdformer.graph.artifact import to_bytes
 
-
-def fastest(graph: IntegerGraph, threads: int | None = None) -> IntegerGraph | NativeModel:
-    """What runs `graph` soonest here: the native engine, or without it the reference.
-
-    All cores that this process may use work on it, or as many `threads`.
-    """
-    if not available():
-        return graph
-    return of_graph(graph, threads or min(os.cpu_count() or 1, MOST_THREADS))
+    return NativeModel(to_bytes(graph), threads)
 
 
 class NativeModel:
-    """An artifact in the native engine. Call it with pixels, or use it as an `IntegerGraph`."""
+    """An artifact in the native engine: call it with pixels.
 
-    def __init__(
-        self,
-        data: bytes,
-        *,
-        threads: int = 1,
-        name: str = "artifact",
-        graph: IntegerGraph | None = None,
-    ) -> None:
-        found = library()
-        if found is None:
-            raise UserError(MISSING)
-        self._library, self._data, self._name = found, data, name
-        self._model = Pointer()
-        isa = os.environ.get("QSD_NATIVE_ISA")
+    `data` is the file's content, of which nothing is kept; `name` is what messages call it.
+    """
+
+    def __init__(self, data: bytes, threads: int = 1, name: str = "artifact") -> None:
+        self._library = library()
+        self._model, self._process = Pointer(), os.getpid()
+        isa = os.environ.get(ISA)
         options = _Options(threads, isa.encode() if isa else None, 0)
         message = ctypes.create_string_buffer(MESSAGE_BYTES)
-        status = found.qsd_load(
+        status = self._library.qsd_load(
             data, len(data), ctypes.byref(options), ctypes.byref(self._model), message, len(message)
         )
         if status:
             raise UserError(f"{name}: {message.value.decode(errors='replace')}")
-        self._graph = graph
         self.info = _Info()
-        found.qsd_describe(self._model, ctypes.byref(self.info))
+        self._library.qsd_describe(self._model, ctypes.byref(self.info))
 
     def __del__(self) -> None:
-        if getattr(self, "_model", None):
+        # Threads do not pass into a forked process: there is nothing there that could be stopped.
+        if getattr(self, "_model", None) and self._process == os.getpid():
             self._library.qsd_free(self._model)
             self._model = Pointer()
 
-    @property
-    def graph(self) -> IntegerGraph:
-        """The graph that the file holds, read when it is first asked for."""
-        if self._graph is None:
-            self._graph = from_bytes(self._data, self._name)
-        return self._graph
+    def __reduce__(self) -> Any:
+        raise TypeError("a model in the native engine cannot be copied: load the file again")
 
     @property
     def isa(self) -> str:
@@ -171,24 +160,20 @@ class NativeModel:
 
     def run(self, images: Array) -> Array:
         """Integer logits (B, classes) int32; equal to `IntegerGraph.run`."""
-        if not self.info.classes:
-            self.graph.run(images)  # says which outputs there are
-        flat, batch, frames = self._checked(images)
-        logits = np.empty((batch, self.info.classes), np.int32)
-        self._run(flat, batch, frames, logits=logits)
-        return logits
+        return self.run_with_counts(images, collect=False)[0]
 
     def run_with_counts(
         self, images: Array, collect: bool = True
     ) -> tuple[Array, dict[str, Array]]:
         """`run`, and the spike counts (T*B, C, H, W) uint8 of every neuron by name."""
-        if not collect:
-            return self.run(images), {}
-        if not self.info.classes:
-            self.graph.run(images)
         flat, batch, frames = self._checked(images)
+        if not self.info.classes:
+            names = (self._value("output", i).name.decode() for i in range(self.info.outputs))
+            raise UserError(f"this network has no logits; its outputs are {', '.join(names)}")
         logits = np.empty((batch, self.info.classes), np.int32)
-        counts = self._arrays("neuron", self.info.neurons, batch, frames, np.uint8)
+        counts = {}
+        if collect:
+            counts = self._arrays("neuron", self.info.neurons, batch, frames, np.uint8)
         self._run(flat, batch, frames, logits=logits, counts=list(counts.values()))
         return logits, counts
 
@@ -208,16 +193,6 @@ class NativeModel:
         """Real logits (B, classes) float64."""
         return self.run(images).astype(np.float64) * 2.0**-self.info.fraction
 
-    def predict(
-        self, images: Sequence[Image.Image] | Array, top: int = 5
-    ) -> list[list[tuple[str, float]]]:
-        """The `top` (class name, probability) pairs of each image, likeliest first."""
-        from qsdformer.graph.classes import top_classes
-
-        graph = self.graph
-        given = images if isinstance(images, np.ndarray) else prepare(images, graph.preprocessing)
-        return top_classes(self.logits(given), graph.class_names, top)
-
     def reset_statistics(self) -> None:
         """From now on activity is counted, from zero."""
         self._library.qsd_reset_statistics(self._model)
@@ -226,11 +201,10 @@ class NativeModel:
         """The activity of every neuron by name since the last reset."""
         found = {}
         for number in range(self.info.neurons):
-            activity, value = _Activity(), _Value()
+            activity = _Activity()
             self._library.qsd_statistics(self._model, number, ctypes.byref(activity))
-            self._library.qsd_neuron(self._model, number, 0, ctypes.byref(value))
             fields = {name: getattr(activity, name) for name in ACTIVITY}
-            found[value.name.decode()] = Activity(**fields)
+            found[self._value("neuron", number).name.decode()] = Activity(**fields)
         return found
 
     def _checked(self, images: Array) -> tuple[Array, int, bool]:
@@ -247,7 +221,16 @@ class NativeModel:
             )
         if images.size == 0:
             raise UserError("no images: give at least one")
+        if info.threads > 1 and self._process != os.getpid():
+            raise UserError("the native engine's threads end at a fork: load the file again here")
         return np.ascontiguousarray(images), images.shape[-4], frames
+
+    def _value(self, kind: str, number: int, frames: bool = False) -> _Value:
+        """The description of an "output" or a "neuron"."""
+        value = _Value()
+        describe = getattr(self._library, f"qsd_{kind}")
+        describe(self._model, number, int(frames), ctypes.byref(value))
+        return value
 
     def _arrays(
         self, kind: str, count: int, batch: int, frames: bool, dtype: type
@@ -255,10 +238,7 @@ class NativeModel:
         """Empty arrays for the values of all outputs or neurons, by name."""
         found = {}
         for number in range(count):
-            value = _Value()
-            getattr(self._library, f"qsd_{kind}")(
-                self._model, number, int(frames), ctypes.byref(value)
-            )
+            value = self._value(kind, number, frames)
             shape = (value.steps * batch, value.channels, value.height, value.width)
             found[value.name.decode()] = np.empty(shape, dtype)
         return found
@@ -300,6 +280,14 @@ def _pointers(arrays: list[Array] | None) -> Any:
     if not arrays:
         return None
     return (Pointer * len(arrays))(*(array.ctypes.data for array in arrays))
+
+
+@functools.cache
+def _opened(place: str) -> ctypes.CDLL:
+    try:
+        return _declared(ctypes.CDLL(place))
+    except (OSError, AttributeError) as error:
+        raise UserError(f"cannot use the native engine {place}: {one_line(error)}") from error
 
 
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,20 +15,27 @@ from qsdformer.graph.ops import Array
 from qsdformer.runtimes.executors import Executor, Output, Run, register
 from qsdformer.runtimes.sessions import RUNTIMES, Arrangement, Infer
 
+if TYPE_CHECKING:
+    import onnx
+
 
 def runtime_run(
     graph: IntegerGraph, arrangement: Arrangement, start: Callable[[bytes, int], Infer]
 ) -> Run:
     """Runs `graph` in a runtime, from a model arranged for it, on as many threads as PyTorch."""
-    from qsdformer.runtimes.onnx_export import onnx_model
+    from qsdformer.runtimes.onnx_export import onnx_models
 
     neurons = [op.name for op in graph.neurons()]
+    models: dict[bool, onnx.ModelProto] = {}
     sessions: dict[bool, Infer] = {}
 
     def run(pixels: Array, collect: bool) -> Output:
         if collect not in sessions:  # reading counts costs time, so there is a model without them
-            data = onnx_model(graph, arrangement, counts=collect).SerializeToString()
-            sessions[collect] = start(data, torch.get_num_threads())
+            if not models:
+                models.update(onnx_models(graph, arrangement))
+            sessions[collect] = start(
+                models.pop(collect).SerializeToString(), torch.get_num_threads()
+            )
         found = sessions[collect](pixels, None)
         logits = found["logits"].astype(np.float64)
         return logits, {name: found[name] for name in neurons} if collect else None

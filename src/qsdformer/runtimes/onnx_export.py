@@ -83,6 +83,16 @@ def onnx_model(
     With `counts`, every neuron's spike counts are outputs too, under the neuron's name:
     uint8 (T * batch, C, H, W).
     """
+    return _translated(graph, arrangement).model(counts=counts)
+
+
+def onnx_models(graph: IntegerGraph, arrangement: Arrangement) -> dict[bool, onnx.ModelProto]:
+    """The models of `onnx_model` without and with counts, translated once."""
+    translation = _translated(graph, arrangement)
+    return {counts: translation.model(counts=counts) for counts in (False, True)}
+
+
+def _translated(graph: IntegerGraph, arrangement: Arrangement) -> _Translation:
     if arrangement not in get_args(Arrangement):
         allowed = ", ".join(get_args(Arrangement))
         raise ValueError(f"arrangement={arrangement!r}: must be one of {allowed}")
@@ -91,7 +101,8 @@ def onnx_model(
     translation = _Translation(graph, arrangement)
     for op in graph.ops:
         translation.translate(op)
-    return translation.finish(counts)
+    translation.finish()
+    return translation
 
 
 class _Translation:
@@ -111,6 +122,7 @@ class _Translation:
             nodes=self.nodes, quantised=self.quantised, layout="NHWC" if products else "NCHW"
         )
         self.values: dict[str, Value] = {}
+        self.results: dict[str, tuple[int, list[str | int]]] = {}  # type and shape by name
         self.ops = {op.name: op for op in graph.ops}
         self.uses = Counter(name for op in graph.ops for name in op.inputs)
         self.uses.update(output.op for output in graph.results)
@@ -131,21 +143,24 @@ class _Translation:
             inputs = [self._value(name) for name in op.inputs]
             self.values[op.name] = self._mapped(op, *inputs)
 
-    def finish(self, counts: bool) -> onnx.ModelProto:
-        """The model, once every operation is translated."""
-        pre, steps = self.graph.preprocessing, self.graph.time_steps
+    def finish(self) -> None:
+        """Name the results, once every operation is translated."""
         shapes = check_graph(self.graph)
-        outputs: dict[str, tuple[int, list[str | int]]] = {}
         if self.graph.class_names:
             classes = len(self.graph.class_names)
             self._named("logits", "Flatten", self.values[self.graph.ops[-1].name].name)
-            outputs["logits"] = (FLOAT, ["batch", classes])
+            self.results["logits"] = (FLOAT, ["batch", classes])
         for output in self.graph.outputs:
             value = self._real_output(output)
             self._named(output.name, "Identity", self.nodes.to(value, "NCHW"))
             over_time = shapes[output.op].steps
             batch = f"{over_time}*batch" if over_time > 1 else "batch"
-            outputs[output.name] = (FLOAT, [batch, *value.shape])
+            self.results[output.name] = (FLOAT, [batch, *value.shape])
+
+    def model(self, *, counts: bool) -> onnx.ModelProto:
+        """The finished model; one with counts is asked for last, as their nodes are added to it."""
+        pre, steps = self.graph.preprocessing, self.graph.time_steps
+        outputs = dict(self.results)
         for op in self.graph.neurons() if counts else ():
             value = self.values[op.name]
             kind = UINT8 if self.quantised else FLOAT

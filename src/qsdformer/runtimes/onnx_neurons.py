@@ -53,7 +53,7 @@ class NeuronNodes:
         reached = [
             self.nodes.add(
                 "Cast",
-                self.nodes.add("GreaterOrEqual", potential, self.nodes.reals(threshold * unit)),
+                self.nodes.add("GreaterOrEqual", potential, self._limit(threshold * unit)),
                 to=FLOAT,
             )
             for threshold in op.thresholds
@@ -113,8 +113,15 @@ class NeuronNodes:
         return self._whole(h) if unit == 1.0 else h
 
     def _fires(self, h: str, threshold: float) -> str:
-        fires = self.nodes.add("GreaterOrEqual", h, self.nodes.reals(threshold))
+        fires = self.nodes.add("GreaterOrEqual", h, self._limit(threshold))
         return self.nodes.add("Cast", fires, to=UINT8 if self.quantised else FLOAT)
+
+    def _limit(self, threshold: float) -> str:
+        """The least float32 that is not below: rounded down, it would let a tie below it pass."""
+        nearest = np.float32(threshold)
+        if float(nearest) < threshold:
+            nearest = np.nextafter(nearest, np.float32(np.inf))
+        return self.nodes.reals(nearest)
 
     def _whole(self, x: str) -> str:
         """Whole numbers stay whole: rounding that real potentials do not notice decides here."""

@@ -189,7 +189,7 @@ def count_differences(counts: dict[str, Array], reference: dict[str, Array]) -> 
     if set(counts) != set(reference):
         raise ValueError("the two executions have different neurons")
     differing = sum(
-        int((counts[name].reshape(r.shape) != r).sum()) for name, r in reference.items()
+        int(np.count_nonzero(counts[name].reshape(r.shape) != r)) for name, r in reference.items()
     )
     return differing, sum(r.size for r in reference.values())
 

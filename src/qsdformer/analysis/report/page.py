@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -33,10 +33,12 @@ def build(
     keys: Mapping[str, str],
     limit: int | None = None,
     device: torch.device | str = "cpu",
+    more: Callable[[Run], str] = lambda run: "",
 ) -> str:
     """The report on the runs at `paths` as one HTML page; the first must be spiking.
 
     Everything is measured on the evaluation images, or the first `limit` of them, on `device`.
+    `more` makes further HTML about the first run.
     Raises `UserError` for runs that cannot be read and for a first run without neurons.
     """
     runs = [
@@ -51,11 +53,11 @@ def build(
         raise UserError(
             f"{paths[0]} is an ANN and has no spiking neurons: give a spiking run first"
         )
-    return page(runs)
+    return page(runs, more(runs[0]))
 
 
-def page(runs: Sequence[Run]) -> str:
-    """The page about `runs`, the first of them in detail."""
+def page(runs: Sequence[Run], more: str = "") -> str:
+    """The page about `runs`, the first of them in detail, with `more` HTML at its end."""
     run = runs[0]
     body = [
         f"<h1>{escape(run.name)}</h1>",
@@ -66,6 +68,7 @@ def page(runs: Sequence[Run]) -> str:
         sections.run_table(runs),
         sections.pareto(runs),
         *_inside(runs),
+        more,
     ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

@@ -40,6 +40,7 @@ class Axes:
     x_title: str = ""
     y_title: str = ""
     x_log: bool = False
+    y_log: bool = False
     parts: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -56,6 +57,8 @@ class Axes:
     def py(self, value: float) -> float:
         """Vertical position of a value."""
         low, high = self.y
+        if self.y_log:
+            value, low, high = math.log10(value), math.log10(low), math.log10(high)
         return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     def line(self, points: Points, series: int, title: str) -> None:
@@ -90,7 +93,7 @@ class Axes:
         """The finished chart."""
         ticks = x_ticks if x_ticks is not None else ticks_of(*self.x, log=self.x_log)
         grid = []
-        for value, name in ticks_of(*self.y).items():
+        for value, name in ticks_of(*self.y, log=self.y_log).items():
             y = self.py(value)
             grid.append(
                 f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'

@@ -1,0 +1,238 @@
+"""`qsd simulate MODEL`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qsdformer.accelerator.design import designs, published_names
+from qsdformer.commands.arguments import positive
+from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
+from qsdformer.errors import UserError
+from qsdformer.files import write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import nn
+
+    from qsdformer.accelerator.design import Design
+    from qsdformer.accelerator.ledger import Line
+    from qsdformer.accelerator.simulate import Simulation
+    from qsdformer.accelerator.sweep import Point
+    from qsdformer.data import DataModule
+    from qsdformer.graph.integer import IntegerGraph
+    from qsdformer.graph.ops import Array
+
+FILE_WIDTH = 140  # columns of output that goes to a file or a pipe
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `qsd simulate`."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a checkpoint of qsd train, or a .qsd file of qsd export, which needs --data.name "
+        "or --data.root",
+    )
+    parser.add_argument(
+        "--design",
+        action="append",
+        metavar="NAME",
+        help=f"one of {', '.join(designs())}, a YAML file, or as published "
+        f"{', '.join(published_names())}; may be repeated, the first in detail "
+        "(default: sdt-sparse and dense-int)",
+    )
+    parser.add_argument(
+        "--images",
+        type=positive,
+        default=4,
+        metavar="N",
+        help="the first N evaluation images (default: 4)",
+    )
+    parser.add_argument(
+        "--membrane-bits",
+        type=int,
+        choices=(16, 32),
+        default=16,
+        help="of a checkpoint: width of membrane potentials (default: 16, as in qsd analyze)",
+    )
+    parser.add_argument(
+        "--sweep",
+        metavar="KEYS",
+        help="vary the first design, such as lanes=32|64,encoding=address|address+count,"
+        "buffers=0.5|1 (default: off)",
+    )
+    parser.add_argument(
+        "--ledger",
+        action="store_true",
+        help="of a checkpoint: also show the first design's traffic beside that of the memory "
+        "cost model of qsd analyze (default: off)",
+    )
+    parser.add_argument("--csv", metavar="FILE", help="write the stages' rows (default: off)")
+    parser.add_argument("--json", metavar="FILE", help="write everything (default: off)")
+    add_recipe_keys(parser, section="data")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Simulate, print the tables, write the files asked for."""
+    from rich.console import Console
+
+    from qsdformer.accelerator.design import load_design
+    from qsdformer.accelerator.simulate import simulate
+    from qsdformer.accelerator.sweep import parse_sweep
+
+    names = options.design or ["sdt-sparse", "dense-int"]
+    published = [name for name in names if name in published_names()]
+    chosen = [load_design(name) for name in names if name not in published]
+    if not chosen and (options.sweep or options.ledger):
+        raise UserError(
+            f"--sweep and --ledger: {names[0]} is a formula and has no units to look at"
+        )
+    keys = parse_sweep(options.sweep, chosen[0]) if options.sweep else None
+    graph, images, ledger = _load(options)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=FILE_WIDTH)
+    if keys is not None:
+        return _sweep(console, options, graph, chosen[0], images, keys)
+    simulations = []
+    for design in chosen:
+        with console.status(f"simulating {design.name}"):
+            simulations.append(simulate(graph, design, images))
+    if simulations:
+        _print(console, simulations)
+    estimates = _estimates(console, published, graph, images) if published else []
+    if ledger is not None:
+        from qsdformer.accelerator.tables import ledger_table
+
+        console.print(ledger_table(ledger(simulations[0]), chosen[0].name))
+    if options.csv:
+        from qsdformer.accelerator.tables import write_csv
+
+        write_csv(options.csv, simulations)
+    if options.json:
+        from qsdformer.accelerator.tables import simulation_values
+
+        write_json(options.json, [*map(simulation_values, simulations), *estimates])
+    return 0
+
+
+def _load(
+    options: argparse.Namespace,
+) -> tuple[IntegerGraph, Array, Callable[[Simulation], list[Line]] | None]:
+    """The integer graph, pixels for it, and what compares with the ledger, if asked for."""
+    import numpy as np
+
+    from qsdformer.commands.exported_data import data_for, pixel_batches
+    from qsdformer.graph.integer import IntegerGraph
+    from qsdformer.graph.lowering import lower
+    from qsdformer.runtimes.exported import load_exported
+    from qsdformer.tasks.stored import load_with_data
+
+    keys = given_keys(options)
+    graph, compare = load_exported(options.model), None
+    if options.ledger and graph is not None:
+        raise UserError(f"--ledger is of a checkpoint, and {options.model} is none")
+    if graph is None:
+        loaded, data = load_with_data(options.model, keys, options.images)
+        if options.ledger:
+            compare = _comparison(options.model, loaded.model, data, options.images)
+        graph = lower(loaded.model, data.info, membrane_bits=options.membrane_bits)
+    elif not isinstance(graph, IntegerGraph):
+        raise UserError(f"{options.model} is an ONNX file: give the checkpoint or a .qsd file")
+    else:
+        data = data_for(options.model, graph, keys, options.images)
+    batches = [pixels.numpy() for pixels, _ in pixel_batches(data, options.images)]
+    if not batches:
+        raise UserError("there are no images to simulate")
+    return graph, np.concatenate(batches), compare
+
+
+def _comparison(
+    name: str, model: nn.Module, data: DataModule, images: int
+) -> Callable[[Simulation], list[Line]]:
+    """What puts a simulation beside the ledger of `model` on the same images."""
+    from qsdformer.accelerator.ledger import traffic_lines
+    from qsdformer.analysis.ledger import make_ledger
+    from qsdformer.analysis.measure import measure
+    from qsdformer.tasks.evaluation import first_images
+
+    measured = measure(model, first_images(data.val_dataloader(), images))
+    ledger = make_ledger(name, model, measured)
+    return lambda simulation: traffic_lines(ledger, model, measured.size, simulation)
+
+
+def _print(console: Console, simulations: Sequence[Simulation]) -> None:
+    from qsdformer.accelerator.tables import design_table, stage_table, traffic_table, unit_table
+
+    first = simulations[0]
+    for table in (stage_table(first), unit_table(first), traffic_table(first)):
+        console.print(table)
+    console.print(design_table(simulations))
+    for simulation in simulations:
+        console.print(_notes(simulation), highlight=False)
+
+
+def _estimates(
+    console: Console, names: Sequence[str], graph: IntegerGraph, images: Array
+) -> list[dict[str, Any]]:
+    """Print what published designs take, and give it as plain values."""
+    from qsdformer.accelerator.published.design import estimate, load_published
+    from qsdformer.accelerator.published.workload import graph_workload
+    from qsdformer.accelerator.tables import estimate_table, estimate_values
+
+    with console.status("estimating published designs"):
+        batch = images.shape[-4]
+        loads = [graph_workload(graph, images[..., i : i + 1, :, :, :]) for i in range(batch)]
+        found = [[estimate(load_published(name), load) for load in loads] for name in names]
+    console.print(estimate_table(found))
+    if loads[0].left_out:
+        left = ", ".join(loads[0].left_out)
+        console.print(f"published designs leave out layers on real values: {left}", highlight=False)
+    return [estimate_values(each) for each in found]
+
+
+def _notes(simulation: Simulation) -> str:
+    from qsdformer.accelerator.tables import bytes_text
+
+    design, weights = simulation.design, bytes_text(simulation.weight_bits)
+    where = "stay on the chip" if simulation.resident else "come from DRAM for every image"
+    if simulation.differing:
+        raise RuntimeError(f"{design.name}: {simulation.differing} values are not the reference's")
+    return (
+        f"{design.name}: {design.title}; {simulation.images} images, all spikes and outputs equal "
+        f"to the integer graph's; weights of {weights} {where}; {len(design.assumptions)} of "
+        f"{len(design.sources)} numbers of the design are assumptions"
+    )
+
+
+def _sweep(
+    console: Console,
+    options: argparse.Namespace,
+    graph: IntegerGraph,
+    design: Design,
+    images: Array,
+    keys: dict[str, list[Any]],
+) -> int:
+    import math
+
+    from rich.progress import Progress
+
+    from qsdformer.accelerator.sweep import sweep
+    from qsdformer.accelerator.tables import sweep_table, sweep_values, write_rows
+
+    with Progress(transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("sweeping", total=math.prod(map(len, keys.values())))
+        points: list[Point] = sweep(graph, design, images, keys, lambda: progress.advance(task))
+    console.print(sweep_table(points))
+    console.print(
+        "*: no other variant has as many frames/s, as little energy and as little memory",
+        highlight=False,
+    )
+    rows = sweep_values(points)
+    if options.csv:
+        write_rows(options.csv, rows)
+    if options.json:
+        write_json(options.json, rows)
+    return 0

@@ -1,0 +1,133 @@
+"""The units of a design make exactly the numbers of the reference executor, on every network."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from graph.random_graphs import random_frames, random_graph
+
+from accelerator.networks import FAMILIES, family_graph, pixels, small_design
+from qsdformer.accelerator.design import load_design
+from qsdformer.accelerator.encoding import ENCODINGS
+from qsdformer.accelerator.results import PARTS, figures, stage_figures
+from qsdformer.accelerator.simulate import simulate
+from qsdformer.accelerator.traffic import DRAM
+from qsdformer.graph.integer import IntegerGraph
+from qsdformer.graph.ops import IELIF, LIF
+
+ADDERS = ("linear", "convolution")
+SPARSE = [encoding for encoding in ENCODINGS if encoding != "dense"]
+
+
+@pytest.mark.parametrize("levels", [1, 4])
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_spike_and_output_of_every_family_is_that_of_the_integer_graph(
+    family: str, steps: int, levels: int
+) -> None:
+    graph = family_graph(family, levels=levels, time_steps=steps)
+    images = pixels(2)
+    for design in (small_design(), load_design("dense-int")):
+        assert simulate(graph, design, images).differing == 0
+
+
+@pytest.mark.parametrize("order", ["gather", "scatter"])
+@pytest.mark.parametrize("encoding", SPARSE)
+def test_encodings_and_orders_give_the_same_spikes_and_additions(encoding: str, order: str) -> None:
+    for family in ("sdt", "e-spikeformer"):
+        graph = family_graph(family, levels=4, time_steps=1)
+        shares = {f"units__{name}__shares_weights": order == "gather" for name in ADDERS}
+        design = small_design(encoding=encoding, units__convolution__order=order, **shares)
+        found = simulate(graph, design, pixels())
+        plain = simulate(graph, load_design("dense-int"), pixels())
+        assert found.differing == 0
+        assert [s.synaptic for s in found.stages] == [s.synaptic for s in plain.stages]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_graphs_over_all_operations_are_computed_exactly(seed: int) -> None:
+    graph = random_graph(seed)
+    images = random_frames(graph, batch=1)
+    roomy = {f"buffers__{name}__kib": 4096.0 for name in ("accumulators", "spikes", "membranes")}
+    for order, encoding in (("gather", "address"), ("scatter", "address+count")):
+        design = small_design(encoding=encoding, units__convolution__order=order, **roomy)
+        assert simulate(graph, design, images).differing == 0
+    assert simulate(graph, load_design("dense-int"), images).differing == 0
+
+
+def with_thresholds(graph: IntegerGraph, value: int) -> IntegerGraph:
+    """`graph` whose neurons fire from `value` on: never, or always."""
+    ops: list[Any] = []
+    for op in graph.ops:
+        if isinstance(op, IELIF):
+            op = dataclasses.replace(op, thresholds=(value,) * op.levels)
+        if isinstance(op, LIF):
+            op = dataclasses.replace(op, threshold=value)
+        ops.append(op)
+    return dataclasses.replace(graph, ops=tuple(ops))
+
+
+@pytest.mark.parametrize("encoding", SPARSE)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_image_without_spikes_and_one_where_everything_fires(family: str, encoding: str) -> None:
+    graph = family_graph(family, levels=4, time_steps=1)
+    design = small_design(encoding=encoding)
+    silent = simulate(with_thresholds(graph, 2**15), design, pixels())
+    loud = simulate(with_thresholds(graph, -(2**15)), design, pixels())
+    assert silent.differing == loud.differing == 0
+    assert sum(stage.synaptic for stage in silent.stages) == 0
+    # Nothing to add, but the lengths of lists are read.
+    assert figures(silent).cycles > 0
+    assert all(stage.rate in (None, 0.0) for stage in silent.stages)
+    assert all(stage.rate in (None, 1.0) for stage in loud.stages)
+
+
+def test_images_add_up_and_figures_are_means() -> None:
+    graph, design, images = family_graph("sdt", levels=4), small_design(), pixels(3)
+    together = figures(simulate(graph, design, images))
+    alone = [figures(simulate(graph, design, images[i : i + 1])) for i in range(3)]
+    assert together.cycles == pytest.approx(np.mean([f.cycles for f in alone]))
+    assert together.synaptic == pytest.approx(np.mean([f.synaptic for f in alone]))
+    assert together.total == pytest.approx(np.mean([f.total for f in alone]))
+
+
+def test_the_parts_of_a_simulation_add_up_to_the_whole() -> None:
+    found = simulate(family_graph("e-spikeformer", levels=4), small_design(), pixels())
+    whole = figures(found)
+    parts = [stage_figures(stage, found) for stage in found.stages]
+    assert whole.cycles == sum(p.cycles for p in parts)
+    assert whole.reads[DRAM] == sum(p.reads[DRAM] for p in parts)
+    for part in PARTS:
+        assert whole.energy[part] == pytest.approx(sum(p.energy[part] for p in parts))
+    assert whole.total == pytest.approx(sum(whole.energy.values()))
+    assert whole.gsops == pytest.approx(whole.synaptic * whole.frames_per_second / 1e9)
+    assert whole.gsops_per_watt == pytest.approx(whole.gsops / (whole.milliwatts / 1e3))
+    assert all(0 <= share <= 1 for share in (*whole.busy.values(), *whole.used.values()))
+
+
+def test_the_image_comes_from_dram_and_the_logits_go_there() -> None:
+    graph = family_graph("sdt", levels=4)
+    found = figures(simulate(graph, small_design(), pixels()))
+    assert found.reads[DRAM] == pixels()[0].size * 8
+    assert found.writes[DRAM] > 0
+
+
+def test_weights_that_do_not_fit_come_from_dram_for_every_image() -> None:
+    graph = family_graph("sdt", levels=4)
+    design = small_design(buffers__weights__kib=1.0)
+    found = simulate(graph, design, pixels())
+    assert not found.resident
+    extra = figures(found).reads[DRAM] - pixels()[0].size * 8
+    assert extra == found.weight_bits
+
+
+def test_spikes_and_potentials_that_do_not_fit_are_spilled_and_the_sums_stay() -> None:
+    graph = family_graph("sdt", levels=4)
+    small = small_design(buffers__spikes__kib=0.2, buffers__membranes__kib=1.0)
+    found, plain = (simulate(graph, d, pixels()) for d in (small, small_design()))
+    assert found.differing == 0
+    assert figures(found).writes[DRAM] > figures(plain).writes[DRAM]
+    assert figures(found).cycles >= figures(plain).cycles

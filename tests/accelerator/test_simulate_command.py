@@ -1,0 +1,155 @@
+"""`qsd simulate` and the report's section on a design."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from accelerator.networks import plain_values
+from qsdformer.cli import run
+
+
+def simulate(*arguments: str | Path) -> int:
+    return run(["simulate", *map(str, arguments)])
+
+
+def test_tables_csv_and_json_hold_every_stage_of_every_design(
+    stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ("--csv", tmp_path / "rows.csv", "--json", tmp_path / "all.json")
+    assert simulate(stored / "spiking.ckpt", "--images", "2", *files) == 0
+    shown = capsys.readouterr().out
+    for text in ("Stages on sdt-sparse", "Units of", "Memory of", "GSOP/W", "2 images, all spikes"):
+        assert text in shown
+    values = json.loads((tmp_path / "all.json").read_text())
+    assert [v["design"] for v in values] == ["sdt-sparse", "dense-int"]
+    for value in values:
+        assert value["images"] == 2
+        assert value["differing_from_reference"] == 0
+        assert value["cycles"] == sum(stage["cycles"] for stage in value["stages"])
+        energy = sum(value["energy_pj"].values())
+        assert value["millijoules"] == pytest.approx(energy / 1e9)
+        assert {"weights", "spikes", "dram"} <= set(value["reads_bits"])
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == sum(len(value["stages"]) for value in values)
+    cycles = sum(float(row["cycles"]) for row in rows if row["design"] == "dense-int")
+    assert cycles == pytest.approx(values[1]["cycles"])
+    # Both add for the same spikes.
+    assert values[0]["synaptic_operations"] == values[1]["synaptic_operations"] > 0
+
+
+def test_an_artifact_is_simulated_on_the_data_that_is_named(
+    stored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--data.name", "digits", "--images", "1", "--design", "dense-int")
+    assert simulate(stored / "spiking.qsd", *arguments) == 0
+    assert "Stages on dense-int" in capsys.readouterr().out
+
+
+def test_published_designs_are_estimated_by_their_formulas(
+    stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("mint", "eyeriss", "sato", "ptb", "prosperity")
+    designs = [word for name in names for word in ("--design", name)]
+    arguments = ("--images", "2", *designs, "--json", tmp_path / "all.json")
+    assert simulate(stored / "spiking.ckpt", *arguments) == 0
+    assert "Published designs by their formulas" in capsys.readouterr().out
+    values = json.loads((tmp_path / "all.json").read_text())
+    assert [v["design"] for v in values] == list(names)
+    assert all(v["cycles"] > 0 and v["millijoules"] > 0 and v["left_out"] for v in values)
+    assert simulate(stored / "spiking.ckpt", "--design", "mint", "--sweep", "lanes=1") == 2
+
+
+def test_a_design_of_ones_own_is_a_file(
+    stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = plain_values()
+    values["clock_mhz"]["value"] = 100
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(yaml.safe_dump(values))
+    assert simulate(stored / "spiking.ckpt", "--images", "1", "--design", mine) == 0
+    assert "Stages on mine" in capsys.readouterr().out
+
+
+def test_a_sweep_has_a_line_for_every_combination_and_marks_the_best(
+    stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = "lanes=2|64,encoding=bitmap|address|address+count,buffers=1|0.0001"
+    arguments = ("--images", "1", "--sweep", keys, "--json", tmp_path / "points.json")
+    assert simulate(stored / "spiking.ckpt", *arguments) == 0
+    assert "is too small" in " ".join(capsys.readouterr().out.split())
+    points = json.loads((tmp_path / "points.json").read_text())
+    assert len(points) == 12
+    possible = [p for p in points if p["frames_per_second"]]
+    assert len(possible) == 6
+    best = [p for p in possible if p["best"]]
+    assert best
+    for point in possible:
+        beaten = any(
+            other["frames_per_second"] >= point["frames_per_second"]
+            and other["millijoules"] <= point["millijoules"]
+            and other["on_chip_kib"] <= point["on_chip_kib"]
+            for other in possible
+            if other is not point
+        )
+        assert point["best"] == (not beaten)
+
+
+def test_the_ledgers_traffic_stands_beside_that_of_the_design(
+    stored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert simulate(stored / "spiking.ckpt", "--images", "1", "--ledger") == 0
+    shown = capsys.readouterr().out
+    for text in ("memory model", "weights read", "sums in accumulators"):
+        assert text in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ann.ckpt"], "spiking"),
+        (["missing.ckpt"], "no checkpoint"),
+        (["spiking.ckpt", "--design", "tpu"], "no design 'tpu'"),
+        (["spiking.ckpt", "--sweep", "lane=1"], "--sweep: unknown key lane: did you mean lanes?"),
+        (["spiking.ckpt", "--sweep", "lanes"], "--sweep: 'lanes' must be KEY=VALUE|VALUE"),
+        (["spiking.ckpt", "--sweep", "lanes=0"], "--sweep: lanes=0: must be above 0"),
+        (["spiking.ckpt", "--sweep", "encoding=x"], "encoding='x': must be one of bitmap"),
+        (["spiking.ckpt", "--sweep", "buffers=big"], "--sweep: buffers='big': must be a number"),
+        (["spiking.ckpt", "--sweep", "buffers=0.00001"], "is too small"),
+        (["spiking.qsd"], "--data.name"),
+        (["spiking.qsd", "--data.name", "digits", "--ledger"], "--ledger is of a checkpoint"),
+    ],
+)
+def test_bad_input_gives_one_line_and_no_file(
+    stored: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = ("--images", "1", "--json", tmp_path / "out.json")
+    assert simulate(stored / arguments[0], *arguments[1:], *files) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("qsd: error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_the_report_has_a_section_about_the_designs_asked_for(stored: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    arguments = ["report", str(stored / "spiking.ckpt"), "--limit", "8", "--output", str(out)]
+    designs = ["--design", "sdt-sparse", "--design", "dense-int"]
+    assert run([*arguments, *designs, "--device", "cpu"]) == 0
+    page = out.read_text()
+    for name in ("timeline", "traffic", "roofline", "designs"):
+        figure = re.search(rf'data-figure="{name}".*?</figure>', page, re.DOTALL)
+        assert figure is not None
+        assert re.search("<rect|<circle", figure[0])
+    assert run([*arguments, "--design", "none-such"]) == 2
