@@ -1,7 +1,7 @@
 """Times the native engine beside ONNX Runtime and OpenVINO, all taking turns in one run.
 
     python benchmarks/native_speed.py [MODEL.qsd ...] [--batch 1] [--threads 1] [--runs 21]
-    python benchmarks/native_speed.py --activity 90 60 40 20 10 5 [--figure docs/figures/native_speed.png]
+    python benchmarks/native_speed.py --activity 90 60 40 20 10 5 [--figure FIGURE.png]
 
 Without a file: metaspikeformer_15m at 224 pixels, untrained, fully spike-driven and as published.
 Medians of one batch, and how many times sooner the native engine is done. With `--activity` only

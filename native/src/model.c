@@ -90,6 +90,14 @@ static bool keep_arrays(qsd_model *m) {
   return true;
 }
 
+/* The variable is for tests: both ways give the same. */
+static qsd_events_mode events_mode(void) {
+  const char *word = getenv("QSD_NATIVE_EVENTS");
+  if (word && strcmp(word, "never") == 0) return EVENTS_NEVER;
+  if (word && strcmp(word, "always") == 0) return EVENTS_ALWAYS;
+  return EVENTS_CHOSEN;
+}
+
 static int make_plans(qsd_model *m, qsd_error *error) {
   uint64_t count = (uint64_t)m->graph.op_count;
   qsd_builder builder = {.graph = &m->graph, .kernels = m->kernels, .error = error};
@@ -111,8 +119,7 @@ static int make_plans(qsd_model *m, qsd_error *error) {
   }
   m->pool = builder.pool;
   if (status) return status;
-  const char *word = getenv("QSD_NATIVE_EVENTS");
-  qsd_events_mode mode = !word ? EVENTS_CHOSEN : !strcmp(word, "never") ? EVENTS_NEVER : !strcmp(word, "always") ? EVENTS_ALWAYS : EVENTS_CHOSEN;
+  qsd_events_mode mode = events_mode();
   if (!qsd_plan_events(&m->pool, m->kernels, mode, &m->still) ||
       !qsd_plan_events(&m->pool, m->kernels, mode, &m->moving))
     return qsd_fail(error, QSD_TOO_LARGE, "the network needs more memory than allowed");

@@ -2,21 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "plan.h"
-
-typedef struct {
-  qsd_builder *builder;
-  const qsd_graph *graph;
-  qsd_plan *plan;
-  int *uses;      /* how many read a value; results count */
-  int *first_use; /* index into `readers` */
-  int *readers;
-  bool *absorbed, *deferred;
-  int *pad; /* the border that readers want around a value */
-  int *planes; /* tensor of byte planes of a value, -1 */
-  int *plane_step; /* the step that makes them */
-  bool *result;
-} planner;
+#include "planner.h"
 
 bool qsd_is_depthwise(const qsd_op *op) {
   const uint32_t *side = ARRAY(op, A_CODES)->side;
@@ -29,11 +15,13 @@ bool qsd_is_dot(const qsd_op *op) {
   return op->kind == OP_CONV && op->f[F_GROUPS] == 1 && side[2] * side[3] <= MAX_TAPS;
 }
 
-static const qsd_op *op_at(const planner *p, int i) { return &p->graph->ops[i]; }
+static int root_of(const qsd_planner *p, int number) {
+  return qsd_root(p->graph, p->plan, number);
+}
 
 /* Whether the value of an operation is stored as bytes. */
-static bool is_byte(const planner *p, int number) {
-  const qsd_op *op = op_at(p, number);
+static bool is_byte(const qsd_planner *p, int number) {
+  const qsd_op *op = qsd_op_at(p, number);
   if (qsd_is_neuron(op)) return true;
   bool map = op->kind == OP_MAXPOOL || (op->kind == OP_UPSAMPLE && !op->bilinear) ||
              op->kind == OP_CONCAT || op->kind == OP_RESHAPE || op->kind == OP_REPEAT ||
@@ -44,9 +32,7 @@ static bool is_byte(const planner *p, int number) {
   return true;
 }
 
-static int root(const planner *p, int number) { return qsd_root(p->graph, p->plan, number); }
-
-static int new_tensor(planner *p, qsd_tensor tensor) {
+static int new_tensor(qsd_planner *p, qsd_tensor tensor) {
   uint64_t elements = (uint64_t)qsd_image_size(&tensor) * (uint64_t)tensor.n;
   tensor.size = (elements * (uint64_t)tensor.bytes * (uint64_t)tensor.planes + 63) / 64 * 64;
   tensor.first = -1;
@@ -54,10 +40,10 @@ static int new_tensor(planner *p, qsd_tensor tensor) {
   return p->plan->tensor_count++;
 }
 
-static int value_tensor(planner *p, int number) {
-  number = root(p, number);
+static int value_tensor(qsd_planner *p, int number) {
+  number = root_of(p, number);
   if (p->plan->value[number] >= 0) return p->plan->value[number];
-  const qsd_op *op = op_at(p, number);
+  const qsd_op *op = qsd_op_at(p, number);
   qsd_tensor tensor = {.bytes = is_byte(p, number) ? 1 : 4,
                        .n = p->plan->leading[number],
                        .height = op->height,
@@ -70,10 +56,10 @@ static int value_tensor(planner *p, int number) {
 }
 
 /* Values as unsigned bytes for products: what they are stored as, or byte planes of them. */
-static int byte_tensor(planner *p, int number, const int *key) {
-  number = root(p, number);
+static int byte_tensor(qsd_planner *p, int number, const int *key) {
+  number = root_of(p, number);
   if (is_byte(p, number)) return value_tensor(p, number);
-  const qsd_op *op = op_at(p, number);
+  const qsd_op *op = qsd_op_at(p, number);
   int planes = 1;
   double reach = op->positive ? 256 : 128;
   for (; planes < 4 && op->most >= reach; planes++) reach *= 256;
@@ -101,146 +87,11 @@ static int byte_tensor(planner *p, int number, const int *key) {
   return p->planes[number];
 }
 
-/* Readers of a value ------------------------------------------------------------------------- */
-
-static bool find_readers(planner *p) {
-  const qsd_graph *graph = p->graph;
-  uint64_t total = 0;
-  for (int i = 0; i < graph->op_count; i++) {
-    const qsd_op *op = op_at(p, i);
-    total += (uint64_t)op->input_count;
-    for (int j = 0; j < op->input_count; j++) p->uses[op->inputs[j]]++;
-  }
-  p->readers = qsd_alloc(&p->builder->pool, total, sizeof *p->readers);
-  if (!p->readers) return false;
-  int next = 0;
-  for (int i = 0; i < graph->op_count; i++) {
-    p->first_use[i] = next;
-    next += p->uses[i];
-    p->uses[i] = 0;
-  }
-  for (int i = 0; i < graph->op_count; i++)
-    for (int j = 0; j < op_at(p, i)->input_count; j++) {
-      int input = op_at(p, i)->inputs[j];
-      p->readers[p->first_use[input] + p->uses[input]++] = i;
-    }
-  return true;
-}
-
-/* The one operation that reads `number`, if it is of that kind and free; -1. */
-static int sole_reader(const planner *p, int number, qsd_kind kind) {
-  if (p->uses[number] != 1 || p->result[number]) return -1;
-  int reader = p->readers[p->first_use[number]];
-  return op_at(p, reader)->kind == kind && !p->absorbed[reader] ? reader : -1;
-}
-
-static int sole_neuron(const planner *p, int number) {
-  int reader = sole_reader(p, number, OP_IELIF);
-  return reader >= 0 ? reader : sole_reader(p, number, OP_LIF);
-}
-
-/* Groups ------------------------------------------------------------------------------------- */
-
-static void take_add(planner *p, qsd_step *step, int add) {
-  const qsd_op *op = op_at(p, add);
-  int other = op->inputs[0] == step->cur ? op->inputs[1] : op->inputs[0];
-  p->absorbed[add] = true;
-  step->add_op = add;
-  if (p->deferred[other]) {
-    step->residual_scale_op = other;
-    p->deferred[other] = false;
-    other = op_at(p, other)->inputs[0];
-  }
-  step->residual_op = other;
-  step->cur = add;
-}
-
-/* The neuron that is run with `cur`: one that reads it, or reads it through a factor. */
-static void take_neuron(planner *p, qsd_step *step) {
-  for (int i = 0; i < p->uses[step->cur]; i++) {
-    int reader = p->readers[p->first_use[step->cur] + i], neuron = -1;
-    if (p->absorbed[reader] || p->deferred[reader]) continue;
-    if (qsd_is_neuron(op_at(p, reader))) {
-      neuron = reader;
-    } else if (op_at(p, reader)->kind == OP_RESCALE) {
-      neuron = sole_neuron(p, reader);
-      if (neuron >= 0) {
-        step->neuron_scale_op = reader;
-        p->absorbed[reader] = true;
-      }
-    }
-    if (neuron < 0) continue;
-    p->absorbed[neuron] = true;
-    step->neuron = neuron;
-    return;
-  }
-}
-
-static void extend(planner *p, qsd_step *step) {
-  int reader;
-  if (step->scale_op < 0 && step->add_op < 0 && (reader = sole_reader(p, step->cur, OP_RESCALE)) >= 0) {
-    p->absorbed[reader] = true;
-    step->scale_op = step->cur = reader;
-  }
-  if (step->add_op < 0 && (reader = sole_reader(p, step->cur, OP_ADD)) >= 0) take_add(p, step, reader);
-  step->key = step->cur;
-  if (step->neuron < 0) take_neuron(p, step);
-}
-
-static void start_group(planner *p, int number) {
-  const qsd_op *op = op_at(p, number);
-  qsd_step step = {.kind = STEP_LOAD, .op = number, .head = number, .cur = number, .source = -1,
-                   .residual = -1, .out = -1, .counts = -1, .neuron = -1, .scale_op = -1,
-                   .residual_scale_op = -1, .neuron_scale_op = -1, .add_op = -1, .residual_op = -1,
-                   .source_op = -1, .neuron_number = -1, .key = number, .stride = 1};
-  if (op->kind == OP_RESCALE && sole_reader(p, number, OP_ADD) >= 0) {
-    p->deferred[number] = true;
-    return;
-  }
-  step.source_op = op->inputs[0];
-  if (op->kind == OP_CONV) {
-    step.kind = qsd_is_dot(op) ? STEP_DOT : STEP_DEPTHWISE;
-    step.stride = (int)op->f[F_STRIDE];
-  } else if (op->kind == OP_RESCALE) {
-    step.scale_op = number;
-  } else if (op->kind == OP_ADD) {
-    step.cur = op->inputs[0];
-    if (p->deferred[step.cur]) {
-      step.scale_op = step.cur;
-      p->deferred[step.cur] = false;
-      step.source_op = op_at(p, step.cur)->inputs[0];
-    }
-    take_add(p, &step, number);
-  } else { /* a neuron of a value that is stored */
-    step.cur = op->inputs[0];
-    step.neuron = number;
-  }
-  p->absorbed[number] = true;
-  if (qsd_is_neuron(op)) step.key = number;
-  else extend(p, &step);
-  p->plan->steps[p->plan->step_count++] = step;
-}
-
-static void make_steps(planner *p) {
-  for (int i = 0; i < p->graph->op_count; i++) {
-    const qsd_op *op = op_at(p, i);
-    if (p->absorbed[i] || op->kind == OP_NORMALISE || root(p, i) != i) continue;
-    bool conv = op->kind == OP_CONV && (qsd_is_dot(op) || qsd_is_depthwise(op));
-    if (conv || op->kind == OP_RESCALE || op->kind == OP_ADD || qsd_is_neuron(op)) {
-      start_group(p, i);
-      continue;
-    }
-    p->plan->steps[p->plan->step_count++] =
-        (qsd_step){.kind = STEP_OP, .op = i, .key = i, .source = -1, .residual = -1, .out = -1,
-                   .counts = -1, .neuron = -1, .neuron_number = -1};
-  }
-}
-
 /* Tensors ------------------------------------------------------------------------------------ */
 
-static bool find_leading(planner *p) {
+static bool find_leading(qsd_planner *p) {
   for (int i = 0; i < p->graph->op_count; i++) {
-    const qsd_op *op = op_at(p, i);
+    const qsd_op *op = qsd_op_at(p, i);
     int *n = &p->plan->leading[i];
     *n = op->kind != OP_NORMALISE ? p->plan->leading[op->inputs[0]]
          : p->plan->frames        ? p->graph->time_steps
@@ -257,11 +108,11 @@ static bool find_leading(planner *p) {
   return true;
 }
 
-static void find_pads(planner *p) {
+static void find_pads(qsd_planner *p) {
   for (int i = 0; i < p->graph->op_count; i++) {
-    const qsd_op *op = op_at(p, i);
+    const qsd_op *op = qsd_op_at(p, i);
     if (op->kind != OP_CONV || !(qsd_is_dot(op) || qsd_is_depthwise(op))) continue;
-    int input = root(p, op->inputs[0]);
+    int input = root_of(p, op->inputs[0]);
     p->pad[input] = (int)qsd_max(p->pad[input], op->f[F_PADDING]);
   }
 }
@@ -276,8 +127,8 @@ static int neuron_number(const qsd_graph *graph, int op) {
   return low;
 }
 
-static void place_group(planner *p, qsd_step *step) {
-  const qsd_op *op = op_at(p, step->op);
+static void place_group(qsd_planner *p, qsd_step *step) {
+  const qsd_op *op = qsd_op_at(p, step->op);
   int readers = p->uses[step->cur] - (step->neuron >= 0 && step->cur != step->source_op);
   if (step->kind == STEP_DOT) step->source = byte_tensor(p, step->source_op, &step->key);
   else step->source = value_tensor(p, step->source_op);
@@ -288,10 +139,10 @@ static void place_group(planner *p, qsd_step *step) {
   if (step->neuron >= 0) {
     step->counts = value_tensor(p, step->neuron);
     step->neuron_number = neuron_number(p->graph, step->neuron);
-    step->steps = (int)op_at(p, step->neuron)->f[F_STEPS];
+    step->steps = (int)qsd_op_at(p, step->neuron)->f[F_STEPS];
   }
   int made_op = made ? step->cur : step->neuron; /* one of the map that the step makes */
-  const qsd_op *map = op_at(p, made_op);
+  const qsd_op *map = qsd_op_at(p, made_op);
   const qsd_tensor *t = p->plan->tensors;
   bool point = step->kind == STEP_LOAD || (step->kind == STEP_DOT && op->f[F_STRIDE] == 1 &&
                                            ARRAY(op, A_CODES)->side[2] == 1);
@@ -301,7 +152,7 @@ static void place_group(planner *p, qsd_step *step) {
   step->pad_op = op;
   step->rows = step->flat ? 1 : map->height;
   step->width = step->flat ? map->height * map->width : map->width;
-  step->outer = p->plan->leading[root(p, made_op)] / step->steps;
+  step->outer = p->plan->leading[root_of(p, made_op)] / step->steps;
   int all = qsd_round_up(map->channels, LANES) / LANES;
   static const int VECTORS[] = {2, 4, 8}; /* of dot, depthwise and load */
   step->vectors = (int)qsd_min(all, VECTORS[step->kind]);
@@ -317,15 +168,15 @@ static int by_key(const void *a, const void *b) {
   return order ? order : (y->kind == STEP_PLANES) - (x->kind == STEP_PLANES);
 }
 
-static void place_tensors(planner *p) {
+static void place_tensors(qsd_planner *p) {
   int groups = p->plan->step_count; /* byte planes add steps, each before its first reader */
   for (int i = 0; i < groups; i++) {
     qsd_step *step = &p->plan->steps[i];
     if (step->kind != STEP_OP) place_group(p, step);
     else {
       step->out = value_tensor(p, step->op);
-      for (int j = 0; j < op_at(p, step->op)->input_count; j++) {
-        int input = op_at(p, step->op)->inputs[j];
+      for (int j = 0; j < qsd_op_at(p, step->op)->input_count; j++) {
+        int input = qsd_op_at(p, step->op)->inputs[j];
         value_tensor(p, input);
       }
     }
@@ -334,17 +185,17 @@ static void place_tensors(planner *p) {
     if (p->result[i]) value_tensor(p, i);
   /* The table itself, where more than products read it. */
   for (int i = 0; i < p->graph->op_count; i++)
-    if (op_at(p, i)->kind == OP_NORMALISE && p->plan->value[i] >= 0)
+    if (qsd_op_at(p, i)->kind == OP_NORMALISE && p->plan->value[i] >= 0)
       p->plan->steps[p->plan->step_count++] =
           (qsd_step){.kind = STEP_OP, .op = i, .key = i, .source = -1, .residual = -1,
                      .out = p->plan->value[i], .counts = -1, .neuron = -1, .neuron_number = -1};
 }
 
-static int too_large(planner *p) {
+static int too_large(qsd_planner *p) {
   return qsd_fail(p->builder->error, QSD_TOO_LARGE, "the network needs more memory than allowed");
 }
 
-static bool prepare(planner *p) {
+static bool prepare(qsd_planner *p) {
   uint64_t count = (uint64_t)p->graph->op_count;
   qsd_pool *pool = &p->builder->pool;
   p->uses = qsd_alloc(pool, count, sizeof *p->uses);
@@ -367,14 +218,14 @@ static bool prepare(planner *p) {
   for (uint64_t i = 0; i < count; i++) p->planes[i] = p->plan->value[i] = -1;
   for (int i = 0; i < p->graph->result_count; i++) p->result[p->graph->results[i].op] = true;
   if (p->graph->class_count) p->result[count - 1] = true;
-  return find_readers(p);
+  return qsd_find_readers(p);
 }
 
-static bool unpack_tables(planner *p) {
+static bool unpack_tables(qsd_planner *p) {
   for (int i = 0; i < p->graph->op_count; i++) {
-    p->plan->input_of[i] = p->plan->value[root(p, i)];
-    if (op_at(p, i)->kind != OP_NORMALISE) continue;
-    const qsd_array *array = ARRAY(op_at(p, i), A_TABLE);
+    p->plan->input_of[i] = p->plan->value[root_of(p, i)];
+    if (qsd_op_at(p, i)->kind != OP_NORMALISE) continue;
+    const qsd_array *array = ARRAY(qsd_op_at(p, i), A_TABLE);
     int32_t *table = qsd_alloc(&p->builder->pool, array->count, sizeof *table);
     if (!table) return false;
     for (uint64_t j = 0; j < array->count; j++) table[j] = (int32_t)qsd_item(array, j);
@@ -384,13 +235,13 @@ static bool unpack_tables(planner *p) {
 }
 
 int qsd_build_plan(qsd_builder *builder, bool frames, qsd_plan *plan) {
-  planner p = {.builder = builder, .graph = builder->graph, .plan = plan};
+  qsd_planner p = {.builder = builder, .graph = builder->graph, .plan = plan};
   plan->frames = frames;
   if (!prepare(&p)) return too_large(&p);
   if (!find_leading(&p))
     return qsd_fail(builder->error, QSD_BAD_ARGUMENT, "this network does not take frames");
   find_pads(&p);
-  make_steps(&p);
+  qsd_make_steps(&p);
   place_tensors(&p);
   qsort(plan->steps, (size_t)plan->step_count, sizeof *plan->steps, by_key);
   qsd_find_lives(p.graph, p.result, plan);
@@ -406,7 +257,7 @@ int qsd_build_plan(qsd_builder *builder, bool frames, qsd_plan *plan) {
     if (status) return status;
     /* Sums of a tile, then bytes of sources widened: source and residual. */
     uint64_t sums = (uint64_t)step->steps * TILE * 8 * LANES * sizeof(int32_t);
-    const qsd_op *op = op_at(&p, step->op);
+    const qsd_op *op = qsd_op_at(&p, step->op);
     if (op->kind == OP_ATTENTION && step->kind == STEP_OP &&
         qsd_attention_scratch(p.graph, plan, op) > plan->scratch)
       plan->scratch = qsd_attention_scratch(p.graph, plan, op);

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from typing import cast
 
 import numpy as np
 
@@ -40,9 +39,9 @@ def group_channels(graph: IntegerGraph, images: Array) -> IntegerGraph:
     _, counts = graph.run_with_counts(images)
     active: dict[str, list[Array]] = defaultdict(list)
     for name, count in counts.items():
-        rows = np.moveaxis(count, 1, -1).reshape(-1, count.shape[1]) > 0
-        step = -(-len(rows) // MOST_PIXELS)
-        active[spaces.of(name)].append(rows[::step])
+        fires = np.moveaxis(count, 1, -1).reshape(-1, count.shape[1]) > 0
+        step = -(-len(fires) // MOST_PIXELS)
+        active[spaces.of(name)].append(fires[::step])
     orders = {}
     for space, rows in active.items():
         block = spaces.block.get(space, 0)
@@ -139,10 +138,9 @@ def _reordered(op: Op, spaces: _Spaces, orders: dict[str, Array]) -> Op:
     """The operation for the new orders of what it reads and of what it gives."""
     out = orders.get(spaces.of(op.name), slice(None))
     if isinstance(op, Rescale):
-        arrays = {
-            name: cast(Array, getattr(op, name))[out] for name in ("multiplier", "shift", "bias")
-        }
-        return dataclasses.replace(op, **arrays)
+        return dataclasses.replace(
+            op, multiplier=op.multiplier[out], shift=op.shift[out], bias=op.bias[out]
+        )
     if isinstance(op, Conv) and op.groups > 1:
         return dataclasses.replace(op, codes=op.codes[out])
     if isinstance(op, Conv | ConvTranspose):
