@@ -97,12 +97,26 @@ def test_every_value_on_the_way_is_an_integer(lively, monkeypatch):
 
 
 def test_the_executor_has_no_float_literal_and_no_division_of_arrays():
+    """Floating-point types stand in one function only: it picks one wide enough to be exact."""
     tree = ast.parse(inspect.getsource(reference))
     assert not [n for n in ast.walk(tree) if isinstance(n, ast.Div)]
     constants = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
     assert not [value for value in constants if isinstance(value, float)]
-    names = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
-    assert not [name for name in names if "float" in name]
+    floats = {
+        function.name
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        and any("float" in n.attr for n in ast.walk(function) if isinstance(n, ast.Attribute))
+    }
+    assert floats == {"_exact_type"}
+
+
+def test_products_are_taken_in_a_type_that_holds_every_sum_exactly():
+    for largest, kind in ((2**24 - 1, np.float32), (2**24, np.float64), (2**31 - 1, np.float64)):
+        assert reference._exact_type(np.array([0, largest]), np.array([1])) is kind
+        assert reference._exact_type(np.array([-largest, 0]), np.array([1])) is kind
+    # A bound of |x| times the sum of |codes|: neither one alone is large here.
+    assert reference._exact_type(np.array([1 << 12]), np.array([1 << 12])) is np.float64
 
 
 def test_all_sums_fit_32_bits_at_worst(lively):
