@@ -30,10 +30,7 @@ demo: install
 	$(BIN)/qsd quickstart
 
 test: install
-	# The inference runtimes get processes of their own: beside torch.compile in one, a test worker
-	# was seen to die.
-	$(PYTEST) tests/graph tests/runtimes
-	$(PYTEST) --ignore tests/graph --ignore tests/runtimes
+	$(PYTEST)
 
 test-quick: install
 	$(PYTEST) -m "not slow"

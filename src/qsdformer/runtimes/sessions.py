@@ -5,6 +5,7 @@ Neither PyTorch nor the package onnx is needed here.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -98,13 +99,24 @@ def onnxruntime_infer(model: bytes | str, threads: int = 1) -> Infer:
     return infer
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """The one OpenVINO core of this process, which is never taken down.
+
+    Its CPU plugin (2026.4) sets an alternate signal stack on the thread that makes it and frees
+    that memory with itself. The next signal with a handler of Python's (Ctrl-C, SIGTERM, a loader
+    process that ends) would then end the process with a segmentation fault.
+    """
+    return require("openvino").Core()
+
+
 def openvino_compiled(model: bytes | str, threads: int) -> Any:
     """A compiled model of OpenVINO on the CPU, computing real numbers in 32 bits.
 
     By default OpenVINO rounds real numbers to bfloat16 where the processor has it, and to 8 bits
     the inputs of matrix products with 8-bit weights; both would move spike counts.
     """
-    core = require("openvino").Core()
+    core = openvino_core()
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": "f32",
