@@ -275,8 +275,9 @@ def _fits(op: Op, ok: bool, what: str) -> None:
 
 
 def _check_preprocessing(pre: Preprocessing) -> None:
-    if not (1 <= pre.image_size <= MAX_SIDE and 1 <= pre.channels <= 1024):
-        raise ValueError(f"images of {pre.channels}x{pre.image_size}x{pre.image_size}")
+    height, width = pre.sides
+    if not (1 <= min(pre.sides) <= max(pre.sides) <= MAX_SIDE and 1 <= pre.channels <= 1024):
+        raise ValueError(f"images of {pre.channels}x{height}x{width}")
     if len(pre.mean) != pre.channels or len(pre.std) != pre.channels:
         raise ValueError(f"mean and std are not given for each of {pre.channels} channels")
     if not 0 < pre.crop_pct <= 1:
