@@ -6,7 +6,6 @@ is neither learned nor counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from qsdformer.nn.exact import exact_float32
 from qsdformer.recipes.recipe import Recipe
 from qsdformer.tasks.base import NetworkTask
 from qsdformer.tasks.pictures import log_overlays
-from qsdformer.tasks.segmenting import MaskScores, Segmenter, logits_at
+from qsdformer.tasks.segmenting import MaskScores, Segmenter, logits_at, parts
 
 Batch = tuple[Any, Any]  # images and masks, each a tensor or a list of those of each image
 SHOWN = 4  # evaluation images whose overlays TensorBoard gets
@@ -113,14 +112,6 @@ class Segmentation(NetworkTask):
             return summed / counted.sum().clamp(min=1)
         shares = weights[torch.where(counted, masks, 0)] * counted
         return summed / shares.sum().clamp(min=torch.finfo(shares.dtype).tiny)
-
-
-def parts(batch: Batch) -> Iterable[tuple[Tensor, Tensor]]:
-    """A batch as parts in which all images have one size, and all masks."""
-    images, masks = batch
-    if isinstance(images, Tensor) and isinstance(masks, Tensor):
-        return [(images, masks)]
-    return [(image[None], mask[None]) for image, mask in zip(images, masks, strict=True)]
 
 
 def balanced(pixels: Tensor, around: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ B images, K classes, H rows, W columns; images are normalised, (B, C, H, W) floa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJac
 
 from qsdformer.data import DataInfo
 from qsdformer.data.segmentation.labels import IGNORE
+from qsdformer.errors import UserError
 from qsdformer.recipes.dense import SegmentationRecipe
 
 Size = Sequence[int]  # height, width
@@ -144,3 +146,44 @@ class Scores:
         """The share of the pixels whose class was found; 0 where no pixel counts."""
         pairs = zip(self.accuracy, self.share, strict=True)
         return sum(found * share for found, share in pairs if share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskEvaluation:
+    """What a network finds on a set; speed includes loading and preprocessing."""
+
+    scores: Scores
+    images: int
+    images_per_second: float
+
+
+@torch.inference_mode()
+def evaluate_masks(
+    segment: Callable[[Tensor, Size], Tensor],
+    batches: Iterable[tuple[Any, Any]],
+    classes: int,
+) -> MaskEvaluation:
+    """Scores of what gives logits (B, K, *size) for images (B, C, H, W) and a size.
+
+    A batch is images and masks, each a tensor or a list of those of single images. Raises
+    `UserError` where there are no images.
+    """
+    scores, images = MaskScores(classes), 0
+    begin = time.perf_counter()
+    for batch in batches:
+        for part, masks in parts(batch):
+            found = segment(part, masks.shape[-2:]).argmax(1).cpu()
+            scores.update(found, masks)
+            images += len(part)
+    if not images:
+        raise UserError("there are no images to evaluate on")
+    speed = images / (time.perf_counter() - begin)
+    return MaskEvaluation(scores=scores.compute(), images=images, images_per_second=speed)
+
+
+def parts(batch: tuple[Any, Any]) -> Iterable[tuple[Tensor, Tensor]]:
+    """A batch as parts in which all images have one size, and all masks."""
+    images, masks = batch
+    if isinstance(images, Tensor) and isinstance(masks, Tensor):
+        return [(images, masks)]
+    return [(image[None], mask[None]) for image, mask in zip(images, masks, strict=True)]

@@ -11,7 +11,8 @@ from qsdformer.data.segmentation.names import ADE20K, CAMVID
 from qsdformer.errors import require
 from qsdformer.parsing import option
 
-SOURCES = ("mask_folder", "camvid", "ade20k")
+FOLDER = "mask_folder"  # of any classes
+SOURCES = (FOLDER, "camvid", "ade20k")
 LARGEST_LABEL = 255  # of an 8-bit mask
 # What the published sets call their classes, and the label that stands for none of them.
 PUBLISHED: dict[str, tuple[tuple[str, ...], int]] = {
