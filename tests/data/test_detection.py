@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from data.detection_files import annotation, voc_object, write_coco, write_image, write_voc
-from qsdformer.data.detection.config import DetectionDataConfig
+from qsdformer.data import DataInfo
+from qsdformer.data.detection.config import DetectionData
 from qsdformer.data.detection.dataset import DetectionBatch, Preparation
-from qsdformer.data.detection.module import DetectionModule
+from qsdformer.data.detection.module import DetectionDataModule
 from qsdformer.data.detection.vary import (
     Sample,
     Variation,
@@ -41,11 +42,14 @@ def coco(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def module(root: Path, masks: bool = True, **options: Any) -> DetectionModule:
+def module(root: Path, masks: bool = True, **options: Any) -> DetectionDataModule:
     seed = options.pop("seed", 0)
     names = options.pop("class_names", None)
-    config = DetectionDataConfig(root=str(root), **{"image_size": (20, 24), **options})
-    return DetectionModule(config, masks=masks, batch_size=2, seed=seed, class_names=names)
+    info = names and DataInfo(
+        image_size=24, channels=3, class_names=names, mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    config = DetectionData(root=str(root), **{"image_size": (20, 24), **options})
+    return DetectionDataModule(config, masks=masks, batch_size=2, seed=seed, evaluate_as=info)
 
 
 def error(*arguments: Any, **options: Any) -> str:
@@ -55,7 +59,7 @@ def error(*arguments: Any, **options: Any) -> str:
     return str(caught.value)
 
 
-def batches(data: DetectionModule, epoch: int = 0) -> list[DetectionBatch]:
+def batches(data: DetectionDataModule, epoch: int = 0) -> list[DetectionBatch]:
     loader = data.train_dataloader()
     loader.sampler.set_epoch(epoch)  # type: ignore[union-attr]
     return list(loader)
@@ -250,5 +254,5 @@ def test_unreadable_images_are_named_before_training(coco: Path) -> None:
 )
 def test_bad_keys_are_one_line(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
-        parse_section(DetectionDataConfig, "data", options)
+        parse_section(DetectionData, "data", options)
     assert "\n" not in str(caught.value)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from qsdformer.data.base import as_image_size, is_image_size, sides
+from qsdformer.data.base import EvaluateOn, as_image_size, is_image_size
 from qsdformer.errors import require
 from qsdformer.parsing import option
 
-DEFAULT_ROOT = "data/detection"
-
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionDataConfig:
+class DetectionData:
     """Which images with boxes to train and evaluate on, and how training images are varied."""
 
     name: Literal["coco", "voc"] = option("coco", "layout of the files: coco (JSON) or voc (XML)")
-    root: str = option(DEFAULT_ROOT, "the folder with images and annotations")
+    root: str | None = option(None, "the folder with images and annotations")
     train_split: str = option("train", "the split trained on, such as train2017")
     split: str = option("val", "the split evaluated on, such as val2017")
     image_size: int | tuple[int, int] = option(
@@ -60,16 +58,6 @@ class DetectionDataConfig:
         require(self, "train_limit", ok, "at least 1, or none")
 
     @property
-    def shorter(self) -> int:
-        """The shorter side of `image_size`."""
-        return min(sides(self.image_size))
-
-    @property
-    def longest(self) -> int:
-        """The longer side of `image_size`."""
-        return max(sides(self.image_size))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as recipes have them."""
-        values = vars(self)
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+    def evaluate_on(self) -> EvaluateOn:
+        """Always the split evaluated on."""
+        return "test"

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from qsdformer.data.augment import image_keys
-from qsdformer.data.base import sides
-from qsdformer.data.detection.config import DetectionDataConfig
+from qsdformer.data.base import DataInfo, sides
+from qsdformer.data.detection.config import DetectionData
 from qsdformer.data.detection.records import Record
 from qsdformer.data.detection.vary import Sample, Variation, fitted_size, resized, to_tensor
 
@@ -36,12 +36,12 @@ class Preparation:
     channels: int
 
     @classmethod
-    def of(cls, config: DetectionDataConfig) -> Preparation:
-        """As evaluation on this data resizes."""
+    def of(cls, config: DetectionData, info: DataInfo | None = None) -> Preparation:
+        """As evaluation on this data resizes; with the channels of a model's images, if given."""
         return cls(
             size=sides(config.image_size),
             keep_aspect=config.keep_aspect,
-            channels=config.channels,
+            channels=config.channels if info is None else info.channels,
         )
 
     def target_size(self, size: tuple[int, int], shorter: int | None = None) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from qsdformer.data.base import DataInfo
 from qsdformer.data.detection.coco import read_coco
-from qsdformer.data.detection.config import DetectionDataConfig
+from qsdformer.data.detection.config import DetectionData
 from qsdformer.data.detection.dataset import DetectionBatch, DetectionDataset, Preparation
 from qsdformer.data.detection.records import DetectionSet, Record
 from qsdformer.data.detection.vary import Variation
@@ -24,23 +24,23 @@ from qsdformer.errors import UserError
 GREY_MEAN, GREY_STD = (0.449,), (0.226,)
 
 
-class DetectionModule(lightning.LightningDataModule):
+class DetectionDataModule(lightning.LightningDataModule):
     """Training and evaluation batches of images with boxes, and masks if `masks`.
 
-    As `DataModule`, batches depend on (seed, epoch, rank) alone. With `class_names`, those of a
-    trained model, no training images are read and the data may have no others; `category_ids`
-    are what the files call the classes. Raises `UserError` if the data is missing or unusable.
+    As `DataModule`, batches depend on (seed, epoch, rank) alone, and with `evaluate_as`, what a
+    trained model wants of its images, no training images are read; the data must have its classes.
+    `category_ids` are what the files call them. Raises `UserError` for data that cannot be used.
     """
 
     def __init__(
         self,
-        config: DetectionDataConfig,
+        config: DetectionData,
         *,
         masks: bool,
         batch_size: int,
         eval_batch_size: int | None = None,
         seed: int = 0,
-        class_names: Sequence[str] | None = None,
+        evaluate_as: DataInfo | None = None,
     ) -> None:
         super().__init__()
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
@@ -55,34 +55,28 @@ class DetectionModule(lightning.LightningDataModule):
         self.config = config
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.seed = seed
-        self.preparation = Preparation.of(config)
-        known = class_names
+        self.preparation = Preparation.of(config, evaluate_as)
+        if config.root is None:
+            raise UserError("data.root is missing: give the folder with images and annotations")
+        known = None if evaluate_as is None else evaluate_as.class_names
         if known is None and config.name == "voc":
             known = class_names_of(config.root, (config.train_split, config.split))
         evaluated = _read(config, config.split, masks, known)
-        if class_names is not None:
-            _check_classes(evaluated, class_names, config)
+        if evaluate_as is not None:
+            _check_fits(evaluated, evaluate_as, config)
         self._eval = DetectionDataset(
             records=evaluated.records, preparation=self.preparation, masks=masks
         )
         self._train: DetectionDataset | None = None
         notes = evaluated.notes
-        if class_names is None:
+        if evaluate_as is None:
             trained = _read(config, config.train_split, masks, known)
             _check_same(trained, evaluated, config)
             self._train, more = self._training_set(trained, masks)
             notes = (*trained.notes, *more, *notes)
         self.notes: tuple[str, ...] = tuple(dict.fromkeys(notes))
         self.category_ids = evaluated.category_ids
-        grey = config.channels == 1
-        self.info = DataInfo(
-            image_size=config.image_size,
-            channels=config.channels,
-            class_names=evaluated.class_names,
-            mean=GREY_MEAN if grey else IMAGENET_DEFAULT_MEAN,
-            std=GREY_STD if grey else IMAGENET_DEFAULT_STD,
-            fit="stretch",
-        )
+        self.info = evaluate_as or described(config, evaluated.class_names)
 
     def _training_set(
         self, found: DetectionSet, masks: bool
@@ -155,15 +149,29 @@ class DetectionModule(lightning.LightningDataModule):
         return batch_loader(dataset, sampler, batch_size, self.config.workers)
 
 
+def described(config: DetectionData, class_names: Sequence[str]) -> DataInfo:
+    """What a model needs to know of the images that a recipe's section says."""
+    grey = config.channels == 1
+    return DataInfo(
+        image_size=config.image_size,
+        channels=config.channels,
+        class_names=tuple(class_names),
+        mean=GREY_MEAN if grey else IMAGENET_DEFAULT_MEAN,
+        std=GREY_STD if grey else IMAGENET_DEFAULT_STD,
+        fit="stretch",
+    )
+
+
 def _read(
-    config: DetectionDataConfig, split: str, masks: bool, known: Sequence[str] | None
+    config: DetectionData, split: str, masks: bool, known: Sequence[str] | None
 ) -> DetectionSet:
+    assert config.root is not None
     if config.name == "voc":
         return read_voc(config.root, split, class_names=known)
     return read_coco(config.root, split, segments=masks)
 
 
-def _check_same(train: DetectionSet, val: DetectionSet, config: DetectionDataConfig) -> None:
+def _check_same(train: DetectionSet, val: DetectionSet, config: DetectionData) -> None:
     """`UserError` unless both splits call the same ids the same."""
     mine = dict(zip(train.category_ids, train.class_names, strict=True))
     theirs = dict(zip(val.category_ids, val.class_names, strict=True))
@@ -175,16 +183,14 @@ def _check_same(train: DetectionSet, val: DetectionSet, config: DetectionDataCon
             )
 
 
-def _check_classes(
-    found: DetectionSet, class_names: Sequence[str], config: DetectionDataConfig
-) -> None:
+def _check_fits(found: DetectionSet, info: DataInfo, config: DetectionData) -> None:
     """`UserError` unless the data has the classes of a trained model."""
-    if found.class_names == tuple(class_names):
+    if found.class_names == info.class_names:
         return
-    pairs = zip(found.class_names, class_names, strict=False)
+    pairs = zip(found.class_names, info.class_names, strict=False)
     differing = next(((a, b) for a, b in pairs if a != b), None)
     what = (
-        f"it has {len(found.class_names)} classes, the model {len(class_names)}"
+        f"it has {len(found.class_names)} classes, the model {len(info.class_names)}"
         if differing is None
         else f"the model's class {differing[1]!r} is {differing[0]!r} there"
     )
@@ -192,7 +198,7 @@ def _check_classes(
 
 
 def _usable(
-    found: DetectionSet, config: DetectionDataConfig
+    found: DetectionSet, config: DetectionData
 ) -> tuple[tuple[Record, ...], tuple[str, ...]]:
     """The records to train on, and a note on those that are left out."""
     records, notes = found.records, []

@@ -62,6 +62,11 @@ def read_voc(
     )
 
 
+def is_voc(root: str | Path) -> bool:
+    """Whether a folder has VOC's lists of images."""
+    return (Path(root).expanduser() / "ImageSets" / "Main").is_dir()
+
+
 def class_names_of(root: str | Path, splits: Sequence[str]) -> tuple[str, ...]:
     """The classes of all objects in some splits, sorted."""
     folder = Path(root).expanduser()

@@ -1,7 +1,8 @@
 """torchvision's Mask R-CNN, Faster R-CNN and RetinaNet with our backbone, neck and heads.
 
-Images are a list of (C, h, w) in 0..1 of any sizes; normalising and padding happen inside. Labels are 1..classes; 0 is the background. In training mode the result is a dictionary of
-losses, else one of boxes, labels, scores and, from Mask R-CNN, masks for each image.
+Images are a list of (C, h, w) in 0..1 of any sizes; normalising and padding happen inside.
+Labels are 1..classes; 0 is the background. In training mode the result is a dictionary of losses,
+else one of boxes, labels, scores and, from Mask R-CNN, masks for each image.
 """
 
 from __future__ import annotations
