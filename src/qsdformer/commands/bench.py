@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
             with progress_bar() as progress:
                 for batch in options.batch_size:
                     task = progress.add_task(f"batch {batch}", total=options.runs)
-                    shape = (batch, pre.channels, pre.image_size, pre.image_size)
+                    shape = (batch, pre.channels, *pre.sides)
                     pixels = generator.integers(0, 256, shape).astype(np.uint8)
                     advance = partial(progress.advance, task)
                     found += measure(subjects, pixels, options.runs, threads, advance)
@@ -136,7 +136,7 @@ def _print_memory(files: dict[str, Path], pre: Preprocessing) -> None:
         "native": "native engine",
         "onnx": "ONNX Runtime",
     }
-    shape = (pre.channels, pre.image_size, pre.image_size)
+    shape = (pre.channels, *pre.sides)
     peaks = {titles[kind]: peak_memory(kind, file, shape) for kind, file in files.items()}
     shown = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in peaks.items())
     print(f"peak memory of a process that classifies one image: {shown}")

@@ -105,7 +105,7 @@ def make_subjects(
             found.append(Subject(network=label, runtime=name, time=_pixels(start(data, threads))))
     if model is None or not ann or not has_ann(model):
         return found
-    shape = (pre.channels, pre.image_size, pre.image_size)
+    shape = (pre.channels, *pre.sides)
     data = ann_model(model, shape)
     contents = {"ANN, fp32": data}
     if importlib.util.find_spec("onnxruntime"):
