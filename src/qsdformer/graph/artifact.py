@@ -14,10 +14,11 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from qsdformer.data.base import Fit, as_image_size, is_image_size
 from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError, one_line
 from qsdformer.files import ARTIFACT_PREFIX as PREFIX
@@ -97,7 +98,7 @@ def to_bytes(graph: IntegerGraph) -> bytes:
     description: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "config": graph.config,
-        "preprocessing": dataclasses.asdict(graph.preprocessing),
+        "preprocessing": graph.preprocessing.to_dict(),
         "class_names": list(graph.class_names),
         "membrane_bits": graph.membrane_bits,
         "membrane_fraction": graph.membrane_fraction,
@@ -354,10 +355,14 @@ def _array(what: str, name: str, entry: list[int], data: memoryview) -> tuple[Ar
 
 def _preprocessing(entry: dict[str, Any]) -> Preprocessing:
     fields = {f.name for f in dataclasses.fields(Preprocessing)}
-    if set(_typed(entry, dict)) != fields:
+    if {*_typed(entry, dict), "fit"} != fields:
         raise ValueError("preprocessing has other fields than it should")
+    size = as_image_size(entry["image_size"])
+    if not is_image_size(size) or entry.get("fit", "crop") not in get_args(Fit):
+        raise ValueError(f"images of {str(size)[:40]} pixels, {str(entry.get('fit'))[:40]}")
     return Preprocessing(
-        image_size=_typed(entry["image_size"], int),
+        image_size=size,
+        fit=entry.get("fit", "crop"),
         channels=_typed(entry["channels"], int),
         mean=tuple(_real(v) for v in entry["mean"]),
         std=tuple(_real(v) for v in entry["std"]),

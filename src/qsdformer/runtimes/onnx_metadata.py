@@ -6,11 +6,11 @@ artifacts. Neither PyTorch nor the package onnx is needed to check it; other run
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
 
+from qsdformer.data.base import as_image_size
 from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
@@ -32,7 +32,7 @@ def metadata(graph: IntegerGraph) -> dict[str, str]:
     """The metadata of `graph`: class names, preprocessing, configuration, input, checksum."""
     description = {
         "class_names": list(graph.class_names),
-        "preprocessing": dataclasses.asdict(graph.preprocessing),
+        "preprocessing": graph.preprocessing.to_dict(),
         "config": graph.config,
         "input": FRAMES if graph.takes_frames else INPUT,
     }
@@ -82,4 +82,5 @@ def read_metadata(found: Mapping[str, str]) -> tuple[tuple[str, ...], Preprocess
     description = json.loads(found[METADATA_KEY])
     pre = description["preprocessing"]
     lists = {name: tuple(map(float, pre[name])) for name in ("mean", "std")}
+    lists["image_size"] = as_image_size(pre["image_size"])
     return tuple(map(str, description["class_names"])), Preprocessing(**{**pre, **lists})

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from qsdformer.data import DataModule
+from qsdformer.data.base import size_text
 from qsdformer.errors import UserError, one_line
 from qsdformer.files import write_json, write_text
 from qsdformer.models import checkpoint
@@ -215,7 +216,7 @@ def _heading(recipe: Recipe, model: SpikingTransformer, data: DataModule) -> str
     return (
         f"{name} ({bits} weights, {config.neuron} {kind}, {size:.2f} M parameters) on "
         f"{recipe.data.name}: {data.train_size:,} training and {data.eval_size:,} evaluation "
-        f"images of {data.info.image_size} px, seed {recipe.seed}, into {recipe.output}"
+        f"images of {size_text(data.info.image_size)} px, seed {recipe.seed}, into {recipe.output}"
     )
 
 
