@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from qsdformer.analysis.information import QKV
 from qsdformer.errors import UserError
 from qsdformer.graph.spikes import spike_values
 from qsdformer.graph.steps import Kind, Step, Traced
-from qsdformer.graph.trace import Tracings, logits_step
+from qsdformer.graph.trace import Tracings, has_logits
 from qsdformer.nn.attention import SpikeAttention
 from qsdformer.nn.exact import exact_float32
 from qsdformer.nn.neurons import firing_rate
@@ -41,7 +41,7 @@ class Measured:
     """
 
     images: int = 0
-    correct: int = 0
+    correct: int | None = None  # None: the network has no logits
     size: tuple[int, int] = (0, 0)
     spikes: dict[str, Tensor] = field(default_factory=dict)
     active: dict[str, Tensor] = field(default_factory=dict)
@@ -50,20 +50,21 @@ class Measured:
     slots: dict[str, int] = field(default_factory=dict)
 
     @property
-    def accuracy(self) -> float:
-        """Top-1 accuracy, a fraction."""
-        return self.correct / self.images
+    def accuracy(self) -> float | None:
+        """Top-1 accuracy, a fraction; None of a network without logits."""
+        return None if self.correct is None else self.correct / self.images
 
 
 @torch.inference_mode()
 def measure(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Any]],
     device: torch.device | str = "cpu",
 ) -> Measured:
     """Run `model`, put in eval mode, over (images, labels) batches of still images or frames.
 
-    Raises `UserError` for a model without spiking neurons and without images.
+    Of a network without logits labels are not looked at. Raises `UserError` for a model without
+    spiking neurons and without images.
     """
     if not spiking_neurons(model):
         raise UserError(
@@ -74,12 +75,13 @@ def measure(
     tracings, result = Tracings(model), Measured()
     for images, labels in batches:
         traced = tracings.of(images)
-        logits_step(traced)
         meter = _Meter(traced, result)
         with exact_float32(device):
-            (logits,) = traced.walk(images.to(device), meter.do).values()
-        result.correct += int((logits.argmax(1).cpu() == labels).sum())
-        result.images += len(labels)
+            found = traced.walk(images.to(device), meter.do)
+        if has_logits(traced):
+            (logits,) = found.values()
+            result.correct = (result.correct or 0) + int((logits.argmax(1).cpu() == labels).sum())
+        result.images += images.shape[-4]
         result.size = (images.shape[-2], images.shape[-1])
     if not result.images:
         raise UserError("no images to measure spikes on: the data set is empty")

@@ -110,9 +110,10 @@ def _summary(analysis: Analysis) -> str:
     estimate = sum(row.estimate for row in ledger.rows if row.rate is not None)
     off = f"{estimate / exact - 1:+.1%}" if exact else "no spikes"
     entropies = ", ".join(f"{name} {bits:.2f}" for name, bits in analysis.entropies.items())
+    accuracy = analysis.measured.accuracy
+    top1 = "" if accuracy is None else f"top-1 {accuracy:.2%} of "
     return (
-        f"{analysis.name} on {analysis.data_name}: top-1 {analysis.measured.accuracy:.2%} of "
-        f"{analysis.measured.images:,} images\n"
+        f"{analysis.name} on {analysis.data_name}: {top1}{analysis.measured.images:,} images\n"
         f"synaptic operations an image: {exact:,.0f} exact, {estimate:,.0f} as papers estimate "
         f"({off}); MACs on real input: {ledger.macs:,.0f}\n"
         f"entropy in bits: {entropies}\n"

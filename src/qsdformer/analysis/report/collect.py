@@ -46,7 +46,7 @@ class Run:
     weights: str
     subject: Subject
     curves: Mapping[str, list[tuple[float, float]]]
-    accuracy: float
+    accuracy: float | None  # None: the network has no logits
     ledger: Ledger
     analysis: Analysis | None = None  # None for an ANN
     twins: list[Ledger] = field(default_factory=list)
@@ -96,8 +96,7 @@ def collect(
     batches = first_images(subject.data.val_dataloader(), limit)
     accuracy = evaluate(subject.model, batches, torch.device(device)).top1
     subject.model.cpu()
-    size = subject.data.info.image_size
-    ledger = ann_ledger(name, subject.model, (size, size), accuracy)
+    ledger = ann_ledger(name, subject.model, subject.data.info.sides, accuracy)
     return Run(**common, accuracy=accuracy, ledger=ledger)
 
 

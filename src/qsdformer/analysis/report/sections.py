@@ -74,7 +74,7 @@ def wat(model: nn.Module) -> str:
 def cards(run: Run) -> str:
     """The numbers to take home."""
     ledger = run.ledger
-    values = {"top-1 accuracy": f"{run.accuracy:.2%}"}
+    values = {} if run.accuracy is None else {"top-1 accuracy": f"{run.accuracy:.2%}"}
     if run.analysis is not None:
         measured = run.analysis.measured
         values |= {
@@ -131,7 +131,7 @@ def run_table(runs: Sequence[Run]) -> str:
                 run.images,
                 run.weights.partition(",")[0],
                 wat(run.subject.model),
-                (f"{run.accuracy:.2%}", run.accuracy),
+                ("–" if run.accuracy is None else f"{run.accuracy:.2%}", run.accuracy),
                 (f"{ledger.parameters:,}", ledger.parameters),
                 (f"{ledger.packed_bytes / KIB:,.0f} KiB", ledger.packed_bytes),
                 ("–" if rate is None else f"{rate:.3f}", rate),
@@ -226,7 +226,11 @@ def ledger_section(run: Run) -> str:
     """Energy by kind and in total, the twins, and every row."""
     ledger = run.ledger
     parts = {name: ledger.by_kind(model) for name, model in COST_MODELS.items()}
-    titled = {n: {KINDS[k]: e for k, e in kinds.items()} for n, kinds in parts.items()}
+    left_out = {"post"} - {row.kind for row in ledger.rows}
+    titled = {
+        n: {KINDS[k]: e for k, e in kinds.items() if k not in left_out}
+        for n, kinds in parts.items()
+    }
     captions = {n: f"{n}: {energy_text(ledger.total(m))}" for n, m in COST_MODELS.items()}
     by_kind = figure("ledger", "Where the energy of an image goes", svg.stacked(titled, captions))
     models = "".join(
@@ -301,10 +305,10 @@ def pareto(runs: Sequence[Run]) -> str:
     """Accuracy against size and energy; only for several runs."""
     if len(runs) < 2:
         return ""
-    named = {run.name: run for run in runs}
-    size = {n: (r.ledger.packed_bytes / KIB, 100 * r.accuracy) for n, r in named.items()}
+    named = {r.name: (r.ledger, 100 * r.accuracy) for r in runs if r.accuracy is not None}
+    size = {n: (ledger.packed_bytes / KIB, share) for n, (ledger, share) in named.items()}
     model = cost_model("bit-aware")
-    energy = {n: (r.ledger.total(model) / 1e6, 100 * r.accuracy) for n, r in named.items()}
+    energy = {n: (ledger.total(model) / 1e6, share) for n, (ledger, share) in named.items()}
     return section(
         "Accuracy against size and energy",
         figure("pareto-size", "Size", svg.scatter(size, "packed (KiB)", "top-1 (%)")),
