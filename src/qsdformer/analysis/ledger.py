@@ -69,12 +69,17 @@ def make_ledger(name: str, model: nn.Module, measured: Measured) -> Ledger:
     found = operations(model, measured.size)
     return Ledger(
         name=name,
-        rows=spiking_rows(found, measured, firing_rates(measured)),
+        rows=(*spiking_rows(found, measured, firing_rates(measured)), *post_rows(measured)),
         parameters=sum(p.numel() for p in model.parameters()),
         packed_bytes=packed_bytes(model),
         float_bytes=float_bytes(model),
         accuracy=measured.accuracy,
     )
+
+
+def post_rows(measured: Measured) -> tuple[Row, ...]:
+    """The row of post-processing, if there was one."""
+    return (measured.post.row(),) if measured.post.images else ()
 
 
 def float_bytes(model: nn.Module) -> int:

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from qsdformer.analysis.information import QKV
+from qsdformer.analysis.post import PostWork
 from qsdformer.errors import UserError
+from qsdformer.graph.post import Post
 from qsdformer.graph.spikes import spike_values
 from qsdformer.graph.steps import Kind, Step, Traced
 from qsdformer.graph.trace import Tracings, has_logits
@@ -38,6 +40,7 @@ class Measured:
     head. `histograms` are those of neurons named q_neuron, k_neuron and v_neuron, (D + 1,). `slots`
     are the virtual time steps of a neuron, T * D. `size` is the images' (H, W). Spikes that a
     pool or a sum makes of others count as those of a neuron, under the operation's name.
+    `post` is what post-processing did, where there is one.
     """
 
     images: int = 0
@@ -48,6 +51,7 @@ class Measured:
     pairs: dict[str, int] = field(default_factory=dict)
     histograms: dict[str, Tensor] = field(default_factory=dict)
     slots: dict[str, int] = field(default_factory=dict)
+    post: PostWork = field(default_factory=PostWork)
 
     @property
     def accuracy(self) -> float | None:
@@ -60,10 +64,11 @@ def measure(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Any]],
     device: torch.device | str = "cpu",
+    post: Post | None = None,
 ) -> Measured:
     """Run `model`, put in eval mode, over (images, labels) batches of still images or frames.
 
-    Of a network without logits labels are not looked at. Raises `UserError` for a model without
+    `post` is what is done with the outputs of a network, and counted too. Of one without logits labels are not looked at. Raises `UserError` for a model without
     spiking neurons and without images.
     """
     if not spiking_neurons(model):
@@ -81,6 +86,9 @@ def measure(
         if has_logits(traced):
             (logits,) = found.values()
             result.correct = (result.correct or 0) + int((logits.argmax(1).cpu() == labels).sum())
+        if post is not None:
+            named = {name: value.cpu() for name, value in found.items()}
+            result.post.add(post, named, (images.shape[-2], images.shape[-1]))
         result.images += images.shape[-4]
         result.size = (images.shape[-2], images.shape[-1])
     if not result.images:
