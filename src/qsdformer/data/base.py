@@ -214,8 +214,8 @@ class ImageDataset(Protocol):
         ...
 
     @property
-    def labels(self) -> Tensor:
-        """(N,) int64."""
+    def labels(self) -> Tensor | None:
+        """(N,) int64; None where images have no labels as a whole."""
         ...
 
     def __len__(self) -> int: ...

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import lightning
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from qsdformer.data.base import Batch, DataConfig, DataInfo, ImageDataset, Source
+from qsdformer.data.base import Batch, DataInfo, ImageDataset, Source
 from qsdformer.data.cifar import load_hundred, load_ten
 from qsdformer.data.digits import load as load_digits
 from qsdformer.data.fashion_mnist import load as load_fashion_mnist
 from qsdformer.data.folders import check_images
 from qsdformer.data.image_folder import load as load_image_folder
 from qsdformer.data.sampling import EvalSampler, TrainSampler
+from qsdformer.data.sections import DataSection
+from qsdformer.data.segmentation.config import SegmentationSource
+from qsdformer.data.segmentation.dataset import load as load_masks
 from qsdformer.errors import UserError
 
-SOURCES: dict[str, Callable[[DataConfig, int], Source]] = {
+SOURCES: dict[str, Callable[[Any, int], Source]] = {
     "digits": load_digits,
     "fashion_mnist": load_fashion_mnist,
     "cifar10": load_ten,
     "cifar100": load_hundred,
     "image_folder": load_image_folder,
+    **dict.fromkeys(get_args(SegmentationSource), load_masks),
 }
 HOLDOUT_LIMIT = 5000  # images
 HOLDOUT_SHARE = 10  # at most one in so many training images
@@ -47,6 +52,8 @@ class ResumableLoader(DataLoader[Any]):
 class DataModule(lightning.LightningDataModule):
     """Training and evaluation batches: images (B, C, H, W) float32, labels (B,) int64.
 
+    For segmentation the labels are masks (B, H, W); batches of several sizes are lists.
+
     Batches and their augmentation depend on (seed, epoch, rank) alone, so that a resumed run
     sees what an uninterrupted one would have. The samplers split the data over the processes of
     torch.distributed themselves: build the Trainer with `use_distributed_sampler=False`.
@@ -56,7 +63,7 @@ class DataModule(lightning.LightningDataModule):
 
     def __init__(
         self,
-        config: DataConfig,
+        config: DataSection,
         *,
         batch_size: int,
         eval_batch_size: int | None = None,
@@ -92,6 +99,11 @@ class DataModule(lightning.LightningDataModule):
         if self._train is None:
             raise RuntimeError("this data module is for evaluation and has no training images")
         return self._train
+
+    @property
+    def training_set(self) -> ImageDataset:
+        """The images trained on."""
+        return self._training
 
     @property
     def train_size(self) -> int:
@@ -141,13 +153,11 @@ class DataModule(lightning.LightningDataModule):
         )
 
 
-def split(source: Source, config: DataConfig) -> tuple[ImageDataset, ImageDataset]:
+def split(source: Source, config: DataSection) -> tuple[ImageDataset, ImageDataset]:
     """The images to train and to evaluate on, after holding out and limiting."""
     train, evaluated = source.train(), source.test
-    classes = train.labels.unique()
-    if len(classes) < 2:
-        only = source.info.class_names[int(classes[0])]
-        raise UserError(f"all training images are of one class, {only}; at least two are needed")
+    if train.labels is not None:
+        _check_classes(train.labels, source.info)
     if config.evaluate_on == "holdout":
         kept = len(train) - max(1, min(HOLDOUT_LIMIT, len(train) // HOLDOUT_SHARE))
         evaluated = train.select(torch.arange(kept, len(train))).without_augmentation()
@@ -162,6 +172,13 @@ def split(source: Source, config: DataConfig) -> tuple[ImageDataset, ImageDatase
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
         train = train.select(order[: config.train_limit])
     return train, evaluated
+
+
+def _check_classes(labels: Tensor, info: DataInfo) -> None:
+    classes = labels.unique()
+    if len(classes) < 2:
+        only = info.class_names[int(classes[0])]
+        raise UserError(f"all training images are of one class, {only}; at least two are needed")
 
 
 def resume_at(sampler: TrainSampler, trainer: lightning.Trainer) -> None:

@@ -6,9 +6,15 @@ import importlib
 from typing import Any
 
 from qsdformer.models.base import SpikingTransformer
+from qsdformer.models.dense.config import DenseConfig
 from qsdformer.models.registry import DEFAULT, Family, families, model_config
 from qsdformer.nn.config import NetworkConfig
 
+# "module:callable" of the network of each dense task.
+DENSE = {
+    "segmentation": "qsdformer.models.dense.segmentation:SemanticFPN",
+    "detection": "qsdformer.models.dense.detection:build_detector",
+}
 IN_TIMM = "qsdformer.models.families"  # importing it makes all families known to timm
 
 
@@ -21,9 +27,17 @@ def create_model(name: str = DEFAULT, **fields: Any) -> Any:
     return build(model_config(name, **fields))
 
 
-def build(config: NetworkConfig) -> SpikingTransformer:
-    """The network of a configuration, with new weights."""
+def build(config: NetworkConfig | DenseConfig) -> SpikingTransformer:
+    """The network of a configuration, with new weights.
+
+    That of a dense one is to training and checkpoints what a `SpikingTransformer` is: a module
+    with its configuration in `config`.
+    """
     importlib.import_module(IN_TIMM)
+    if isinstance(config, DenseConfig):
+        module, _, name = DENSE[config.task].partition(":")
+        network: SpikingTransformer = getattr(importlib.import_module(module), name)(config)
+        return network
     family = families()[config.family]
     model = family.network(config)
     model.pretrained_cfg = model.default_cfg = record_of(family, config)
