@@ -68,8 +68,9 @@ def measure(
 ) -> Measured:
     """Run `model`, put in eval mode, over (images, labels) batches of still images or frames.
 
-    `post` is what is done with the outputs of a network, and counted too. Of one without logits labels are not looked at. Raises `UserError` for a model without
-    spiking neurons and without images.
+    `post` is what is done with the outputs of a network, and counted too. Of one without logits
+    labels are not looked at. Raises `UserError` for a model without spiking neurons and without
+    images.
     """
     if not spiking_neurons(model):
         raise UserError(
