@@ -105,6 +105,14 @@ static bool read_size(qsd_graph *graph, const qsd_json *nodes, const qsd_json *s
   return true;
 }
 
+/* Sides of what shows the image, at most those of the whole. */
+static bool is_placed(const qsd_graph *graph, const qsd_json *nodes, const qsd_json *placed) {
+  if (placed->type != JSON_LIST || placed->count != 2) return false;
+  const qsd_json *height = nodes + placed->child, *width = nodes + height->next;
+  return is_side(height) && is_side(width) && height->integer <= graph->height &&
+         width->integer <= graph->width;
+}
+
 static bool is_fit(const qsd_json *fit) {
   return fit->type == JSON_STRING && (qsd_is(fit->text, "crop") || qsd_is(fit->text, "pad") ||
                                       qsd_is(fit->text, "stretch"));
@@ -113,8 +121,9 @@ static bool is_fit(const qsd_json *fit) {
 static int read_preprocessing(qsd_graph *graph, const qsd_json *nodes, const qsd_json *entry,
                               int version, qsd_error *error) {
   static const char *const KNOWN[] = {"image_size",    "channels", "mean", "std",
-                                      "interpolation", "crop_pct", "fit"};
-  const qsd_json *value[6], *fit = qsd_json_get(nodes, entry, "fit");
+                                      "interpolation", "crop_pct", "fit",  "placed"};
+  const qsd_json *value[6], *fit = qsd_json_get(nodes, entry, "fit"),
+                 *placed = qsd_json_get(nodes, entry, "placed");
   for (int i = 0; i < 6; i++) {
     value[i] = qsd_json_get(nodes, entry, KNOWN[i]);
     if (!value[i]) return DAMAGED("its preprocessing lacks a field");
@@ -122,7 +131,7 @@ static int read_preprocessing(qsd_graph *graph, const qsd_json *nodes, const qsd
   if (fit && (version < 3 || !is_fit(fit))) return DAMAGED("its preprocessing has a wrong fit");
   for (uint32_t i = entry->child; i; i = nodes[i].next) {
     bool known = false;
-    for (int k = 0; k < 7; k++) known |= qsd_is(nodes[i].key, KNOWN[k]);
+    for (int k = 0; k < 8; k++) known |= qsd_is(nodes[i].key, KNOWN[k]);
     if (!known) return DAMAGED("its preprocessing has an unknown field");
   }
   bool fine = read_size(graph, nodes, value[0], version) && value[1]->type == JSON_INT &&
@@ -130,6 +139,7 @@ static int read_preprocessing(qsd_graph *graph, const qsd_json *nodes, const qsd
               reals(nodes, value[2], value[1]->integer) &&
               reals(nodes, value[3], value[1]->integer) && value[4]->type == JSON_STRING &&
               is_real(value[5]) && value[5]->real > 0 && value[5]->real <= 1;
+  if (placed && (version < 3 || (fine && !is_placed(graph, nodes, placed)))) fine = false;
   if (!fine) return DAMAGED("its preprocessing does not fit together");
   graph->channels = (int)value[1]->integer;
   return QSD_OK;

@@ -120,7 +120,8 @@ def to_bytes(graph: IntegerGraph) -> bytes:
 def _version(graph: IntegerGraph) -> int:
     """The oldest version that has all that is in `graph`, of those that are written."""
     pre = graph.preprocessing
-    plain = graph.post is None and isinstance(pre.image_size, int) and pre.fit == "crop"
+    plain = graph.post is None and isinstance(pre.image_size, int)
+    plain = plain and pre.fit == "crop" and pre.placed is None
     return FORMAT_VERSION if plain else DENSE_VERSION
 
 
@@ -370,8 +371,9 @@ def _array(what: str, name: str, entry: list[int], data: memoryview) -> tuple[Ar
 
 def _preprocessing(entry: dict[str, Any], version: int) -> Preprocessing:
     fields = {f.name for f in dataclasses.fields(Preprocessing)}
-    older = fields - {"fit"}
-    if set(_typed(entry, dict)) not in ((older, fields) if version == DENSE_VERSION else (older,)):
+    needed = fields - {"fit", "placed"}
+    allowed = fields if version == DENSE_VERSION else needed
+    if not needed <= set(_typed(entry, dict)) <= allowed:
         raise ValueError("preprocessing has other fields than it should")
     fit = entry.get("fit", "crop")
     if fit not in get_args(Fit):
@@ -384,6 +386,7 @@ def _preprocessing(entry: dict[str, Any], version: int) -> Preprocessing:
         interpolation=_typed(entry["interpolation"], str),
         crop_pct=_real(entry["crop_pct"]),
         fit=fit,
+        placed=None if "placed" not in entry else _two_sides(entry["placed"]),
     )
 
 
@@ -392,9 +395,14 @@ def _image_size(value: Any, version: int) -> ImageSize:
     if version < DENSE_VERSION or type(value) is int:
         side: int = _typed(value, int)
         return side
-    height, width = (_typed(v, int) for v in _typed(value, list))
+    height, width = _two_sides(value)
     if height == width:
         raise ValueError(f"image_size has {height} twice")
+    return height, width
+
+
+def _two_sides(value: Any) -> tuple[int, int]:
+    height, width = (_typed(v, int) for v in _typed(value, list))
     return height, width
 
 

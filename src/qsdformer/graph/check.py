@@ -282,6 +282,9 @@ def _check_preprocessing(pre: Preprocessing) -> None:
     height, width = pre.sides
     if not (1 <= min(height, width) <= max(height, width) <= MAX_SIDE):
         raise ValueError(f"images of {height}x{width} pixels")
+    fitting = (1 <= p <= s for p, s in zip(pre.inner, pre.sides, strict=True))
+    if not all(fitting):
+        raise ValueError(f"images placed at {pre.placed} in {height}x{width} pixels")
     if not 1 <= pre.channels <= 1024:
         raise ValueError(f"images of {pre.channels} channels")
     if len(pre.mean) != pre.channels or len(pre.std) != pre.channels:

@@ -42,6 +42,7 @@ def lower(
     membrane_fraction: int | None = None,
     frames: bool = False,
     post: Post | None = None,
+    multiple: int = 1,
 ) -> IntegerGraph:
     """The integer graph of a trained spiking model in eval mode: one of ours, or one's own.
 
@@ -50,7 +51,8 @@ def lower(
     called by their numbers. `membrane_fraction` replaces the fractional bits of membrane
     potentials. With `frames` the input has a time axis, one frame for each of the time steps that
     the model's neurons have. A model that returns feature maps gets these as outputs, in place of
-    logits; `post` says what is made of them. Raises `UserError`
+    logits; `post` says what is made of them. Images are filled up to sides that are multiples of
+    `multiple`. Raises `UserError`
     for a model that cannot be lowered, or whose sums could leave 32 bits.
     """
     if membrane_bits not in MULTIPLIER_BITS:
@@ -72,7 +74,8 @@ def lower(
     wanted = next((m.channels for m in model.modules() if isinstance(m, TimeInput)), None)
     if wanted not in (None, info.channels):
         raise UserError(f"images have {info.channels} channels, but the model takes {wanted}")
-    shape = (BATCH, info.channels, *info.sides)
+    pre = Preprocessing.of(info, multiple)
+    shape = (BATCH, info.channels, *pre.sides)
     traced = trace_quantised(model, (steps, *shape) if frames else shape)
     is_classifier = has_logits(traced)
     if is_classifier and len(info.class_names) != logits_step(traced).channels:
@@ -83,7 +86,6 @@ def lower(
     fraction = membrane_fraction
     if fraction is None:
         fraction = membrane_fraction_of(traced, membrane_bits)
-    pre = Preprocessing.of(info)
     lowering = Lowering(traced=traced, pre=pre, bits=membrane_bits, fraction=fraction)
     try:
         outputs = lowering.run(is_classifier)

@@ -19,6 +19,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
+from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.graph.ops import Array
 from qsdformer.graph.post import DetectionPost, Level, SegmentationPost
 
@@ -27,35 +28,43 @@ BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
 
 def class_maps(
-    post: SegmentationPost, outputs: Mapping[str, Array], sizes: Sequence[Size]
+    post: SegmentationPost,
+    outputs: Mapping[str, Array],
+    pre: Preprocessing,
+    sizes: Sequence[Size],
 ) -> list[Tensor]:
     """The class of every pixel, (height, width) int64, of images of these own `sizes`."""
     logits = torch.from_numpy(np.ascontiguousarray(outputs[post.output], np.float32))
-    return [
-        F.interpolate(one[None], size=size, mode="bilinear", align_corners=False)[0].argmax(0)
-        for one, size in zip(logits, sizes, strict=True)
-    ]
+    whole, found = _scaled(logits, pre.sides), []
+    for one, size in zip(whole, sizes, strict=True):
+        height, width = pre.place_of(size)
+        found.append(_scaled(one[None, :, :height, :width], size)[0].argmax(0))
+    return found
+
+
+def _scaled(maps: Tensor, size: Size) -> Tensor:
+    if maps.shape[-2:] == torch.Size(size):
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def detections(
     post: DetectionPost,
     outputs: Mapping[str, Array],
-    image: Size,
+    pre: Preprocessing,
     sizes: Sequence[Size],
-    placed: Sequence[Size] | None = None,
 ) -> list[dict[str, Tensor]]:
     """Boxes (N, 4), labels from 1 (N,) and scores (N,) of each image, best first.
 
-    `image` is the size of what the network saw, `placed` what each image took up of it (by default
-    all), `sizes` the images' own, in whose pixels the boxes are.
+    `sizes` are the images' own, in whose pixels the boxes are.
     """
     real = {
         name: torch.from_numpy(np.asarray(value, np.float32)) for name, value in outputs.items()
     }
-    anchors = anchors_of(post, real, image)
+    anchors = anchors_of(post, real, pre.sides)
     found = []
     for i, size in enumerate(sizes):
-        seen = image if placed is None else placed[i]
+        seen = pre.place_of(size)
         maps = {name: value[i] for name, value in real.items()}
         result = _of_image(post, maps, anchors, seen)
         result["boxes"] = resize_boxes(result["boxes"], list(seen), list(size))

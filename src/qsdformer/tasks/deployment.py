@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -28,13 +28,15 @@ from qsdformer.models.dense.segmentation import MASK, SemanticFPN
 class Deployable:
     """`part` of a `network` is what `qsdformer.lower` takes; `post` what is made of its outputs.
 
-    `left_out` says in words what of the network the part lacks, apart from post-processing.
+    `left_out` says in words what of the network the part lacks, apart from post-processing. Both
+    sides of its images must be multiples of `multiple`.
     """
 
     network: nn.Module
     part: nn.Module
     post: Post | None = None
     left_out: str | None = None
+    multiple: int = 1
 
 
 def deployable(
@@ -46,19 +48,24 @@ def deployable(
     """
     if not isinstance(network, DenseNetwork):
         return Deployable(network=network, part=network)
-    part = convolutional_part(network)
+    common: dict[str, Any] = {
+        "network": network,
+        "part": convolutional_part(network),
+        "multiple": _multiple(network),
+    }
     if not network.config.lowers_whole:
-        return Deployable(network=network, part=part, left_out="full-precision neck and heads")
+        return Deployable(**common, left_out="full-precision neck and heads")
     names = _class_names(network, info)
     if isinstance(network, SemanticFPN):
         post: Post = SegmentationPost(class_names=names, output=MASK, stride=network.stride)
-        return Deployable(network=network, part=part, post=post)
+        return Deployable(**common, post=post)
     if isinstance(network, RetinaNetDetector):
         post = retina_post(network, names, category_ids or range(1, len(names) + 1))
-        return Deployable(network=network, part=part, post=post)
-    config = cast(DetectionConfig, network.config)
+        return Deployable(**common, post=post)
+    config = network.config
+    assert isinstance(config, DetectionConfig)
     heads = "box and mask heads" if config.has_masks else "box head"
-    return Deployable(network=network, part=part, left_out=f"{heads}, which read single regions")
+    return Deployable(**common, left_out=f"{heads}, which read single regions")
 
 
 def require_whole(found: Deployable, path: str) -> None:
@@ -75,7 +82,7 @@ def retina_post(
     network: RetinaNetDetector, class_names: Sequence[str], category_ids: Sequence[int]
 ) -> DetectionPost:
     """How the maps of a RetinaNet become boxes."""
-    config = cast(DetectionConfig, network.config)
+    config = network.config
     generator: Any = anchor_generator(config)
     detector: Any = network
     strides: tuple[int, ...] = detector.backbone.strides
@@ -110,3 +117,11 @@ def _class_names(network: DenseNetwork, info: DataInfo | None) -> tuple[str, ...
     if len(info.class_names) != count:
         raise UserError(f"{len(info.class_names)} class names for a model of {count} classes")
     return info.class_names
+
+
+def _multiple(network: Any) -> int:
+    """What both sides of an image must be multiples of."""
+    if isinstance(network, SemanticFPN):
+        return network.multiple
+    multiple: int = network.transform.size_divisible
+    return multiple
