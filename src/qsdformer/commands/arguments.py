@@ -19,7 +19,7 @@ def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=256,
         metavar="N",
-        help="images at a time (default: 256)",
+        help="images at a time (default: 256, or 16 of those with masks or boxes)",
     )
     add_device_argument(parser)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import lightning
 import torch
@@ -19,7 +19,7 @@ from qsdformer.data.folders import check_images
 from qsdformer.data.image_folder import load as load_image_folder
 from qsdformer.data.sampling import EvalSampler, TrainSampler
 from qsdformer.data.sections import DataSection
-from qsdformer.data.segmentation.config import SegmentationSource
+from qsdformer.data.segmentation.config import SOURCES as MASK_SOURCES
 from qsdformer.data.segmentation.dataset import load as load_masks
 from qsdformer.errors import UserError
 
@@ -29,7 +29,7 @@ SOURCES: dict[str, Callable[[Any, int], Source]] = {
     "cifar10": load_ten,
     "cifar100": load_hundred,
     "image_folder": load_image_folder,
-    **dict.fromkeys(get_args(SegmentationSource), load_masks),
+    **dict.fromkeys(MASK_SOURCES, load_masks),
 }
 HOLDOUT_LIMIT = 5000  # images
 HOLDOUT_SHARE = 10  # at most one in so many training images

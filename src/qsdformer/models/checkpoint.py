@@ -139,7 +139,7 @@ def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> Loaded
             f"{path}: damaged checkpoint header: depth={depth} with {len(weights)} weights"
         )
     with torch.device("meta"):
-        model = build(config)
+        model = build(config, info)
     load_weights(model, weights, path)
     return Loaded(model=model.to(device).eval(), info=info, extra=extra)
 

@@ -58,7 +58,7 @@ class NetworkTask(LightningModule):
 
     def make_model(self) -> SpikingTransformer:
         """The network with new weights."""
-        return build(self.recipe.model_config(self.info))
+        return build(self.recipe.model_config(self.info), self.info)
 
     def use_data(self, data: Any) -> None:
         """Take from the data module what the loss needs of the training set; here nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from qsdformer.data import DataInfo
@@ -54,13 +55,18 @@ class TaskData(Protocol):
 
 def training_data(recipe: Recipe) -> TaskData:
     """The data that a recipe trains on; `UserError` if they are missing or unusable."""
-    module = _named(DATA[recipe.task])(
+    module = data_module(recipe.task)(
         recipe.data,
         batch_size=recipe.train.batch_size,
         eval_batch_size=recipe.train.eval_batch_size,
         seed=recipe.seed,
     )
     return cast(TaskData, module)
+
+
+def data_module(task: str) -> Callable[..., Any]:
+    """The class of the data module that serves a task; it is built as `DataModule` is."""
+    return cast(Callable[..., Any], _named(DATA[task]))
 
 
 def make_task(recipe: Recipe, data: TaskData, teacher: Teacher | None = None) -> NetworkTask:

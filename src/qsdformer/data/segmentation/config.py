@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from qsdformer.data.base import EvaluateOn, ImageSize, as_image_size, is_image_size
 from qsdformer.data.segmentation.names import ADE20K, CAMVID
 from qsdformer.errors import require
 from qsdformer.parsing import option
 
-SegmentationSource = Literal["mask_folder", "camvid", "ade20k"]
+FOLDER = "mask_folder"  # of any classes
+SOURCES = (FOLDER, "camvid", "ade20k")
 LARGEST_LABEL = 255  # of an 8-bit mask
 # What the published sets call their classes, and the label that stands for none of them.
 PUBLISHED: dict[str, tuple[tuple[str, ...], int]] = {
@@ -29,7 +30,9 @@ class SegmentationData:
     `longest_side`): training then crops `image_size`, evaluation looks at all of the image.
     """
 
-    name: SegmentationSource = option("mask_folder", "a published set, or any folder with masks")
+    name: Literal["mask_folder", "camvid", "ade20k"] = option(
+        "mask_folder", "a published set, or any folder with masks"
+    )
     root: str | None = option(None, "the folder with images and masks")
     image_size: int | tuple[int, int] = option(
         224, "pixels that the network is trained on: a square's side, or [height, width]"
@@ -70,7 +73,7 @@ class SegmentationData:
             object.__setattr__(self, "classes", tuple(self.classes))
             named = len(self.classes) >= 2 and len(set(self.classes)) == len(self.classes)
             require(self, "classes", named, "two or more names, all different")
-        allowed = get_args(SegmentationSource)
+        allowed = SOURCES
         require(self, "name", self.name in allowed, f"one of {', '.join(allowed)}")
         require(self, "image_size", is_image_size(self.image_size), "pixels, or [height, width]")
         for name in ("shorter_side", "longest_side", "train_limit"):
