@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 from torch import nn
 
@@ -12,16 +12,22 @@ from qsdformer.models.dense.config import DenseConfig
 from qsdformer.models.metaspikeformer import PyramidTransformer, Stage
 from qsdformer.nn.quantizers import quantized_layers, quantized_together
 
+Part = Literal["backbone", "neck", "heads"]
+
 
 class DenseNetwork(nn.Module):
     """A network of one dense configuration; mixed into those that come from torchvision.
 
-    `PATH` is where the pyramid network of the backbone lies in it, `PARTS` the modules that are
-    its backbone and neck; all others are heads.
+    `PATH` is where the pyramid network of the backbone lies in it, and `PARTS` the modules that
+    its parts are; together they hold every parameter.
     """
 
     PATH = "backbone.body"
-    PARTS: ClassVar[dict[str, str]] = {"backbone": "backbone", "neck": "neck"}
+    PARTS: ClassVar[dict[Part, tuple[str, ...]]] = {
+        "backbone": ("backbone",),
+        "neck": ("neck",),
+        "heads": ("head",),
+    }
     config: DenseConfig
 
     @property
@@ -57,3 +63,7 @@ class DenseNetwork(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory: recompute the backbone's blocks in the backward pass."""
         self.body.set_grad_checkpointing(enable)
+
+    def part(self, name: Part) -> list[nn.Module]:
+        """The modules that are the backbone, the neck or the heads."""
+        return [self.get_submodule(path) for path in self.PARTS[name]]

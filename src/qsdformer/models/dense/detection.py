@@ -17,7 +17,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
 from qsdformer.models.dense.backbone import Backbone, check_strides
-from qsdformer.models.dense.base import DenseNetwork
+from qsdformer.models.dense.base import DenseNetwork, Part
 from qsdformer.models.dense.config import DETECTION_MAPS, LEVELS, DetectionConfig
 from qsdformer.models.dense.heads import (
     BoxHead,
@@ -74,7 +74,11 @@ class Detector(DenseNetwork):
     """What our detectors add to torchvision's."""
 
     PATH = "backbone.features.body"
-    PARTS: ClassVar[dict[str, str]] = {"backbone": "backbone.features", "neck": "backbone.neck"}
+    PARTS: ClassVar[dict[Part, tuple[str, ...]]] = {
+        "backbone": ("backbone.features",),
+        "neck": ("backbone.neck",),
+        "heads": ("rpn", "roi_heads"),
+    }
     config: DetectionConfig
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
@@ -98,6 +102,8 @@ class FasterRCNNDetector(Detector, FasterRCNN):
 
 class RetinaNetDetector(Detector, RetinaNet):
     """RetinaNet."""
+
+    PARTS: ClassVar[dict[Part, tuple[str, ...]]] = {**Detector.PARTS, "heads": ("head",)}
 
 
 def build_detector(config: DetectionConfig, info: DataInfo | None = None) -> Detector:

@@ -52,7 +52,7 @@ class BackboneMaps(nn.Module):
     def __init__(self, network: DenseNetwork) -> None:
         super().__init__()
         self.config = network.config
-        self.backbone = network.get_submodule(network.PARTS["backbone"])
+        (self.backbone,) = network.part("backbone")
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, C, H, W) to maps (B, C_i, H_i, W_i)."""
@@ -98,7 +98,7 @@ def with_maps(network: DenseNetwork, maps: Mapping[str, Tensor]) -> DenseNetwork
     """
     if not network.config.lowers_whole:
         features = [maps[f"features_{i}"] for i in range(len(maps))]
-        given: dict[str, Any] = {network.PARTS["backbone"]: features}
+        given: dict[str, Any] = {network.PARTS["backbone"][0]: features}
     elif isinstance(network, SemanticFPN):
         given = {"backbone": None, "neck": None, "head": maps[MASK]}
     elif isinstance(network, RetinaNetDetector):
