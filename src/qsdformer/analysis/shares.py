@@ -1,7 +1,7 @@
 """Which part of a dense network has how many of its parameters, bytes and operations.
 
-Parts are backbone, neck and heads, as the network names the modules that are its `PARTS`; what is
-in none of them belongs to the heads. Post-processing is a part of its own, without parameters.
+Parts are backbone, neck and heads, as the network's `PARTS` name their modules. Post-processing is
+a part of its own, without parameters.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qsdformer.analysis.energy import CostModel
 from qsdformer.analysis.information import packed_bytes_by_tensor
 from qsdformer.analysis.ledger import Ledger
 
-HEADS, POST = "heads", "post-processing"
+POST = "post-processing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Share:
     energy: Mapping[str, float]
 
 
-def parts_of(network: nn.Module) -> dict[str, str]:
+def parts_of(network: nn.Module) -> dict[str, tuple[str, ...]]:
     """The paths of a network's parts by name; empty for one that is not divided."""
     return dict(getattr(network, "PARTS", {}))
 
@@ -40,8 +40,7 @@ def parts_of(network: nn.Module) -> dict[str, str]:
 def shares(network: nn.Module, ledger: Ledger, models: Sequence[CostModel]) -> list[Share]:
     """The parts of `network`, whose ledger has rows under the names of its modules."""
     parts = parts_of(network)
-    names = [*parts, HEADS]
-    values: dict[str, dict[str, Any]] = {name: _nothing(models) for name in (*names, POST)}
+    values: dict[str, dict[str, Any]] = {name: _nothing(models) for name in (*parts, POST)}
     for name, parameter in network.named_parameters():
         values[_part(name, parts)]["parameters"] += parameter.numel()
     for name, size in packed_bytes_by_tensor(network).items():
@@ -96,10 +95,12 @@ def _nothing(models: Sequence[CostModel]) -> dict[str, Any]:
     return {**counts, "energy": {model.name: 0.0 for model in models}}
 
 
-def _part(name: str, parts: Mapping[str, str]) -> str:
-    """The part whose modules' paths begin the name."""
-    owner = (part for part, path in parts.items() if f"{name}.".startswith(f"{path}."))
-    return next(owner, HEADS)
+def _part(name: str, parts: Mapping[str, tuple[str, ...]]) -> str:
+    """The part that a module or parameter of this name is in; the last one, the heads, else."""
+    for part, paths in parts.items():
+        if f"{name}.".startswith(tuple(f"{path}." for path in paths)):
+            return part
+    return list(parts)[-1]
 
 
 def _cell(value: float, total: float) -> str:

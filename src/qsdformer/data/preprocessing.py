@@ -110,18 +110,21 @@ def _one(image: Image.Image, pre: Preprocessing) -> Array:
         raise UserError(f"unknown interpolation {pre.interpolation!r} in the model's preprocessing")
     image = in_channels(middle(image) if pre.fit == "crop" else image, pre.channels)
     image = _covering_crop(image, pre) if pre.fit == "crop" else _resized(image, pre)
-    if image.size[::-1] != pre.sides:
-        whole = Image.new(image.mode, pre.sides[::-1], mean_colour(pre))
-        whole.paste(image, (0, 0))
-        image = whole
     values = np.asarray(image, np.uint8)
-    return values[None] if pre.channels == 1 else np.ascontiguousarray(values.transpose(2, 0, 1))
+    values = values[None] if pre.channels == 1 else np.ascontiguousarray(values.transpose(2, 0, 1))
+    return filled(values, pre)
 
 
-def mean_colour(pre: Preprocessing) -> int | tuple[int, ...]:
-    """The pixel nearest to the mean."""
-    values = tuple(round(255 * min(max(mean, 0.0), 1.0)) for mean in pre.mean)
-    return values if len(values) > 1 else values[0]
+def filled(images: Array, pre: Preprocessing) -> Array:
+    """uint8 images (..., C, h, w) of at most the network's size, filled up with the mean colour."""
+    height, width = pre.sides
+    if images.shape[-2:] == (height, width):
+        return images
+    mean = np.rint(255 * np.clip(pre.mean, 0, 1)).astype(np.uint8).reshape(-1, 1, 1)
+    whole = np.empty((*images.shape[:-2], height, width), np.uint8)
+    whole[...] = mean
+    whole[..., : images.shape[-2], : images.shape[-1]] = images
+    return whole
 
 
 def _resized(image: Image.Image, pre: Preprocessing) -> Image.Image:

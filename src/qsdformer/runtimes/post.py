@@ -35,14 +35,15 @@ def class_maps(
 ) -> list[Tensor]:
     """The class of every pixel, (height, width) int64, of images of these own `sizes`."""
     logits = torch.from_numpy(np.ascontiguousarray(outputs[post.output], np.float32))
-    whole, found = _scaled(logits, pre.sides), []
+    whole, found = scaled(logits, pre.sides), []
     for one, size in zip(whole, sizes, strict=True):
         height, width = pre.place_of(size)
-        found.append(_scaled(one[None, :, :height, :width], size)[0].argmax(0))
+        found.append(scaled(one[None, :, :height, :width], size)[0].argmax(0))
     return found
 
 
-def _scaled(maps: Tensor, size: Size) -> Tensor:
+def scaled(maps: Tensor, size: Size) -> Tensor:
+    """Maps (B, C, h, w) as (B, C, *size), bilinear with half-pixel centres."""
     if maps.shape[-2:] == torch.Size(size):
         return maps
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
