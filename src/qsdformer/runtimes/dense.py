@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from qsdformer.data.preprocessing import Preprocessing, filled
+from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.ops import Array
@@ -21,6 +20,7 @@ from qsdformer.graph.post import DetectionPost, SegmentationPost
 from qsdformer.runtimes.executors import to_pixels
 from qsdformer.runtimes.onnx_predict import OnnxModel
 from qsdformer.runtimes.post import detections, scaled
+from qsdformer.tasks.network_images import normalised, placed, sizes_of, whole
 
 Model = IntegerGraph | OnnxModel
 
@@ -52,7 +52,7 @@ class ExportedSegmenter:
                 f"images of {height}x{width} pixels (height x width), but the exported network "
                 f"takes {self.pre.sides[0]}x{self.pre.sides[1]}: leave out --inference whole"
             )
-        pixels = filled(to_pixels(images, self.pre), self.pre)
+        pixels = to_pixels(whole(images, self.pre), self.pre)
         maps = real_outputs(self.model, pixels)[self.post.output]
         logits = scaled(torch.from_numpy(maps).float(), self.pre.sides)
         return {self.post.output: logits[..., :height, :width]}
@@ -72,16 +72,10 @@ class ExportedDetector:
 
     def __call__(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """Boxes, labels and scores of images (C, h, w) in 0..1, in the pixels of each."""
-        sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
-        pixels = torch.cat([self._fitted(image) for image in images])
-        found = real_outputs(self.model, pixels.numpy())
-        return detections(self.post, found, self.pre, sizes)
+        found = real_outputs(self.model, fitted_pixels(images, self.pre))
+        return detections(self.post, found, self.pre, sizes_of(images))
 
-    def _fitted(self, image: Tensor) -> Tensor:
-        """The pixels (1, C, H, W) that the network sees of an image."""
-        place = self.pre.place_of((int(image.shape[-2]), int(image.shape[-1])))
-        resized = image[None].cpu()
-        if image.shape[-2:] != torch.Size(place):
-            resized = F.interpolate(resized, size=place, mode="bilinear", antialias=True)
-        pixels = (255 * resized).round().clamp(0, 255).to(torch.uint8)
-        return torch.from_numpy(filled(pixels.numpy(), self.pre))
+
+def fitted_pixels(images: Sequence[Tensor], pre: Preprocessing) -> Array:
+    """The pixels (B, C, H, W) uint8 that a network sees of images (C, h, w) in 0..1."""
+    return to_pixels(torch.cat([placed(normalised(image, pre), pre) for image in images]), pre)

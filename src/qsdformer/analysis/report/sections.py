@@ -15,12 +15,15 @@ from qsdformer.analysis.ledger import Ledger
 from qsdformer.analysis.report import svg
 from qsdformer.analysis.report.collect import (
     MEMBRANE_RANGE,
+    SCORE,
     AttentionMap,
     Run,
 )
 from qsdformer.analysis.report.svg import Axes, escape
+from qsdformer.analysis.shares import parts_of, shares
 from qsdformer.nn.quantizers import quantized_layers
 from qsdformer.nn.taps import spiking_neurons
+from qsdformer.recipes.tasks import MEASURES
 
 KIB = 1024
 Cell = tuple[str, float | None]  # text, and the number to sort by
@@ -107,14 +110,13 @@ def curves(runs: Sequence[Run]) -> str:
     }
     if losses:
         figures.append(figure("loss", "Loss", svg.lines(losses, "epoch", "loss")))
-    scores = {
-        r.name: [(e, 100 * a) for e, a in r.curves["val_accuracy"]]
-        for r in runs
-        if r.curves["val_accuracy"]
-    }
+    scores = {r.name: [(e, 100 * a) for e, a in r.curves[SCORE]] for r in runs if r.curves[SCORE]}
     if scores:
-        chart = svg.lines(scores, "epoch", "top-1 (%)")
-        figures.append(figure("accuracy", "Accuracy on evaluation images", chart))
+        tasks = {run.subject.task for run in runs}
+        word = MEASURES[tasks.pop()].word if len(tasks) == 1 else "score"
+        title = f"{word[0].upper()}{word[1:]} on evaluation images"
+        axis = "top-1 (%)" if word == "accuracy" else f"{word} (%)"
+        figures.append(figure("accuracy", title, svg.lines(scores, "epoch", axis)))
     return section("Training", *figures) if figures else ""
 
 
@@ -240,7 +242,28 @@ def ledger_section(run: Run) -> str:
         "twins", "The same network as an ANN, bit-aware", _twin_bars([ledger, *run.twins])
     )
     note = f"<details><summary>Cost models</summary><ul>{models}</ul></details>"
-    return section("Energy ledger", by_kind, twin) + note + ledger_table(ledger)
+    parts_table = share_section(run)
+    return section("Energy ledger", by_kind, twin) + note + ledger_table(ledger) + parts_table
+
+
+def share_section(run: Run) -> str:
+    """Backbone, neck and heads of a dense network; nothing for others."""
+    if run.analysis is None or not parts_of(run.analysis.network):
+        return ""
+    found = shares(run.analysis.network, run.ledger, list(COST_MODELS.values()))
+    rows: list[list[str | Cell]] = []
+    for s in found:
+        numbers = [s.parameters, s.packed_bytes, s.additions, s.macs]
+        rows.append(
+            [
+                s.part,
+                *((f"{n:,.0f}", float(n)) for n in numbers),
+                *((energy_text(e), e) for e in s.energy.values()),
+            ]
+        )
+    headings = ["part", "parameters", "packed bytes", "additions", "MACs", *COST_MODELS]
+    shown = table(headings, rows, "backbone, neck and heads")
+    return section("Backbone, neck and heads", shown, grid=False)
 
 
 def _twin_bars(ledgers: Sequence[Ledger]) -> str:
