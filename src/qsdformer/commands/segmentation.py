@@ -141,7 +141,7 @@ def _predictor(
     options: argparse.Namespace,
     segmenter: Segmenter,
     info: DataInfo,
-    size_of: Callable[[np.ndarray], Sequence[int]],
+    size_of: Callable[[np.ndarray], tuple[int, int]],
     device: torch.device,
 ) -> Predict:
     import torch
