@@ -92,8 +92,9 @@ class SegmentationRecipe(DenseRecipe):
 
     task: ClassVar[str] = "segmentation"
 
-    class_weights: Literal["balanced"] | tuple[float, ...] | None = option(
-        None, "of the loss: none, one for each class, or balanced by the training masks"
+    class_weights: tuple[float, ...] | None = option(None, "of the loss, one for each class")
+    balance: float = option(
+        0.0, "weights of the loss by how rare classes are in training; 0: none, 1: by median share"
     )
     inference: Literal["whole", "slide"] = option(
         "whole", "whole images, or overlapping windows of data.image_size whose logits are averaged"
@@ -102,10 +103,12 @@ class SegmentationRecipe(DenseRecipe):
 
     def __post_init__(self) -> None:
         require(self, "overlap", 0 <= self.overlap < 1, "in [0, 1)")
-        weights = self.class_weights
-        if isinstance(weights, (tuple, list)):
-            object.__setattr__(self, "class_weights", tuple(weights))
+        require(self, "balance", 0 <= self.balance <= 1, "in [0, 1]")
+        if self.class_weights is not None:
+            weights = tuple(self.class_weights)
+            object.__setattr__(self, "class_weights", weights)
             require(self, "class_weights", min(weights, default=-1) >= 0, "numbers, 0 or more")
+            require(self, "balance", self.balance == 0, "left out where class_weights are given")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,19 +40,19 @@ class Segmentation(NetworkTask):
         self.scores = MaskScores(classes)
         self.val_loss = MeanMetric()
         given = self.section.class_weights
-        if isinstance(given, tuple) and len(given) != classes:
+        if given is not None and len(given) != classes:
             raise UserError(
                 f"segmentation.class_weights has {len(given)} numbers, but there are {classes} "
                 "classes: give one for each"
             )
-        weights = torch.tensor(given) if isinstance(given, tuple) else None
+        weights = None if given is None else torch.tensor(given)
         self.register_buffer("weights", weights, persistent=False)
 
     def use_data(self, data: DataModule) -> None:
         """Weights of the classes by how rare they are in the training masks, if wanted."""
-        if self.section.class_weights == "balanced":
+        if self.section.balance > 0:
             assert isinstance(data.training_set, MaskDataset)
-            self.weights = balanced(*data.training_set.class_pixels())
+            self.weights = balanced(*data.training_set.class_pixels(), self.section.balance)
 
     @property
     def segmenter(self) -> Segmenter:
@@ -114,8 +114,8 @@ class Segmentation(NetworkTask):
         return summed / shares.sum().clamp(min=torch.finfo(shares.dtype).tiny)
 
 
-def balanced(pixels: Tensor, around: Tensor) -> Tensor:
-    """Weights (K,) by median frequency (Eigen and Fergus, 2015); 0 for classes never seen.
+def balanced(pixels: Tensor, around: Tensor, power: float) -> Tensor:
+    """Weights (K,) by median frequency (Eigen and Fergus, 2015), to a power; 0 if never seen.
 
     `pixels` are those of each class, `around` those of all masks that show it.
     """
@@ -123,5 +123,5 @@ def balanced(pixels: Tensor, around: Tensor) -> Tensor:
     seen = pixels > 0
     if not seen.any():
         raise UserError("the training masks show no class: every pixel is ignored")
-    weights = torch.where(seen, share[seen].median() / share.clamp(min=1e-12), 0.0)
-    return weights.float()
+    ratio = share[seen].median() / share.clamp(min=torch.finfo(share.dtype).tiny)
+    return torch.where(seen, ratio**power, 0.0).float()
