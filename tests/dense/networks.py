@@ -39,8 +39,7 @@ def segmentation_config(**fields: Any) -> SegmentationConfig:
     return SegmentationConfig(backbone=backbone(), **{**own, **fields})
 
 
-def detection_config(size: ImageSize = 32, **fields: Any) -> DetectionConfig:
-    height, width = info_of(size).sides
+def detection_config(**fields: Any) -> DetectionConfig:
     own: dict[str, Any] = {
         "num_classes": len(CLASSES),
         "neck_width": 8,
@@ -52,8 +51,6 @@ def detection_config(size: ImageSize = 32, **fields: Any) -> DetectionConfig:
         "mask_size": 4,
         "mask_convs": 1,
         "canonical_scale": 32,
-        "min_size": (min(height, width),),
-        "max_size": max(height, width),
         "anchor_sizes": (6, 12, 24, 32),
         "anchor_octaves": 2,
         "score_threshold": 0.01,

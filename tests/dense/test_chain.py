@@ -34,10 +34,10 @@ from qsdformer.runtimes.verify import verify
 from qsdformer.tasks.deployment import deployable, require_whole
 
 CONFIGS = {
-    "segmenter": lambda size: segmentation_config(),
-    "segmenter, nearest": lambda size: segmentation_config(upsampling="nearest"),
+    "segmenter": segmentation_config,
+    "segmenter, nearest": lambda: segmentation_config(upsampling="nearest"),
     "RetinaNet": detection_config,
-    "Faster R-CNN": lambda size: detection_config(size, detector="faster_rcnn"),
+    "Faster R-CNN": lambda: detection_config(detector="faster_rcnn"),
 }
 
 
@@ -48,7 +48,7 @@ def pixels_in(image: Image.Image, pre: Preprocessing) -> np.ndarray:
 
 def lowered(name, size):
     """The network, what of it lowers, and its integer graph."""
-    network = settled(CONFIGS[name](size), size)
+    network = settled(CONFIGS[name](), size)
     found = deployable(network, info_of(size))
     return (
         network,
@@ -136,7 +136,7 @@ def test_boxes_from_an_artifact_are_those_that_the_detector_itself_makes_of_its_
     pixels = pixels_of(size)
     filled = [pixels_in(Image.fromarray(image.transpose(1, 2, 0)), pre) for image in pixels]
     real = graph.real_outputs(np.stack(filled))
-    mine = detections(found.post, real, pre, [sides] * len(pixels))
+    mine = detections(found.post, real, pre.sides, [sides] * 3, [sides] * 3)
     images = [torch.from_numpy(image) / 255 for image in pixels]
     maps = {name: torch.from_numpy(value).float() for name, value in real.items()}
     with torch.no_grad():
@@ -152,8 +152,8 @@ def test_boxes_from_an_artifact_are_those_that_the_detector_itself_makes_of_its_
 def test_boxes_are_in_the_pixels_of_each_image():
     _, found, graph = lowered("RetinaNet", 32)
     real = graph.real_outputs(pixels_of(32, 1))
-    (small,) = detections(found.post, real, graph.preprocessing, [(32, 32)])
-    (large,) = detections(found.post, real, graph.preprocessing, [(64, 128)])
+    (small,) = detections(found.post, real, (32, 32), [(32, 32)], [(32, 32)])
+    (large,) = detections(found.post, real, (32, 32), [(32, 32)], [(64, 128)])
     torch.testing.assert_close(large["boxes"], small["boxes"] * torch.tensor([4.0, 2, 4, 2]))
 
 
@@ -225,7 +225,7 @@ def test_sides_that_are_no_two_numbers_are_refused_by_both_readers():
 
 
 def test_what_does_not_lower_is_named():
-    faster = deployable(settled(CONFIGS["Faster R-CNN"](32)), info_of(32))
+    faster = deployable(settled(CONFIGS["Faster R-CNN"]()), info_of(32))
     with pytest.raises(UserError, match=r"^x.ckpt: its box head.*RetinaNet exports whole"):
         require_whole(faster, "x.ckpt")
     floating = deployable(settled(segmentation_config(bits=None)), info_of(32))

@@ -19,8 +19,8 @@ from qsdformer.graph.ops import Array
 from qsdformer.graph.post import DetectionPost, SegmentationPost
 from qsdformer.runtimes.executors import to_pixels
 from qsdformer.runtimes.onnx_predict import OnnxModel
-from qsdformer.runtimes.post import detections, scaled
-from qsdformer.tasks.network_images import normalised, placed, sizes_of, whole
+from qsdformer.runtimes.post import Size, detections, scaled
+from qsdformer.tasks.network_images import normalised, placed, whole
 
 Model = IntegerGraph | OnnxModel
 
@@ -70,10 +70,11 @@ class ExportedDetector:
         """What images the network takes."""
         return self.model.preprocessing
 
-    def __call__(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """Boxes, labels and scores of images (C, h, w) in 0..1, in the pixels of each."""
+    def detect(self, images: Sequence[Tensor], sizes: Sequence[Size]) -> list[dict[str, Tensor]]:
+        """Boxes, labels and scores of images (C, h, w) in 0..1, for the sizes of their files."""
         found = real_outputs(self.model, fitted_pixels(images, self.pre))
-        return detections(self.post, found, self.pre, sizes_of(images))
+        places = [self.pre.place_of((image.shape[-2], image.shape[-1])) for image in images]
+        return detections(self.post, found, self.pre.sides, places, sizes)
 
 
 def fitted_pixels(images: Sequence[Tensor], pre: Preprocessing) -> Array:

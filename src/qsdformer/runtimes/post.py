@@ -52,23 +52,24 @@ def scaled(maps: Tensor, size: Size) -> Tensor:
 def detections(
     post: DetectionPost,
     outputs: Mapping[str, Array],
-    pre: Preprocessing,
+    image: Size,
+    places: Sequence[Size],
     sizes: Sequence[Size],
 ) -> list[dict[str, Tensor]]:
     """Boxes (N, 4), labels from 1 (N,) and scores (N,) of each image, best first.
 
-    `sizes` are the images' own, in whose pixels the boxes are.
+    `image` is the size that the network takes, `places` what of it shows each image, `sizes` the
+    images' own, in whose pixels the boxes are.
     """
     real = {
         name: torch.from_numpy(np.asarray(value, np.float32)) for name, value in outputs.items()
     }
-    anchors = anchors_of(post, real, pre.sides)
+    anchors = anchors_of(post, real, image)
     found = []
-    for i, size in enumerate(sizes):
-        seen = pre.place_of(size)
+    for i, (place, size) in enumerate(zip(places, sizes, strict=True)):
         maps = {name: value[i] for name, value in real.items()}
-        result = _of_image(post, maps, anchors, seen)
-        result["boxes"] = resize_boxes(result["boxes"], list(seen), list(size))
+        result = _of_image(post, maps, anchors, place)
+        result["boxes"] = resize_boxes(result["boxes"], list(place), list(size))
         found.append(result)
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -51,8 +51,3 @@ def normalised(image: Tensor, pre: Preprocessing) -> Tensor:
     """An image (C, h, w) in 0..1 as (1, C, h, w) normalised."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (pre.mean, pre.std))
     return ((image.cpu() - mean) / std)[None]
-
-
-def sizes_of(images: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """Height and width of each image."""
-    return [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
