@@ -22,9 +22,14 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from qsdformer.data import DataInfo
+    from qsdformer.data.detection.config import DetectionData
     from qsdformer.data.detection.dataset import DetectionBatch
     from qsdformer.data.detection.module import DetectionDataModule
+    from qsdformer.graph.integer import IntegerGraph
     from qsdformer.models.checkpoint import Loaded
+    from qsdformer.runtimes.onnx_predict import OnnxModel
+    from qsdformer.runtimes.runnable import RunnableGraph
     from qsdformer.tasks.detecting import Detect, DetectionEvaluation, Detections
 
 RESULTS = "results.json"  # of qsd predict, in COCO's result format
@@ -32,23 +37,40 @@ RESULTS = "results.json"  # of qsd predict, in COCO's result format
 
 def evaluate(options: argparse.Namespace, loaded: Loaded, device: torch.device) -> None:
     """Print average precision of boxes and masks, and a table of the classes."""
+    from qsdformer.tasks.stored import data_of
+
+    data = data_of(loaded, options.model, given_keys(options), options.batch_size or BATCH)
+    config: Any = loaded.model.config
+    _evaluate(options, cast(Any, data), _detector(loaded, device), masks=config.has_masks)
+
+
+def evaluate_exported(options: argparse.Namespace, model: IntegerGraph | OnnxModel) -> None:
+    """As `evaluate`, of a file of `qsd export`, which finds boxes."""
+    from qsdformer.commands.exported_data import data_for
+    from qsdformer.commands.running import announce, in_fastest_runtime
+
+    data = data_for(options.model, model, given_keys(options), options.batch_size or BATCH)
+    runner = in_fastest_runtime(model, options.threads)
+    announce(runner)
+    _evaluate(options, cast(Any, data), _exported_detector(runner), masks=False)
+
+
+def _evaluate(
+    options: argparse.Namespace, data: DetectionDataModule, detect: Detect, *, masks: bool
+) -> None:
     from qsdformer.commands.running import progress_bar
     from qsdformer.tasks.detecting import evaluate_boxes
-    from qsdformer.tasks.stored import data_of
 
     if options.activity:
         raise UserError("--activity is for classification models: leave it out")
-    module = data_of(loaded, options.model, given_keys(options), options.batch_size or BATCH)
-    data = cast("DetectionDataModule", module)
-    config: Any = loaded.model.config
     total = min(data.eval_size, options.limit or data.eval_size)
     with progress_bar() as progress:
         task = progress.add_task("evaluating", total=total)
         result = evaluate_boxes(
-            _detector(loaded, device),
+            detect,
             _shown(data.val_dataloader(), total, lambda n: progress.advance(task, n)),
             len(data.info.class_names),
-            masks=config.has_masks,
+            masks=masks,
             category_ids=data.category_ids if options.results else None,
         )
     for note in data.notes:
@@ -97,16 +119,50 @@ def print_scores(
 
 def predictor(options: argparse.Namespace, loaded: Loaded, device: torch.device) -> Predict:
     """What draws boxes and masks on images, and keeps all that is found in COCO's result format."""
-    from qsdformer.data.detection.drawing import drawn
-    from qsdformer.tasks.detecting import coco_results
-    from qsdformer.tasks.pictures import LIKELY, as_drawn
+    from qsdformer.data.decoding import in_channels
+    from qsdformer.data.detection.dataset import Preparation
     from qsdformer.tasks.stored import unknown_inputs
 
     info = loaded.info
     if info is None:
         raise unknown_inputs(options.model)
-    detect, prepare = _detector(loaded, device), _preparation(loaded)
-    category_ids = category_ids_of(loaded)
+    preparation = Preparation.of(_data_section(loaded, info), info)
+
+    def prepare(image: Image.Image) -> Tensor:
+        return preparation(in_channels(image, preparation.channels))
+
+    ids = category_ids_of(loaded.extra.get("category_ids"), len(info.class_names))
+    return _predictor(options, _detector(loaded, device), prepare, info.class_names, ids)
+
+
+def exported_predictor(options: argparse.Namespace, model: RunnableGraph | OnnxModel) -> Predict:
+    """As `predictor`, with a file of `qsd export`."""
+    from qsdformer.data.decoding import in_channels
+    from qsdformer.data.detection.vary import resized_image, to_tensor
+    from qsdformer.graph.post import DetectionPost
+
+    pre, post = model.preprocessing, model.post
+    assert isinstance(post, DetectionPost)
+
+    def prepare(image: Image.Image) -> Tensor:
+        coloured = in_channels(image, pre.channels)
+        return to_tensor(resized_image(coloured, pre.place_of((image.height, image.width))))
+
+    detect = _exported_detector(model)
+    return _predictor(options, detect, prepare, post.class_names, post.category_ids)
+
+
+def _predictor(
+    options: argparse.Namespace,
+    detect: Detect,
+    prepare: Callable[[Image.Image], Tensor],
+    names: Sequence[str],
+    category_ids: Sequence[int],
+) -> Predict:
+    from qsdformer.data.detection.drawing import drawn
+    from qsdformer.tasks.detecting import coco_results
+    from qsdformer.tasks.pictures import LIKELY, as_drawn
+
     pictures = Pictures(Path(options.output))
     results: list[dict[str, Any]] = []
 
@@ -115,11 +171,11 @@ def predictor(options: argparse.Namespace, loaded: Loaded, device: torch.device)
             (found,) = detect([prepare(image)], [(image.height, image.width)])
             kept = {key: value[found["scores"] >= LIKELY] for key, value in found.items()}
             picture = pictures.name_for(path)
-            pictures.save(drawn(image, as_drawn(kept), info.class_names), picture)
+            pictures.save(drawn(image, as_drawn(kept), names), picture)
             listed = coco_results(found, pictures.count, category_ids)
             results.extend(listed)
-            write_text(pictures.folder / RESULTS, json.dumps(results) + "\n")
-            yield described(path, kept, listed, info.class_names, picture)
+            yield described(path, kept, listed, names, picture)
+        write_text(pictures.folder / RESULTS, json.dumps(results) + "\n")
 
     return predict
 
@@ -140,14 +196,10 @@ def described(
     return Found(line=f"{path}: {', '.join(objects) or 'nothing'} -> {picture}", entry=entry)
 
 
-def category_ids_of(loaded: Loaded) -> tuple[int, ...]:
-    """What the files that a detector was trained on call its classes; 1, 2, ... if it says none."""
-    from qsdformer.tasks.detection import CATEGORY_IDS
-
-    classes = cast(Any, loaded.model.config).num_classes
-    ids = loaded.extra.get(CATEGORY_IDS)
-    if isinstance(ids, list) and len(ids) == classes and all(isinstance(i, int) for i in ids):
-        return tuple(ids)
+def category_ids_of(stored: Any, classes: int) -> tuple[int, ...]:
+    """What files call the classes, as a checkpoint says; 1, 2, ... where it does not."""
+    if isinstance(stored, list) and len(stored) == classes:
+        return tuple(int(number) for number in stored)
     return tuple(range(1, classes + 1))
 
 
@@ -167,21 +219,24 @@ def _detector(loaded: Loaded, device: torch.device) -> Detect:
     return detect
 
 
-def _preparation(loaded: Loaded) -> Callable[[Image.Image], Tensor]:
-    """How an image is resized, as the recipe's data section says."""
-    from qsdformer.data.decoding import in_channels
+def _exported_detector(model: RunnableGraph | OnnxModel) -> Detect:
+    from qsdformer.graph.post import DetectionPost
+    from qsdformer.runtimes.dense import ExportedDetector
+
+    assert isinstance(model.post, DetectionPost)
+    return ExportedDetector(model=model, post=model.post).detect
+
+
+def _data_section(loaded: Loaded, info: DataInfo) -> DetectionData:
+    """How images were prepared: as the recipe says, or stretched to the size in `info`."""
     from qsdformer.data.detection.config import DetectionData
-    from qsdformer.data.detection.dataset import Preparation
     from qsdformer.recipes.recipe import parse_data
 
-    assert loaded.info is not None
-    config = DetectionData(image_size=loaded.info.image_size)
-    if loaded.recipe.get("data"):
-        parsed = parse_data(loaded.recipe)
-        assert isinstance(parsed, DetectionData)
-        config = parsed
-    preparation = Preparation.of(config, loaded.info)
-    return lambda image: preparation(in_channels(image, preparation.channels))
+    if not loaded.recipe.get("data"):
+        return DetectionData(image_size=info.image_size)
+    parsed = parse_data(loaded.recipe)
+    assert isinstance(parsed, DetectionData)
+    return parsed
 
 
 def _shown(

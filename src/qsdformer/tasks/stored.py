@@ -26,6 +26,8 @@ from qsdformer.tasks.choice import data_module, data_options
 from qsdformer.tasks.evaluation import check_fits
 
 SIZE = "data.image_size"
+# A kind of data of each task, for reading keys that all of its kinds have.
+FOLDERS = {"classification": "image_folder", "segmentation": FOLDER, "detection": "coco"}
 
 
 def load_with_data(
@@ -120,7 +122,10 @@ def described_inputs(loaded: Loaded, path: str | Path, keys: Mapping[str, str]) 
     info = loaded.info
     if set(keys) - {SIZE}:
         return data_of(loaded, path, keys, batch_size=1).info
-    size = parse_data(with_keys({"data": {"name": "image_folder"}}, keys)).image_size
+    size = None
+    if SIZE in keys:
+        named = {"task": loaded.task, "data": {"name": FOLDERS[loaded.task]}}
+        size = parse_data(with_keys(named, keys)).image_size
     if info is not None:
         return info if size is None else dataclasses.replace(info, image_size=size)
     if size is None or loaded.model.config.in_channels != 3:
