@@ -51,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["whole", "slide"],
         help="segmentation: whole images or windows (default: as the recipe says)",
     )
+    parser.add_argument(
+        "--results",
+        metavar="FILE",
+        help="detection: write all that is found in COCO's result format (default: nothing)",
+    )
     add_recipe_keys(parser, section="data")
     parser.set_defaults(batch_size=None)  # it depends on the task
 

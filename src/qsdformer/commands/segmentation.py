@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from qsdformer.commands.dense import BATCH
+from qsdformer.commands.pictures import Pictures
 from qsdformer.commands.predict import Found, Predict
 from qsdformer.commands.recipe_keys import given_keys
 from qsdformer.errors import UserError
@@ -153,7 +154,7 @@ def _predictor(
     from qsdformer.data.segmentation.vary import resized_image, resized_mask
     from qsdformer.nn.exact import exact_float32
 
-    files = Files(Path(options.output))
+    pictures = Pictures(Path(options.output))
 
     def found_in(image: Image.Image) -> np.ndarray:
         pixels = np.asarray(in_channels(image, info.channels))
@@ -169,9 +170,10 @@ def _predictor(
         for path, image in opened:
             mask = found_in(image)
             picture = overlaid(np.asarray(image.convert("RGB")), mask, len(info.class_names))
-            drawn, plain = files.names_for(path)
-            files.save(with_legend(picture, mask, info.class_names), drawn)
-            files.save(Image.fromarray(mask), plain)
+            drawn = pictures.name_for(path)
+            plain = drawn.with_name(f"{drawn.stem}-mask.png")
+            pictures.save(with_legend(picture, mask, info.class_names), drawn)
+            pictures.save(Image.fromarray(mask), plain)
             yield described(path, mask, info.class_names, drawn, plain)
 
     return predict
@@ -192,35 +194,6 @@ def described(
         "mask": str(plain),
     }
     return Found(line=f"{path}: {text} -> {picture}", entry=entry)
-
-
-class Files:
-    """Where pictures are written: two for each image, under its name, no name twice."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._taken: set[str] = set()
-
-    def names_for(self, path: str) -> tuple[Path, Path]:
-        """The files for the picture and the mask of the image at `path`."""
-        stem, number = Path(path).stem, 1
-        name = stem
-        while name in self._taken:
-            number += 1
-            name = f"{stem}-{number}"
-        self._taken.add(name)
-        return self.folder / f"{name}.png", self.folder / f"{name}-mask.png"
-
-    def save(self, picture: Image.Image, path: Path) -> None:
-        """Write a picture; `UserError` if that cannot be done."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            picture.save(path)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise UserError(
-                f"cannot write {path}: {reason}; choose another folder with --output"
-            ) from error
 
 
 def _segmenter(loaded: Loaded, inference: str | None, device: torch.device) -> Segmenter:

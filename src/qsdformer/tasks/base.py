@@ -15,6 +15,8 @@ from qsdformer.data import DataInfo
 from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.building import build
 from qsdformer.models.checkpoint import KEY, header
+from qsdformer.models.dense.base import DenseNetwork
+from qsdformer.models.dense.starting import start_backbone
 from qsdformer.models.finetune import start_from
 from qsdformer.recipes.recipe import Recipe
 from qsdformer.recipes.tasks import Measures
@@ -69,8 +71,14 @@ class NetworkTask(LightningModule):
         return self.recipe.measures
 
     def start_from(self, path: str) -> list[str]:
-        """Take what fits of a checkpoint's weights, before training; lines that say what."""
-        lines = start_from(self.model, path, self.info)
+        """Take what fits of a checkpoint's weights, before training; lines that say what.
+
+        A dense network takes all of its backbone.
+        """
+        if isinstance(self.model, DenseNetwork):
+            lines = start_backbone(self.model, path)
+        else:
+            lines = start_from(self.model, path, self.info)
         if self.ema is not None:
             self.ema.set(self.model)
         return lines

@@ -9,9 +9,10 @@ from timm.optim import Lamb, param_groups_layer_decay
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from qsdformer.errors import UserError
+from qsdformer.models.dense.base import DenseNetwork
+from qsdformer.models.dense.rates import layerwise_groups
 from qsdformer.recipes.learning import TrainConfig
-
-HEAD = "head"  # in the names of parameters whose rate `head_lr` scales, as published
 
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
@@ -51,28 +52,26 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     `layer_decay` below 1 there are two groups for each layer that timm tells apart, with `head_lr`
     two for the head; their `lr_scale` is a factor of the learning rate.
     """
-    if config.layer_decay < 1:
-        groups = param_groups_layer_decay(
-            model, weight_decay=config.weight_decay, layer_decay=config.layer_decay
+    decay = config.weight_decay
+    if isinstance(model, DenseNetwork) and (config.layer_decay, config.head_lr) != (1, 1):
+        return layerwise_groups(
+            model,
+            weight_decay=decay,
+            layer_decay=config.layer_decay,
+            head_rate=config.head_lr,
         )
-    else:
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        decay = config.weight_decay
-        groups = [
-            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": decay},
-            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-    if config.head_lr == 1:
+    if config.head_lr != 1:
+        raise UserError("train.head_lr is for the heads of dense networks: leave it out")
+    if config.layer_decay < 1:
+        groups: list[dict[str, Any]] = param_groups_layer_decay(
+            model, weight_decay=decay, layer_decay=config.layer_decay
+        )
         return groups
-    head = {id(p) for name, p in model.named_parameters() if HEAD in name}
-    split = []
-    for group in groups:
-        for inside in (False, True):
-            chosen = [p for p in group["params"] if (id(p) in head) == inside]
-            scale = group.get("lr_scale", 1.0) * (config.head_lr if inside else 1.0)
-            if chosen:
-                split.append({**group, "params": chosen, "lr_scale": scale})
-    return split
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
 
 
 def can_fuse(config: TrainConfig, precision: str) -> bool:

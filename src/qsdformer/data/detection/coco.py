@@ -144,7 +144,7 @@ def _objects(
     objects = Objects(height=size[0], width=size[1])
     for entry in entries:
         which = f"{file}: annotation {entry.get('id')}"
-        category = entry.get("category_id")
+        category: Any = entry.get("category_id")
         if category not in labels:
             raise UserError(f"{which} has category {category!r}, which is not listed")
         area = entry.get("area")

@@ -19,7 +19,14 @@ from qsdformer.data.augment import image_keys
 from qsdformer.data.base import DataInfo, sides
 from qsdformer.data.detection.config import DetectionData
 from qsdformer.data.detection.records import Record
-from qsdformer.data.detection.vary import Sample, Variation, fitted_size, resized, to_tensor
+from qsdformer.data.detection.vary import (
+    Sample,
+    Variation,
+    fitted_size,
+    resized,
+    resized_image,
+    to_tensor,
+)
 
 # boxes (K, 4) float32, labels (K,) int64, iscrowd (K,) int64, area (K,) float32, masks (K, H, W)
 # uint8 where they are wanted, image_id () int64, size (2,) int64: height and width of the file.
@@ -55,10 +62,7 @@ class Preparation:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """(C, H, W) float32 in [0, 1] of a decoded image in the right mode."""
-        height, width = self.target_size((image.height, image.width))
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-        return to_tensor(image)
+        return to_tensor(resized_image(image, self.target_size((image.height, image.width))))
 
 
 @dataclass(frozen=True, kw_only=True)

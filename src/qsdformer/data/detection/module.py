@@ -158,7 +158,7 @@ def described(config: DetectionData, class_names: Sequence[str]) -> DataInfo:
         class_names=tuple(class_names),
         mean=GREY_MEAN if grey else IMAGENET_DEFAULT_MEAN,
         std=GREY_STD if grey else IMAGENET_DEFAULT_STD,
-        fit="stretch",
+        fit="pad" if config.keep_aspect else "stretch",
     )
 
 

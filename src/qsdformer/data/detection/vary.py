@@ -43,13 +43,20 @@ def resized(sample: Sample, size: tuple[int, int]) -> Sample:
     width, height = sample.image.size
     if (height, width) == size:
         return sample
-    image = sample.image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    image = resized_image(sample.image, size)
     x, y = size[1] / width, size[0] / height
     boxes = sample.boxes * np.array([x, y, x, y], np.float32)
     masks = sample.masks
     return replace(
         sample, image=image, boxes=boxes, masks=None if masks is None else _resized(masks, size)
     )
+
+
+def resized_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """An image with `size` (H, W), bilinear, antialiased when it shrinks."""
+    if image.size == (size[1], size[0]):
+        return image
+    return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
 
 
 def mirrored(sample: Sample) -> Sample:
