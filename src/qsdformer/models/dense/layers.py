@@ -15,8 +15,6 @@ from qsdformer.nn.config import NetworkConfig
 from qsdformer.nn.neurons import make_neuron
 from qsdformer.nn.quantizers import QuantConv2d, QuantLinear
 
-PREDICTOR_DEVIATION = 0.01  # of the initial weights of layers that make logits and boxes
-
 
 class NeuronConv(nn.Module):
     """Neuron, convolution (odd kernel, same size), batch norm of the level."""
@@ -58,29 +56,27 @@ class NeuronLinear(nn.Module):
 
 
 class PredictorConv(QuantConv2d):
-    """A convolution with bias that makes logits or boxes; it starts near 0."""
+    """A convolution that makes logits or boxes, with a bias that starts at 0.
+
+    Its weights start as PyTorch's do. Smaller ones (deviation 0.01, as in float detectors) kept
+    spiking heads from learning at all: what reaches the layers below is that much weaker.
+    """
 
     def __init__(
         self, config: NetworkConfig, width_in: int, width_out: int, kernel: int = 1
     ) -> None:
         super().__init__(width_in, width_out, kernel, padding=kernel // 2, bits=config.head_bits)
-        start_near_zero(self)
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
 
 
 class PredictorLinear(QuantLinear):
-    """A linear layer with bias that makes logits or boxes; it starts near 0."""
+    """A linear layer that makes logits or boxes, as `PredictorConv`."""
 
     def __init__(self, config: NetworkConfig, width_in: int, width_out: int) -> None:
         super().__init__(width_in, width_out, bits=config.head_bits)
-        start_near_zero(self)
-
-
-def start_near_zero(layer: QuantConv2d | QuantLinear) -> None:
-    """Small weights and no bias, so that first predictions say nothing."""
-    nn.init.normal_(layer.weight, std=PREDICTOR_DEVIATION)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
-    layer.reset_step_size()
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
 
 
 def normed(norm: nn.Module, x: Tensor) -> Tensor:
