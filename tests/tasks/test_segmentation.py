@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from data.segmentation.mask_files import save, write_camvid
+from lightning.pytorch import Callback
 from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
@@ -271,18 +272,37 @@ def test_predict_draws_what_is_found_with_a_legend(
     assert "choose another folder with --output" in capsys.readouterr().err
 
 
-def test_a_run_goes_on_with_the_same_network_only(files: Path, tmp_path: Path) -> None:
-    train(small(files, tmp_path, train__epochs="1"), console=Console(quiet=True))
+class Interrupt(Callback):
+    """Stops, as Ctrl-C would, after some steps."""
 
+    def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == 3:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_ends_as_one_that_was_not(
+    run: Path, files: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(small(files, tmp_path), console=Console(quiet=True), callbacks=[Interrupt()])
     result = train(small(files, tmp_path), resume=True, console=Console(quiet=True))
     assert result.metric == "miou"
-    assert load_checkpoint(result.last_path).extra["epoch"] == 2
+    whole, resumed = (load_checkpoint(folder / "last.ckpt") for folder in (run, tmp_path))
+    assert whole.extra["val_miou"] == resumed.extra["val_miou"]
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    again = small(files, tmp_path, train__epochs="3", model__levels="2")
     with pytest.raises(UserError, match=r"backbone\.levels=4"):
-        train(
-            small(files, tmp_path, train__epochs="3", model__levels="2"),
-            resume=True,
-            console=Console(quiet=True),
-        )
+        train(again, resume=True, console=Console(quiet=True))
+
+
+def test_spikes_are_penalised_in_neck_and_head_too(files: Path, tmp_path: Path) -> None:
+    keys = {"activity.weight": "1.0", "activity.target": "0.0", "train.epochs": "1"}
+    settings = {**SMALL, **keys, "data.root": str(files), "output": str(tmp_path / "run")}
+    train(load_recipe("camvid", settings), console=Console(quiet=True))
+    with (tmp_path / "run/metrics.csv").open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert float(last["train_activity_loss"]) > 0
 
 
 def test_the_backbone_starts_from_a_classifier(
