@@ -51,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["whole", "slide"],
         help="segmentation: whole images or windows (default: as the recipe says)",
     )
+    parser.add_argument(
+        "--results",
+        metavar="FILE",
+        help="detection: write all that is found in COCO's result format (default: nothing)",
+    )
     add_recipe_keys(parser, section="data")
     parser.set_defaults(batch_size=None)  # it depends on the task
 
@@ -95,6 +100,7 @@ def _evaluate_exported(options: argparse.Namespace, model: IntegerGraph | OnnxMo
     """The accuracy of integers, which take the pixels that the float model would normalise."""
     import torch
 
+    from qsdformer.commands.dense import evaluate_exported
     from qsdformer.commands.exported_data import data_for, pixel_batches
     from qsdformer.commands.running import announce, in_fastest_runtime
     from qsdformer.runtimes.native_activity import NativeActivity
@@ -102,6 +108,9 @@ def _evaluate_exported(options: argparse.Namespace, model: IntegerGraph | OnnxMo
 
     if options.device not in ("auto", "cpu"):
         raise UserError(f"--device {options.device}: exported files run on the CPU; leave it out")
+    if model.post is not None:
+        evaluate_exported(options, model)
+        return
     data = data_for(options.model, model, given_keys(options), options.batch_size or BATCH)
     runner = in_fastest_runtime(model, options.threads)
     counter = NativeActivity(runner) if options.activity else None

@@ -122,6 +122,10 @@ def _predictor(options: argparse.Namespace) -> Predict:
     if exported is not None:
         model = in_fastest_runtime(exported, options.threads)
         announce(model)
+        if model.post is not None:
+            from qsdformer.commands.dense import exported_predictor
+
+            return exported_predictor(options, model)
         return _classes(lambda images: model.predict(images, options.top))
     import torch
 

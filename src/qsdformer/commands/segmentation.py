@@ -7,13 +7,14 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from qsdformer.commands.dense import BATCH
+from qsdformer.commands.pictures import Pictures
 from qsdformer.commands.predict import Found, Predict
 from qsdformer.commands.recipe_keys import given_keys
 from qsdformer.errors import UserError
@@ -21,8 +22,13 @@ from qsdformer.errors import UserError
 if TYPE_CHECKING:
     import torch
     from PIL import Image
+    from torch import Tensor
 
+    from qsdformer.data import DataInfo, DataModule
+    from qsdformer.graph.integer import IntegerGraph
     from qsdformer.models.checkpoint import Loaded
+    from qsdformer.runtimes.onnx_predict import OnnxModel
+    from qsdformer.runtimes.runnable import RunnableGraph
     from qsdformer.tasks.segmenting import MaskEvaluation, Segmenter
 
 MOST_LOGITS = 2**26  # more are not resized to the size of a large image, but the classes found
@@ -30,25 +36,43 @@ MOST_LOGITS = 2**26  # more are not resized to the size of a large image, but th
 
 def evaluate(options: argparse.Namespace, loaded: Loaded, device: torch.device) -> None:
     """Print mIoU, pixel accuracy and a table of the classes."""
-    from torch import Tensor
-
-    from qsdformer.commands.running import with_progress
     from qsdformer.nn.exact import exact_float32
-    from qsdformer.tasks.evaluation import first_images
-    from qsdformer.tasks.segmenting import evaluate_masks
     from qsdformer.tasks.stored import data_of
 
-    if options.activity:
-        raise UserError("--activity is for classification models: leave it out")
     data = data_of(loaded, options.model, given_keys(options), options.batch_size or BATCH)
     segmenter = _segmenter(loaded, options.inference, device)
-    batches = first_images(data.val_dataloader(), options.limit)
-    total = min(data.eval_size, options.limit or data.eval_size)
 
     def segment(images: Tensor, size: Sequence[int]) -> Tensor:
         with exact_float32(device):
             return segmenter(images.to(device), size)
 
+    _evaluate(options, data, segment)
+
+
+def evaluate_exported(options: argparse.Namespace, model: IntegerGraph | OnnxModel) -> None:
+    """As `evaluate`, of a file of `qsd export`; larger images pass through it in windows."""
+    from qsdformer.commands.exported_data import data_for
+    from qsdformer.commands.running import announce, in_fastest_runtime
+
+    data = data_for(options.model, model, given_keys(options), options.batch_size or BATCH)
+    runner = in_fastest_runtime(model, options.threads)
+    announce(runner)
+    _evaluate(options, data, _exported_segmenter(runner, options.inference))
+
+
+def _evaluate(
+    options: argparse.Namespace,
+    data: DataModule,
+    segment: Callable[[Tensor, Sequence[int]], Tensor],
+) -> None:
+    from qsdformer.commands.running import with_progress
+    from qsdformer.tasks.evaluation import first_images
+    from qsdformer.tasks.segmenting import evaluate_masks
+
+    if options.activity:
+        raise UserError("--activity is for classification models: leave it out")
+    batches = first_images(data.val_dataloader(), options.limit)
+    total = min(data.eval_size, options.limit or data.eval_size)
     shown = with_progress(batches, total, "evaluating")
     result = evaluate_masks(segment, shown, len(data.info.class_names))
     for note in data.notes:
@@ -91,6 +115,36 @@ def print_scores(
 
 def predictor(options: argparse.Namespace, loaded: Loaded, device: torch.device) -> Predict:
     """What colours images by what is found in them, and writes pictures and masks."""
+    from qsdformer.tasks.stored import unknown_inputs
+
+    if loaded.info is None:
+        raise unknown_inputs(options.model)
+    segmenter = _segmenter(loaded, None, device)
+    return _predictor(options, segmenter, loaded.info, _sizes(loaded), device)
+
+
+def exported_predictor(options: argparse.Namespace, model: RunnableGraph | OnnxModel) -> Predict:
+    """As `predictor`, with a file of `qsd export`."""
+    import torch
+
+    from qsdformer.commands.exported_data import info_of
+
+    pre = model.preprocessing
+    segmenter = _exported_segmenter(model, None)
+
+    def size_of(pixels: np.ndarray) -> tuple[int, int]:
+        return pre.place_of((pixels.shape[0], pixels.shape[1]))
+
+    return _predictor(options, segmenter, info_of(model), size_of, torch.device("cpu"))
+
+
+def _predictor(
+    options: argparse.Namespace,
+    segmenter: Segmenter,
+    info: DataInfo,
+    size_of: Callable[[np.ndarray], tuple[int, int]],
+    device: torch.device,
+) -> Predict:
     import torch
     from PIL import Image
 
@@ -99,14 +153,8 @@ def predictor(options: argparse.Namespace, loaded: Loaded, device: torch.device)
     from qsdformer.data.segmentation.overlay import overlaid, with_legend
     from qsdformer.data.segmentation.vary import resized_image, resized_mask
     from qsdformer.nn.exact import exact_float32
-    from qsdformer.tasks.stored import unknown_inputs
 
-    info = loaded.info
-    if info is None:
-        raise unknown_inputs(options.model)
-    segmenter = _segmenter(loaded, None, device)
-    size_of = _sizes(loaded)
-    files = Files(Path(options.output))
+    pictures = Pictures(Path(options.output))
 
     def found_in(image: Image.Image) -> np.ndarray:
         pixels = np.asarray(in_channels(image, info.channels))
@@ -122,9 +170,10 @@ def predictor(options: argparse.Namespace, loaded: Loaded, device: torch.device)
         for path, image in opened:
             mask = found_in(image)
             picture = overlaid(np.asarray(image.convert("RGB")), mask, len(info.class_names))
-            drawn, plain = files.names_for(path)
-            files.save(with_legend(picture, mask, info.class_names), drawn)
-            files.save(Image.fromarray(mask), plain)
+            drawn = pictures.name_for(path)
+            plain = drawn.with_name(f"{drawn.stem}-mask.png")
+            pictures.save(with_legend(picture, mask, info.class_names), drawn)
+            pictures.save(Image.fromarray(mask), plain)
             yield described(path, mask, info.class_names, drawn, plain)
 
     return predict
@@ -147,35 +196,6 @@ def described(
     return Found(line=f"{path}: {text} -> {picture}", entry=entry)
 
 
-class Files:
-    """Where pictures are written: two for each image, under its name, no name twice."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._taken: set[str] = set()
-
-    def names_for(self, path: str) -> tuple[Path, Path]:
-        """The files for the picture and the mask of the image at `path`."""
-        stem, number = Path(path).stem, 1
-        name = stem
-        while name in self._taken:
-            number += 1
-            name = f"{stem}-{number}"
-        self._taken.add(name)
-        return self.folder / f"{name}.png", self.folder / f"{name}-mask.png"
-
-    def save(self, picture: Image.Image, path: Path) -> None:
-        """Write a picture; `UserError` if that cannot be done."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            picture.save(path)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise UserError(
-                f"cannot write {path}: {reason}; choose another folder with --output"
-            ) from error
-
-
 def _segmenter(loaded: Loaded, inference: str | None, device: torch.device) -> Segmenter:
     from qsdformer.recipes.dense import SegmentationRecipe
     from qsdformer.tasks.segmenting import Segmenter
@@ -187,6 +207,18 @@ def _segmenter(loaded: Loaded, inference: str | None, device: torch.device) -> S
     if loaded.info is None:
         raise unknown_inputs("the checkpoint")
     return Segmenter.of(loaded.model.eval().to(device), section, loaded.info)
+
+
+def _exported_segmenter(model: RunnableGraph | OnnxModel, inference: str | None) -> Segmenter:
+    """A network of one size: images that are larger pass through it in windows of that size."""
+    from qsdformer.graph.post import SegmentationPost
+    from qsdformer.runtimes.dense import ExportedSegmenter
+    from qsdformer.tasks.segmenting import Segmenter
+
+    assert isinstance(model.post, SegmentationPost)
+    network = ExportedSegmenter(model=model, post=model.post)
+    window = None if inference == "whole" else model.preprocessing.inner
+    return Segmenter(network=cast(Any, network), window=window)
 
 
 def _sizes(loaded: Loaded) -> Any:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SourceName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "image_folder"]
 EvaluateOn = Literal["test", "holdout"]
-Fit = Literal["crop", "stretch"]
+Fit = Literal["crop", "stretch", "pad"]
 ImageSize: TypeAlias = "int | tuple[int, int]"  # pixels: a square's side, or (height, width)
 LARGEST_IMAGE = 8192  # pixels of a side
 LARGEST_CHANNELS = 1024
@@ -71,7 +71,8 @@ class DataInfo:
     `image_size` is what the network sees: a square's side in pixels, or (height, width); `mean`
     and `std` are per channel, of pixels in [0, 1]. With `fit` crop an image is resized until it
     covers that size and cropped at its centre, `crop_pct` being the share of the resized image
-    that is kept; with stretch the whole image is resized to exactly that size.
+    that is kept; with stretch the whole image is resized to exactly that size, and with pad by one
+    factor to the largest that fits in it, the rest being filled on the right and below.
     """
 
     image_size: ImageSize
@@ -92,7 +93,7 @@ class DataInfo:
         object.__setattr__(self, "image_size", as_image_size(self.image_size))
         allowed = f"a whole number of pixels, 1 to {LARGEST_IMAGE}, or two: height and width"
         require(self, "image_size", is_image_size(self.image_size), allowed)
-        require(self, "fit", self.fit in get_args(Fit), "crop or stretch")
+        require(self, "fit", self.fit in get_args(Fit), "crop, stretch or pad")
         require(self, "interpolation", isinstance(self.interpolation, str), "a filter's name")
         ok = isinstance(self.channels, int) and 1 <= self.channels <= LARGEST_CHANNELS
         allowed = f"1 (grey), 3 (RGB), or of other data up to {LARGEST_CHANNELS}"

@@ -140,17 +140,24 @@ class DataModule(lightning.LightningDataModule):
     def _loader(
         self, dataset: ImageDataset, sampler: Sampler[int], batch_size: int
     ) -> DataLoader[Batch]:
-        return ResumableLoader(
-            dataset,  # type: ignore[arg-type]  # it has __getitems__, which is what is called
-            batch_size=batch_size,
-            sampler=sampler,
-            num_workers=self.config.workers,
-            collate_fn=_already_a_batch,
-            pin_memory=torch.cuda.is_available(),
-            # Its own generator: worker seeds must not be drawn from the training's.
-            generator=torch.Generator(),
-            worker_init_fn=_outlive_sigterm,
-        )
+        return batch_loader(dataset, sampler, batch_size, self.config.workers)
+
+
+def batch_loader(
+    dataset: object, sampler: Sampler[int], batch_size: int, workers: int
+) -> ResumableLoader:
+    """Batches of a dataset that answers for a whole one at once, loaded by `workers` processes."""
+    return ResumableLoader(
+        dataset,  # type: ignore[arg-type]  # it has __getitems__, which is what is called
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=_already_a_batch,
+        pin_memory=torch.cuda.is_available(),
+        # Its own generator: worker seeds must not be drawn from the training's.
+        generator=torch.Generator(),
+        worker_init_fn=_outlive_sigterm,
+    )
 
 
 def split(source: Source, config: DataSection) -> tuple[ImageDataset, ImageDataset]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from qsdformer.data.base import DataConfig, EvaluateOn
+from qsdformer.data.detection.config import DetectionData
 from qsdformer.data.segmentation.config import SegmentationData
 
 
@@ -45,4 +46,5 @@ class DataSection(Protocol):
 DATA_SECTIONS: dict[str, type] = {
     "classification": DataConfig,
     "segmentation": SegmentationData,
+    "detection": DetectionData,
 }

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from qsdformer.data.base import as_image_size
 from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
+from qsdformer.graph.post import Post, post_values, read_post
 
 METADATA_KEY = "qsdformer"
 CHECKSUM_KEY = "qsdformer_sha256"
@@ -36,6 +38,8 @@ def metadata(graph: IntegerGraph) -> dict[str, str]:
         "config": graph.config,
         "input": FRAMES if graph.takes_frames else INPUT,
     }
+    if graph.post is not None:
+        description["post"] = post_values(graph.post)
     return {
         METADATA_KEY: json.dumps(description, ensure_ascii=False),
         CHECKSUM_KEY: "0" * DIGITS,  # a file gets the real one, see `sign`
@@ -77,10 +81,22 @@ def _digest(data: bytes, place: slice) -> bytes:
     return total.hexdigest().encode()
 
 
-def read_metadata(found: Mapping[str, str]) -> tuple[tuple[str, ...], Preprocessing]:
-    """Class names and preprocessing; KeyError, TypeError or ValueError if they are not there."""
+def read_metadata(
+    found: Mapping[str, str],
+) -> tuple[tuple[str, ...], Preprocessing, Post | None]:
+    """Class names, preprocessing and post-processing.
+
+    KeyError, TypeError or ValueError if they are not there.
+    """
     description = json.loads(found[METADATA_KEY])
     pre = description["preprocessing"]
-    lists = {name: tuple(map(float, pre[name])) for name in ("mean", "std")}
+    lists: dict[str, Any] = {name: tuple(map(float, pre[name])) for name in ("mean", "std")}
     lists["image_size"] = as_image_size(pre["image_size"])
-    return tuple(map(str, description["class_names"])), Preprocessing(**{**pre, **lists})
+    if "placed" in pre:
+        lists["placed"] = tuple(map(int, pre["placed"]))
+    post = description.get("post")
+    return (
+        tuple(map(str, description["class_names"])),
+        Preprocessing(**{**pre, **lists}),
+        None if post is None else read_post(post),
+    )

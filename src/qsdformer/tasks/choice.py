@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from qsdformer.data import DataInfo
+from qsdformer.models.dense.config import DetectionConfig
+from qsdformer.recipes.dense import DetectionRecipe
 from qsdformer.recipes.recipe import Recipe
 from qsdformer.tasks.base import NetworkTask
 from qsdformer.tasks.distillation import Distillation
@@ -60,6 +62,7 @@ def training_data(recipe: Recipe) -> TaskData:
         batch_size=recipe.train.batch_size,
         eval_batch_size=recipe.train.eval_batch_size,
         seed=recipe.seed,
+        **data_options(recipe.task, recipe.detection),
     )
     return cast(TaskData, module)
 
@@ -67,6 +70,14 @@ def training_data(recipe: Recipe) -> TaskData:
 def data_module(task: str) -> Callable[..., Any]:
     """The class of the data module that serves a task; it is built as `DataModule` is."""
     return cast(Callable[..., Any], _named(DATA[task]))
+
+
+def data_options(task: str, section: DetectionRecipe | None) -> dict[str, Any]:
+    """What a data module has to know beside the data's own section: whether masks are wanted."""
+    if task != "detection":
+        return {}
+    fields = {} if section is None else section.fields
+    return {"masks": fields.get("detector", DetectionConfig.detector) == "mask_rcnn"}
 
 
 def make_task(recipe: Recipe, data: TaskData, teacher: Teacher | None = None) -> NetworkTask:
