@@ -212,7 +212,8 @@ def _class_names(config: SegmentationData, val: Pairs) -> tuple[str, ...]:
     largest = -1
     for pair in (*train.pairs, *val.pairs):
         found = read_labels(pair.mask)
-        largest = max(largest, int(found[found != config.ignored].max(initial=-1)))
+        known = found[found != config.ignored].astype(np.int64)
+        largest = max(largest, int(known.max(initial=-1)))
     count = largest + 1 - config.reduces_zero
     return tuple(map(str, range(max(2, count))))
 
