@@ -415,15 +415,26 @@ def test_unusable_data_is_one_line(
 def test_a_checkpoint_is_evaluated_on_a_folder_of_either_layout(
     coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The folder says by what is in it whether it is COCO's or VOC's."""
+    """And the file exported of it too; the folder says by what is in it which layout it has."""
     kinds = {"detector": "retinanet"}
     train(recipe(coco, tmp_path / "run", detection=kinds), console=Console(quiet=True))
     last = str(tmp_path / "run" / "last.ckpt")
+    exported = str(tmp_path / "detector.qsd")
+    assert run(["export", last, exported]) == 0
     voc = tmp_path / "voc"
     write_voc(voc, "test", {"a": [voc_object("cat")], "b": [voc_object("bird")]})
     words = ["--data.name", "voc", "--data.root", str(voc), "--data.split", "test"]
+    capsys.readouterr()
     assert run(["eval", last, *words]) == 0
     assert "of 2 images" in capsys.readouterr().out
+    for root, split, images in ((voc, "test", 2), (coco, "val", 3)):
+        assert run(["eval", exported, "--data.root", str(root), "--data.split", split]) == 0
+        assert f"of {images} images" in capsys.readouterr().out
+    words = ["--output", str(tmp_path / "out"), "--json"]
+    assert run(["predict", exported, str(coco / "val" / "000000000001.png"), *words]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert {found["category_id"] for found in entry["detections"]} <= {3, 17, 90}
+    words = ["--data.name", "voc", "--data.root", str(voc), "--data.split", "test"]
     write_voc(voc, "other", {"a": [voc_object("cow")]})
     assert run(["eval", last, *words[:-1], "other"]) == 2
     assert "'cow', which is none of cat, dog, bird" in capsys.readouterr().err
