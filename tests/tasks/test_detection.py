@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+import qsdformer
 from qsdformer.cli import run
 from qsdformer.errors import UserError
 from qsdformer.models.checkpoint import KEY, load_checkpoint, read
@@ -165,6 +169,29 @@ def test_counting_again_forgets_what_was_counted() -> None:
     measure.update([found((LEFT, 1, 0.9))], [there((LEFT, 1))])
     assert measure.compute().box.ap50 == 1
     assert measure.compute().mask is None
+
+
+def test_processes_that_saw_different_numbers_of_images_count_all_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pairs = [
+        (found((LEFT, 1, 0.5)), there((LEFT, 1))),
+        (found((BELOW, 1, 0.9)), there((RIGHT, 1))),
+        (found((RIGHT, 1, 0.7)), there((RIGHT, 1))),
+    ]
+    first, second = BoxScores(1, masks=True), BoxScores(1, masks=True)
+    first.update(*zip(*pairs[:2], strict=True))
+    second.update(*zip(*pairs[2:], strict=True))
+
+    def gather(shares: list[Any], own: list[Any], group: Any) -> None:
+        name = next(n for n in first.metric._defaults if getattr(first.metric, n) is own)
+        shares[:] = [own, getattr(second.metric, name)]
+
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda group=None: 2)
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    first.metric._sync_dist()
+    assert first.compute() == scores(*pairs)
+    assert 0 < first.compute().box.ap50 < 1
 
 
 def test_results_have_the_ids_of_the_file_and_corners_become_sizes() -> None:
@@ -376,6 +403,23 @@ def test_a_resumed_run_repeats_an_uninterrupted_one(coco: Path, tmp_path: Path) 
     assert sorted(second.losses) == [4, 5, 6]
     assert {**first.losses, **second.losses} == whole.losses
     assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_whole_set_of_which_each_has_another_share(
+    coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = recipe(coco, tmp_path / "run", train={"devices": 2, "batch_size": 1})
+    (tmp_path / "small.yaml").write_text(wanted.to_yaml())
+    source = str(Path(qsdformer.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "qsdformer", "train", str(tmp_path / "small.yaml")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    last = tmp_path / "run" / "last.ckpt"
+    assert run(["eval", str(last), "--json"]) == 0  # three images in one process
+    measured = json.loads(capsys.readouterr().out)["box_ap50"]
+    assert read(last)[KEY]["extra"]["val_map50"] == pytest.approx(measured, abs=1e-6)
 
 
 def test_pictures_of_what_is_found_go_to_tensorboard(run_folder: Path) -> None:
