@@ -31,7 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bilinear": {},
     "nearest": {"upsampling": "nearest"},
     "T=2": {"backbone": backbone(time_steps=2)},
-    "LIF": {"backbone": backbone(neuron="lif", levels=1, tau=1.0, **LIVELY)},
+    "LIF": {"backbone": backbone(neuron="lif", levels=1, tau=1.0, threshold=0.4, **LIVELY)},
     "e_spikeformer": {"backbone": backbone("e_spikeformer", **LIVELY)},
     "fully spike-driven": {"backbone": backbone(fully_spiking=True), "bits": 2},
 }
