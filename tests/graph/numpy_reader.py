@@ -33,7 +33,7 @@ def read(path):
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     content = json.loads(header["__metadata__"]["qsdformer"])
-    if content["format_version"] not in (1, 2):
+    if content["format_version"] not in (1, 2, 3):
         raise ValueError("version")
     content.setdefault("outputs", [])
     for number, op in enumerate(content["ops"]):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -151,3 +153,21 @@ def test_a_full_disk_leaves_the_old_file_whole(graph, tmp_path, monkeypatch):
 def test_an_unknown_arrangement_is_refused(graph):
     with pytest.raises(ValueError, match="onnxruntime, openvino, float"):
         onnx_model(graph, "tensorrt")
+
+
+def test_a_signal_after_openvino_is_handled(graph):
+    pytest.importorskip("openvino")
+    program = """
+import gc, os, signal, sys
+from qsdformer.runtimes.sessions import openvino_compiled
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+model = sys.stdin.buffer.read()
+sessions = [openvino_compiled(model, 1), openvino_compiled(model, 1)]
+while sessions:
+    del sessions[0]
+    gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    model = onnx_model(graph, "openvino").SerializeToString()
+    found = subprocess.run([sys.executable, "-c", program], input=model, capture_output=True)
+    assert (found.returncode, found.stdout) == (0, b"handled\n")

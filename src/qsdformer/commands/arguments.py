@@ -5,6 +5,14 @@ from __future__ import annotations
 import argparse
 
 
+def image_size(text: str) -> int | list[int]:
+    """A side in pixels, or two as height,width."""
+    sides = [positive(side) for side in text.split(",")]
+    if len(sides) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a side, or height,width")
+    return sides if len(sides) == 2 else sides[0]
+
+
 def positive(text: str) -> int:
     """A whole number, at least 1."""
     if not text.isdecimal() or int(text) < 1:
@@ -19,7 +27,7 @@ def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=256,
         metavar="N",
-        help="images at a time (default: 256)",
+        help="images at a time (default: 256, or 16 of those with masks or boxes)",
     )
     add_device_argument(parser)
 

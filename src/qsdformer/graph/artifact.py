@@ -14,10 +14,11 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from qsdformer.data.base import Fit, ImageSize
 from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError, one_line
 from qsdformer.files import ARTIFACT_PREFIX as PREFIX
@@ -42,11 +43,13 @@ from qsdformer.graph.ops import (
     TimeSum,
 )
 from qsdformer.graph.packing import needed_width, pack, packed_size, unpack
+from qsdformer.graph.post import post_values, read_post
 
 if TYPE_CHECKING:
     from torch import nn
 
-FORMAT_VERSION = 2  # what is written; versions 1 and 2 are read
+FORMAT_VERSION = 2  # what is written where it says everything
+DENSE_VERSION = 3  # images that are not square or not cropped, and post-processing
 # After the header's length and PREFIX, with which it begins, come 64 hexadecimal digits.
 DIGEST = slice(LENGTH_BYTES + len(PREFIX), LENGTH_BYTES + len(PREFIX) + 64)
 MAX_HEADER = 64 * 2**20  # bytes
@@ -56,6 +59,7 @@ FIRST_OPS = (Normalise, Conv, Rescale, Add, IELIF, LIF, Attention, Repeat, Spati
 KINDS: dict[int, dict[str, type[Op]]] = {
     1: {op.__name__.lower(): op for op in FIRST_OPS},
     FORMAT_VERSION: OPS,
+    DENSE_VERSION: OPS,
 }
 ARRAY_TYPES = {
     "table": np.int32,
@@ -95,9 +99,9 @@ def to_bytes(graph: IntegerGraph) -> bytes:
     defaults = _defaults(graph.ops)
     tensors: dict[str, bytes] = {}
     description: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
+        "format_version": _version(graph),
         "config": graph.config,
-        "preprocessing": dataclasses.asdict(graph.preprocessing),
+        "preprocessing": graph.preprocessing.to_dict(),
         "class_names": list(graph.class_names),
         "membrane_bits": graph.membrane_bits,
         "membrane_fraction": graph.membrane_fraction,
@@ -108,7 +112,17 @@ def to_bytes(graph: IntegerGraph) -> bytes:
         description["outputs"] = [
             {"name": o.name, "op": index[o.op], "scale": list(o.scale)} for o in graph.outputs
         ]
+    if graph.post is not None:
+        description["post"] = post_values(graph.post)
     return assemble(description, tensors)
+
+
+def _version(graph: IntegerGraph) -> int:
+    """The oldest version that has all that is in `graph`, of those that are written."""
+    pre = graph.preprocessing
+    plain = graph.post is None and isinstance(pre.image_size, int)
+    plain = plain and pre.fit == "crop" and pre.placed is None
+    return FORMAT_VERSION if plain else DENSE_VERSION
 
 
 def assemble(description: dict[str, Any], tensors: dict[str, bytes]) -> bytes:
@@ -162,7 +176,7 @@ def from_bytes(data: bytes, name: str = "artifact") -> IntegerGraph:
         if version not in KINDS:
             raise UserError(
                 f"{name}: artifact format {version}, but this qsdformer reads formats 1 to "
-                f"{FORMAT_VERSION}: use the version that wrote it, or a newer one"
+                f"{DENSE_VERSION}: use the version that wrote it, or a newer one"
             )
         graph = _graph(description, tensors)
         check_graph(graph)
@@ -226,7 +240,8 @@ def _tensors(header: dict[str, Any], body: memoryview) -> Iterator[tuple[str, me
 
 def _graph(description: dict[str, Any], tensors: dict[str, memoryview]) -> IntegerGraph:
     unused = dict(tensors)
-    kinds = KINDS[description["format_version"]]
+    version = description["format_version"]
+    kinds = KINDS[version]
     defaults = _typed(description["defaults"], dict)
     names: list[str] = []
     ops: list[Op] = []
@@ -236,14 +251,16 @@ def _graph(description: dict[str, Any], tensors: dict[str, memoryview]) -> Integ
     if unused:
         raise ValueError(f"{len(unused)} tensors belong to no operation")
     outputs = description.get("outputs", []) if kinds is OPS else []
+    post = description.get("post") if version == DENSE_VERSION else None
     return IntegerGraph(
         ops=tuple(ops),
-        preprocessing=_preprocessing(description["preprocessing"]),
+        preprocessing=_preprocessing(description["preprocessing"], version),
         class_names=tuple(_typed(n, str) for n in _typed(description["class_names"], list)),
         config=_typed(description["config"], dict),  # information only
         membrane_bits=_typed(description["membrane_bits"], int),
         membrane_fraction=_typed(description["membrane_fraction"], int),
         outputs=tuple(_output(entry, names) for entry in _typed(outputs, list)),
+        post=None if post is None else read_post(post),
     )
 
 
@@ -352,18 +369,41 @@ def _array(what: str, name: str, entry: list[int], data: memoryview) -> tuple[Ar
     return values.astype(kind, copy=False).reshape(shape), data[size:]
 
 
-def _preprocessing(entry: dict[str, Any]) -> Preprocessing:
+def _preprocessing(entry: dict[str, Any], version: int) -> Preprocessing:
     fields = {f.name for f in dataclasses.fields(Preprocessing)}
-    if set(_typed(entry, dict)) != fields:
+    needed = fields - {"fit", "placed"}
+    allowed = fields if version == DENSE_VERSION else needed
+    if not needed <= set(_typed(entry, dict)) <= allowed:
         raise ValueError("preprocessing has other fields than it should")
+    fit = entry.get("fit", "crop")
+    if fit not in get_args(Fit):
+        raise ValueError(f"images are fitted by {str(fit)[:40]!r}")
     return Preprocessing(
-        image_size=_typed(entry["image_size"], int),
+        image_size=_image_size(entry["image_size"], version),
         channels=_typed(entry["channels"], int),
         mean=tuple(_real(v) for v in entry["mean"]),
         std=tuple(_real(v) for v in entry["std"]),
         interpolation=_typed(entry["interpolation"], str),
         crop_pct=_real(entry["crop_pct"]),
+        fit=fit,
+        placed=None if "placed" not in entry else _two_sides(entry["placed"]),
     )
+
+
+def _image_size(value: Any, version: int) -> ImageSize:
+    """A square's side, or from version 3 on a list of two different ones."""
+    if version < DENSE_VERSION or type(value) is int:
+        side: int = _typed(value, int)
+        return side
+    height, width = _two_sides(value)
+    if height == width:
+        raise ValueError(f"image_size has {height} twice")
+    return height, width
+
+
+def _two_sides(value: Any) -> tuple[int, int]:
+    height, width = (_typed(v, int) for v in _typed(value, list))
+    return height, width
 
 
 def _typed(value: Any, kind: type) -> Any:

@@ -166,7 +166,7 @@ class _Translation:
             kind = UINT8 if self.quantised else FLOAT
             self._named(op.name, "Identity", self.nodes.to(value, "NCHW"))
             outputs[op.name] = (kind, [f"{steps}*batch", *value.shape])
-        pixels: list[str | int] = ["batch", pre.channels, pre.image_size, pre.image_size]
+        pixels: list[str | int] = ["batch", pre.channels, *pre.sides]
         if self.graph.takes_frames:
             pixels.insert(0, steps)
         return self.nodes.model({PIXELS: (UINT8, pixels)}, outputs, metadata(self.graph))
@@ -201,7 +201,7 @@ class _Translation:
     def _normalised(self, op: Normalise) -> Value:
         pre = self.graph.preprocessing
         mean, std = np.array(pre.mean), np.array(pre.std)
-        shape = (pre.channels, pre.image_size, pre.image_size)
+        shape = (pre.channels, *pre.sides)
         unit = 2.0**-op.fraction
         x = PIXELS
         if self.graph.takes_frames:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qsdformer.data import DataInfo
+from qsdformer.data.base import size_text
 from qsdformer.errors import UserError, one_line
 from qsdformer.recipes.learning import DistillConfig
 from qsdformer.recipes.recipe import Recipe
@@ -96,7 +97,7 @@ class Distillation(Classification):
         """The teacher's block for each of the student's, from one pass of a blank image."""
         if self.distill.fgd_weight == 0:
             return []
-        blank = torch.zeros(1, self.info.channels, self.info.image_size, self.info.image_size)
+        blank = torch.zeros(1, self.info.channels, *self.info.sides)
         self.model.eval()
         reader = FeatureReader(self.model, self.distill.features)
         with torch.no_grad():
@@ -117,7 +118,7 @@ class Distillation(Classification):
             if isinstance(error, UserError):
                 raise
             reason = one_line(error, 150)
-            size = self.info.image_size
+            size = size_text(self.info.image_size)
             raise UserError(
                 f"the teacher {self._teacher.name} does not take images of {size} px: {reason}"
             ) from error

@@ -192,9 +192,8 @@ class SegmentationConfig(DenseConfig):
 class DetectionConfig(DenseConfig):
     """A detector of torchvision's with our backbone, neck and heads.
 
-    Sizes are in pixels of the resized image. `min_size` are the shorter sides to choose from in
-    training, the last of them for evaluation; `max_size` bounds the longer one. `anchor_sizes` are
-    one for each of the four maps; `anchor_octaves` puts that many sizes between one and its double.
+    Sizes are in pixels of the resized image; resizing is the data's affair. `anchor_sizes` are one
+    for each of the four maps; `anchor_octaves` puts that many sizes between one and its double.
     A box of `canonical_scale` pixels is read from the map of stride 16 (levels shift by one with
     each halving of its size). Masks are `mask_size` x 2 pixels a box.
     """
@@ -202,7 +201,7 @@ class DetectionConfig(DenseConfig):
     task: ClassVar[str] = "detection"
     COUNTS: ClassVar[tuple[str, ...]] = (
         *DenseConfig.COUNTS,
-        *("max_size", "head_convs", "fc_width", "box_size", "mask_convs", "mask_size"),
+        *("head_convs", "fc_width", "box_size", "mask_convs", "mask_size"),
         *("anchor_octaves", "canonical_scale", "proposals", "rois", "detections"),
     )
 
@@ -210,8 +209,6 @@ class DetectionConfig(DenseConfig):
     head_width: int = 256
     detector: DetectorKind = "mask_rcnn"
 
-    min_size: tuple[int, ...] = (800,)
-    max_size: int = 1333
     anchor_sizes: tuple[int, ...] = (32, 64, 128, 256)
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     anchor_octaves: int = 1
@@ -234,7 +231,6 @@ class DetectionConfig(DenseConfig):
         require(self, "anchor_sizes", four, f"{len(LEVELS)} sizes, one for each map")
         for name in ("score_threshold", "nms_threshold"):
             require(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        require(self, "max_size", self.max_size >= max(self.min_size), "at least min_size")
 
     @property
     def has_masks(self) -> bool:

@@ -1,14 +1,15 @@
 """torchvision's Mask R-CNN, Faster R-CNN and RetinaNet with our backbone, neck and heads.
 
-Images are a list of (C, h, w) in 0..1 of any sizes; normalising, resizing and padding happen
-inside. Labels are 1..classes; 0 is the background. In training mode the result is a dictionary of
-losses, else one of boxes, labels, scores and, from Mask R-CNN, masks for each image.
+Images are a list of (C, h, w) in 0..1 of any sizes; normalising and padding happen inside.
+Labels are 1..classes; 0 is the background. In training mode the result is a dictionary of losses,
+else one of boxes, labels, scores and, from Mask R-CNN, masks for each image.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,6 +19,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from qsdformer.models.dense.backbone import Backbone, check_strides
 from qsdformer.models.dense.base import DenseNetwork, Part
+from qsdformer.models.dense.batching import Batching, Size
 from qsdformer.models.dense.config import DETECTION_MAPS, LEVELS, DetectionConfig
 from qsdformer.models.dense.heads import (
     BoxHead,
@@ -86,6 +88,16 @@ class Detector(DenseNetwork):
         with self.prepared():
             return super().forward(images, targets)
 
+    def detect(self, images: list[Tensor], sizes: Sequence[Size]) -> list[dict[str, Tensor]]:
+        """What is found in each image, in eval mode, for the sizes that they were resized from."""
+        batching = cast(Batching, self.transform)
+        batching.sizes = sizes
+        try:
+            found: list[dict[str, Tensor]] = self(images)
+        finally:
+            batching.sizes = None
+        return found
+
     def set_images(self, info: DataInfo) -> None:
         """Normalise images by the mean and deviation of `info` from now on."""
         transform: Any = self.transform
@@ -114,17 +126,15 @@ def build_detector(config: DetectionConfig, info: DataInfo | None = None) -> Det
     backbone = DetectorBackbone(config)
     channels = config.in_channels
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,) * channels,) * 2
-    shared: dict[str, Any] = {
-        "min_size": config.min_size,
-        "max_size": config.max_size,
-        "image_mean": list(mean if info is None else info.mean),
-        "image_std": list(std if info is None else info.std),
-        "size_divisible": backbone.strides[-1],
-    }
     if config.detector == "retinanet":
-        detector = _retinanet(config, backbone, shared)
+        detector = _retinanet(config, backbone)
     else:
-        detector = _rcnn(config, backbone, shared)
+        detector = _rcnn(config, backbone)
+    detector.transform = Batching(
+        mean if info is None else info.mean,
+        std if info is None else info.std,
+        backbone.strides[-1],
+    )
     detector.config = config
     return detector
 
@@ -139,9 +149,7 @@ def anchor_generator(config: DetectionConfig) -> AnchorGenerator:
     return AnchorGenerator(sizes, (config.anchor_ratios,) * len(sizes))
 
 
-def _retinanet(
-    config: DetectionConfig, backbone: DetectorBackbone, shared: dict[str, Any]
-) -> Detector:
+def _retinanet(config: DetectionConfig, backbone: DetectorBackbone) -> Detector:
     generator, classes = anchor_generator(config), config.num_classes + 1
     anchors = generator.num_anchors_per_location()[0]
     return RetinaNetDetector(
@@ -153,11 +161,10 @@ def _retinanet(
         nms_thresh=config.nms_threshold,
         detections_per_img=config.detections,
         topk_candidates=config.proposals,
-        **shared,
     )
 
 
-def _rcnn(config: DetectionConfig, backbone: DetectorBackbone, shared: dict[str, Any]) -> Detector:
+def _rcnn(config: DetectionConfig, backbone: DetectorBackbone) -> Detector:
     layers, width, classes = config.heads, config.neck_width, config.num_classes + 1
     generator = anchor_generator(config)
     anchors = generator.num_anchors_per_location()[0]
@@ -177,14 +184,13 @@ def _rcnn(config: DetectionConfig, backbone: DetectorBackbone, shared: dict[str,
         "box_detections_per_img": config.detections,
     }
     if not config.has_masks:
-        return FasterRCNNDetector(backbone, **parts, **shared)
+        return FasterRCNNDetector(backbone, **parts)
     return MaskRCNNDetector(
         backbone,
         mask_roi_pool=_pool(config, config.mask_size),
         mask_head=MaskHead(layers, width, config.head_width, config.mask_convs),
         mask_predictor=MaskPredictor(layers, config.head_width, classes),
         **parts,
-        **shared,
     )
 
 
