@@ -45,8 +45,6 @@ def detection(**fields: Any) -> DetectionConfig:
         "num_classes": 5,
         "neck_width": 6,
         "head_width": 4,
-        "min_size": (SIZE,),
-        "max_size": 2 * SIZE,
         "anchor_sizes": (8, 16, 32, 64),
         "head_convs": 1,
         "fc_width": 8,
