@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import nn
 
 from qsdformer.analysis.energy import CostModel
+from qsdformer.analysis.export import energy_text
 from qsdformer.analysis.information import packed_bytes_by_tensor
 from qsdformer.analysis.ledger import Ledger
 
@@ -60,19 +61,20 @@ def shares(network: nn.Module, ledger: Ledger, models: Sequence[CostModel]) -> l
 def share_table(found: Sequence[Share]) -> Table:
     """The parts side by side: numbers, and their shares of the whole."""
     table = Table(title="Backbone, neck and heads")
-    table.add_column("part")
+    table.add_column("part", no_wrap=True)
     columns: dict[str, list[float]] = {
         "parameters": [float(s.parameters) for s in found],
         "packed bytes": [float(s.packed_bytes) for s in found],
         "additions": [s.additions for s in found],
         "MACs": [s.macs for s in found],
     }
-    for name in found[0].energy:
-        columns[f"{name} (nJ)"] = [s.energy[name] / 1e3 for s in found]
-    for title in columns:
+    energies = {name: [s.energy[name] for s in found] for name in found[0].energy}
+    for title in (*columns, *energies):
         table.add_column(title, justify="right")
     for i, share in enumerate(found):
-        table.add_row(share.part, *(_cell(column[i], sum(column)) for column in columns.values()))
+        counts = (_cell(f"{c[i]:,.0f}", c[i], sum(c)) for c in columns.values())
+        charged = (_cell(energy_text(e[i]), e[i], sum(e)) for e in energies.values())
+        table.add_row(share.part, *counts, *charged)
     return table
 
 
@@ -103,5 +105,5 @@ def _part(name: str, parts: Mapping[str, tuple[str, ...]]) -> str:
     return list(parts)[-1]
 
 
-def _cell(value: float, total: float) -> str:
-    return f"{value:,.0f} ({value / total:.1%})" if total else "0"
+def _cell(text: str, value: float, total: float) -> str:
+    return f"{text}\n{value / total:.1%}" if total else "0"
