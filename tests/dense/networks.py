@@ -13,6 +13,7 @@ from qsdformer.models.dense.building import build_dense
 from qsdformer.models.dense.config import DenseConfig, DetectionConfig, SegmentationConfig
 from qsdformer.models.dense.maps import convolutional_part
 from qsdformer.models.registry import model_config
+from qsdformer.tasks.deployment import deployable
 
 CLASSES = ("one", "two", "three")
 SIZES: tuple[ImageSize, ...] = (32, (32, 48))
@@ -65,9 +66,13 @@ def settled(config: DenseConfig, size: ImageSize = 32) -> DenseNetwork:
     torch.manual_seed(0)
     network = build_dense(config, info_of(size)).train()
     part = convolutional_part(network)
+    heads = deployable(network, info_of(size)).heads.values()
     with torch.no_grad():
         for _ in range(5):
             part(torch.randn(4, 3, *info_of(size).sides))
+            for head in heads:
+                side = head.info.image_size
+                head.part(0.5 + 0.5 * torch.randn(20, head.info.channels, side, side))
     return network.eval()
 
 

@@ -22,22 +22,26 @@ from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.data.preprocessing import pixels as prepared
 from qsdformer.errors import UserError
 from qsdformer.graph.artifact import from_bytes, load_artifact, to_bytes
-from qsdformer.graph.lowering import lower
 from qsdformer.graph.post import post_values
 from qsdformer.models.dense.maps import with_maps
 from qsdformer.runtimes import native
+from qsdformer.runtimes.dense import ExportedDetector
 from qsdformer.runtimes.executors import normalised
 from qsdformer.runtimes.exporting import export
 from qsdformer.runtimes.loading import load
 from qsdformer.runtimes.post import class_maps, detections
+from qsdformer.runtimes.runnable import runnable
 from qsdformer.runtimes.verify import verify
 from qsdformer.tasks.deployment import deployable, require_whole
+from qsdformer.tasks.deployment import lowered as lower_all
+from qsdformer.tasks.detecting import detections as plain
 
 CONFIGS = {
     "segmenter": segmentation_config,
     "segmenter, nearest": lambda: segmentation_config(upsampling="nearest"),
     "RetinaNet": detection_config,
     "Faster R-CNN": lambda: detection_config(detector="faster_rcnn"),
+    "Mask R-CNN": lambda: detection_config(detector="mask_rcnn"),
 }
 
 
@@ -50,11 +54,7 @@ def lowered(name, size):
     """The network, what of it lowers, and its integer graph."""
     network = settled(CONFIGS[name](), size)
     found = deployable(network, info_of(size))
-    return (
-        network,
-        found,
-        lower(found.part, info_of(size), post=found.post, multiple=found.multiple),
-    )
+    return network, found, lower_all(found, info_of(size))
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -80,7 +80,7 @@ def test_a_dense_network_gives_the_same_counts_and_maps_in_every_way(name, size)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("name", ["segmenter", "RetinaNet"])
+@pytest.mark.parametrize("name", ["segmenter", "RetinaNet", "Mask R-CNN"])
 def test_the_artifact_of_a_dense_network_runs_alone(name, size, tmp_path):
     _, found, graph = lowered(name, size)
     path = tmp_path / "model.qsd"
@@ -147,6 +147,65 @@ def test_boxes_from_an_artifact_are_those_that_the_detector_itself_makes_of_its_
         torch.testing.assert_close(a["boxes"], b["boxes"])
         torch.testing.assert_close(a["scores"], b["scores"])
         torch.testing.assert_close(a["scores"], c["scores"], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", ["Faster R-CNN", "Mask R-CNN"])
+def test_regions_go_through_graphs_of_their_own_as_through_the_detectors_heads(name, size):
+    network, _, graph = lowered(name, size)
+    assert tuple(graph.heads) == (("box", "mask") if name == "Mask R-CNN" else ("box",))
+    images = [torch.from_numpy(image) / 255 for image in pixels_of(size)]
+    sizes = [(64, 90)] * len(images)
+    with torch.no_grad():
+        expected = [plain(found) for found in network.detect(images, sizes)]
+    assert sum(len(found["boxes"]) for found in expected) > 10
+    again = from_bytes(to_bytes(graph))
+    for model in (graph, runnable(again)):
+        mine = ExportedDetector(model=model, post=graph.post).detect(images, sizes)
+        for a, b in zip(mine, expected, strict=True):
+            assert torch.equal(a["labels"], b["labels"])
+            torch.testing.assert_close(a["boxes"], b["boxes"], atol=1e-2, rtol=1e-3)
+            torch.testing.assert_close(a["scores"], b["scores"], atol=1e-3, rtol=0)
+            if "masks" in b:
+                assert a["masks"].shape == b["masks"].shape
+                assert (a["masks"] == b["masks"]).float().mean() > 0.99
+
+
+def test_the_heads_for_regions_agree_in_every_way():
+    network = settled(CONFIGS["Mask R-CNN"]())
+    for head in deployable(network, info_of(32)).heads.values():
+        size = (20, head.info.channels, head.info.image_size, head.info.image_size)
+        counts = np.random.default_rng(0).integers(0, 5, size).astype(np.uint8)
+        report = verify(head.part, torch.from_numpy(counts), head.info)
+        assert report.ok
+        assert all(not row.differing and row.agreement > 0.99 for row in report.rows)
+
+
+def test_graphs_for_regions_are_those_that_post_processing_needs():
+    from graph.test_artifact import joined, parts
+
+    _, _, graph = lowered("Mask R-CNN", 32)
+    box, mask = graph.heads["box"], graph.heads["mask"]
+    wrong = {
+        "graphs for regions are": {"box": box},
+        "takes 4x4|gives": {"box": mask, "mask": box},
+        "is one for images": {"box": graph, "mask": mask},
+    }
+    for message, heads in wrong.items():
+        with pytest.raises(UserError, match=message):
+            from_bytes(to_bytes(dataclasses.replace(graph, heads=heads)))
+    for name in ("mask", "box"):
+        header, description, body = parts(to_bytes(graph))
+        description["heads"].remove(name)
+        with pytest.raises(UserError, match="damaged"):
+            from_bytes(joined(header, description, body))
+
+
+def test_an_onnx_file_has_no_room_for_graphs_of_regions(tmp_path):
+    _, _, graph = lowered("Faster R-CNN", 32)
+    with pytest.raises(UserError, match="holds one graph"):
+        export(graph, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_boxes_are_in_the_pixels_of_each_image():
@@ -225,11 +284,8 @@ def test_sides_that_are_no_two_numbers_are_refused_by_both_readers():
 
 
 def test_what_does_not_lower_is_named():
-    faster = deployable(settled(CONFIGS["Faster R-CNN"]()), info_of(32))
-    with pytest.raises(UserError, match=r"^x.ckpt: its box head.*RetinaNet exports whole"):
-        require_whole(faster, "x.ckpt")
     floating = deployable(settled(segmentation_config(bits=None)), info_of(32))
-    with pytest.raises(UserError, match="full-precision neck and heads"):
+    with pytest.raises(UserError, match=r"^x.ckpt: its full-precision neck and heads cannot"):
         require_whole(floating, "x.ckpt")
     require_whole(deployable(settled(segmentation_config()), info_of(32)), "x.ckpt")
     with pytest.raises(UserError, match="2 class names for a model of 3 classes"):

@@ -146,15 +146,6 @@ def test_analyze_says_what_backbone_neck_and_heads_take(segmenter, scenes, tmp_p
     assert row["additions"] == 3 * 3 * 32 * 48 + 2 * 32 * 48
 
 
-def test_detectors_with_heads_on_regions_are_not_exported(tmp_path, capsys):
-    path = tmp_path / "faster.ckpt"
-    save_checkpoint(path, settled(detection_config(detector="faster_rcnn")), info_of(32))
-    assert run(["export", str(path), str(tmp_path / "faster.qsd")]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "RetinaNet exports whole" in error
-
-
 def test_a_retinanet_exports_with_all_that_its_boxes_need(tmp_path, capsys):
     path, out = tmp_path / "retina.ckpt", tmp_path / "retina.qsd"
     network = settled(detection_config())

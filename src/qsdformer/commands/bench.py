@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -107,8 +108,9 @@ def _prepare(
             raise UserError(f"{path} takes images of {size} pixels: leave out --image-size")
         if not isinstance(exported, IntegerGraph):
             return partial(onnx_subjects, path), {"onnx": path}, exported.preprocessing
-        files = _export(exported, folder)
-        return partial(make_subjects, None, exported), files, exported.preprocessing
+        _note_heads(len(exported.heads))
+        graph = dataclasses.replace(exported, post=None, heads={})
+        return partial(make_subjects, None, graph), _export(graph, folder), graph.preprocessing
     loaded = load_checkpoint(path)
     if not spiking_neurons(loaded.model):
         raise UserError(f"{path} is an ANN: bench compares a spiking network with it")
@@ -117,9 +119,15 @@ def _prepare(
     found = deployable(loaded.model, info)
     if found.left_out is not None:
         print(f"timed is what becomes integers: all but its {found.left_out}")
-    graph = lower(found.part, info, post=found.post, multiple=found.multiple)
+    _note_heads(len(found.heads))
+    graph = lower(found.part, info, multiple=found.multiple)
     subjects_on = partial(make_subjects, found.part, graph, ann=not options.no_ann)
     return subjects_on, {"checkpoint": path, **_export(graph, folder)}, graph.preprocessing
+
+
+def _note_heads(count: int) -> None:
+    if count:
+        print("timed is what runs once for an image: all but the heads for its regions")
 
 
 def _export(graph: IntegerGraph, folder: Path) -> dict[str, Path]:

@@ -45,14 +45,15 @@ def evaluate(options: argparse.Namespace, loaded: Loaded, device: torch.device) 
 
 
 def evaluate_exported(options: argparse.Namespace, model: IntegerGraph | OnnxModel) -> None:
-    """As `evaluate`, of a file of `qsd export`, which finds boxes."""
+    """As `evaluate`, of a file of `qsd export`."""
     from qsdformer.commands.exported_data import data_for
     from qsdformer.commands.running import announce, in_fastest_runtime
 
     data = data_for(options.model, model, given_keys(options), options.batch_size or BATCH)
     runner = in_fastest_runtime(model, options.threads)
     announce(runner)
-    _evaluate(options, cast(Any, data), _exported_detector(runner), masks=False)
+    post: Any = model.post
+    _evaluate(options, cast(Any, data), _exported_detector(runner), masks=post.has_masks)
 
 
 def _evaluate(
@@ -139,10 +140,10 @@ def exported_predictor(options: argparse.Namespace, model: RunnableGraph | OnnxM
     """As `predictor`, with a file of `qsd export`."""
     from qsdformer.data.decoding import in_channels
     from qsdformer.data.detection.vary import resized_image, to_tensor
-    from qsdformer.graph.post import DetectionPost
+    from qsdformer.graph.post import DetectionPost, RegionPost
 
     pre, post = model.preprocessing, model.post
-    assert isinstance(post, DetectionPost)
+    assert isinstance(post, DetectionPost | RegionPost)
 
     def prepare(image: Image.Image) -> Tensor:
         coloured = in_channels(image, pre.channels)
@@ -220,10 +221,10 @@ def _detector(loaded: Loaded, device: torch.device) -> Detect:
 
 
 def _exported_detector(model: RunnableGraph | OnnxModel) -> Detect:
-    from qsdformer.graph.post import DetectionPost
+    from qsdformer.graph.post import DetectionPost, RegionPost
     from qsdformer.runtimes.dense import ExportedDetector
 
-    assert isinstance(model.post, DetectionPost)
+    assert isinstance(model.post, DetectionPost | RegionPost)
     return ExportedDetector(model=model, post=model.post).detect
 
 

@@ -70,8 +70,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _lowered(loaded: Loaded, options: argparse.Namespace, bits: int) -> IntegerGraph:
-    from qsdformer.graph.lowering import lower
-    from qsdformer.tasks.deployment import deployable, require_whole
+    from qsdformer.tasks.deployment import deployable, lowered, require_whole
     from qsdformer.tasks.stored import SIZE, described_inputs
 
     keys = given_keys(options)
@@ -80,7 +79,7 @@ def _lowered(loaded: Loaded, options: argparse.Namespace, bits: int) -> IntegerG
     info = described_inputs(loaded, options.checkpoint, keys)
     found = deployable(loaded.model, info, loaded.extra.get("category_ids"))
     require_whole(found, options.checkpoint)
-    return lower(found.part, info, membrane_bits=bits, post=found.post, multiple=found.multiple)
+    return lowered(found, info, membrane_bits=bits)
 
 
 def _write_onnx(graph: IntegerGraph, out: str, runtime: Arrangement) -> None:

@@ -61,6 +61,7 @@ KINDS: dict[int, dict[str, type[Op]]] = {
     FORMAT_VERSION: OPS,
     DENSE_VERSION: OPS,
 }
+HEAD = "head."  # begins the names of tensors that are whole artifacts, of graphs for regions
 ARRAY_TYPES = {
     "table": np.int32,
     "codes": np.int8,
@@ -114,6 +115,9 @@ def to_bytes(graph: IntegerGraph) -> bytes:
         ]
     if graph.post is not None:
         description["post"] = post_values(graph.post)
+    if graph.heads:
+        description["heads"] = list(graph.heads)
+        tensors |= {f"{HEAD}{name}": to_bytes(head) for name, head in graph.heads.items()}
     return assemble(description, tensors)
 
 
@@ -239,8 +243,13 @@ def _tensors(header: dict[str, Any], body: memoryview) -> Iterator[tuple[str, me
 
 
 def _graph(description: dict[str, Any], tensors: dict[str, memoryview]) -> IntegerGraph:
-    unused = dict(tensors)
     version = description["format_version"]
+    names_of_heads = description.get("heads", []) if version == DENSE_VERSION else []
+    unused = dict(tensors)
+    heads: dict[str, IntegerGraph] = {}
+    for name in _typed(names_of_heads, list):
+        part = unused.pop(f"{HEAD}{_typed(name, str)}")
+        heads[name] = from_bytes(bytes(part), f"the graph {name[:40]!r}")
     kinds = KINDS[version]
     defaults = _typed(description["defaults"], dict)
     names: list[str] = []
@@ -261,6 +270,7 @@ def _graph(description: dict[str, Any], tensors: dict[str, memoryview]) -> Integ
         membrane_fraction=_typed(description["membrane_fraction"], int),
         outputs=tuple(_output(entry, names) for entry in _typed(outputs, list)),
         post=None if post is None else read_post(post),
+        heads=heads,
     )
 
 

@@ -39,7 +39,7 @@ from qsdformer.graph.ops import (
     TimeSum,
     Upsample,
 )
-from qsdformer.graph.post import check_post
+from qsdformer.graph.post import RegionPost, check_head, check_post
 
 MAX_PRODUCT = 2.0**62  # so that a sum of two stays inside 64 bits
 MAX_SIDE = 2**16  # largest side of an image or a map, and most channels
@@ -271,6 +271,23 @@ def _check_results(graph: IntegerGraph, shapes: dict[str, Shape]) -> None:
     if graph.post is not None:
         sizes = {output.name: shapes[output.op].size for output in graph.outputs}
         check_post(graph.post, sizes, graph.preprocessing.sides)
+    _check_heads(graph)
+
+
+def _check_heads(graph: IntegerGraph) -> None:
+    """The graphs for regions, each of which is a graph by itself."""
+    needed = () if graph.post is None else graph.post.heads
+    if tuple(graph.heads) != needed:
+        raise ValueError(f"graphs for regions are {list(graph.heads)}, not {list(needed)}")
+    for name, head in graph.heads.items():
+        if head.post is not None or head.heads or head.class_names:
+            raise ValueError(f"the graph {name!r} for regions is one for images")
+        shapes, pre = check_graph(head), head.preprocessing
+        if not any(True for _ in head.neurons()):
+            raise ValueError(f"the graph {name!r} for regions has no neuron")
+        outputs = {output.name: shapes[output.op].size for output in head.outputs}
+        assert isinstance(graph.post, RegionPost)
+        check_head(graph.post, name, (pre.channels, *pre.sides), outputs)
 
 
 def _fits(op: Op, ok: bool, what: str) -> None:

@@ -6,7 +6,7 @@ Only NumPy is needed here, so that an artifact runs without PyTorch.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -38,8 +38,10 @@ class IntegerGraph:
 
     With class names the last operation gives the logits; real logits are integer * `logit_scale`.
     `outputs` are further results, feature maps for instance; without class names the only ones.
-    `post` says what is made of them. `config` is the model's configuration as plain values;
-    `membrane_bits` and `membrane_fraction` are the format of membrane potentials.
+    `post` says what is made of them, and `heads` are graphs for single regions of an image, by
+    name: their pixels are the spike counts that their first neurons make of a region. `config` is
+    the model's configuration as plain values; `membrane_bits` and `membrane_fraction` are the
+    format of membrane potentials.
     """
 
     ops: tuple[Op, ...]
@@ -50,6 +52,7 @@ class IntegerGraph:
     membrane_fraction: int
     outputs: tuple[Output, ...] = ()
     post: Post | None = None
+    heads: dict[str, IntegerGraph] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Its size; the operations themselves would fill many screens."""

@@ -9,6 +9,7 @@ result depends on nothing but the model and the options; `formats.py` has the nu
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -43,6 +44,7 @@ def lower(
     frames: bool = False,
     post: Post | None = None,
     multiple: int = 1,
+    heads: Mapping[str, IntegerGraph] | None = None,
 ) -> IntegerGraph:
     """The integer graph of a trained spiking model in eval mode: one of ours, or one's own.
 
@@ -52,7 +54,7 @@ def lower(
     potentials. With `frames` the input has a time axis, one frame for each of the time steps that
     the model's neurons have. A model that returns feature maps gets these as outputs, in place of
     logits; `post` says what is made of them. Images are filled up to sides that are multiples of
-    `multiple`. Raises `UserError`
+    `multiple`. `heads` are the graphs that `post` needs. Raises `UserError`
     for a model that cannot be lowered, or whose sums could leave 32 bits.
     """
     if membrane_bits not in MULTIPLIER_BITS:
@@ -98,6 +100,7 @@ def lower(
             membrane_fraction=fraction,
             outputs=outputs,
             post=post,
+            heads=dict(heads or {}),
         )
         check_graph(graph)
     except UserError:

@@ -6,6 +6,7 @@ section `post` describes (`runtimes/post.py`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,13 +17,16 @@ from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.ops import Array
-from qsdformer.graph.post import DetectionPost, SegmentationPost
+from qsdformer.graph.post import DetectionPost, RegionPost, SegmentationPost
 from qsdformer.runtimes.executors import to_pixels
 from qsdformer.runtimes.onnx_predict import OnnxModel
 from qsdformer.runtimes.post import Size, detections, scaled
+from qsdformer.runtimes.regions import Run, region_detections
+from qsdformer.runtimes.runnable import RunnableGraph, runnable
 from qsdformer.tasks.network_images import normalised, placed, whole
 
 Model = IntegerGraph | OnnxModel
+MASK_THRESHOLD = 0.5  # of the probability that a pixel is the object's
 
 
 def real_outputs(model: Model, pixels: Array) -> dict[str, Array]:
@@ -63,18 +67,40 @@ class ExportedDetector:
     """A detector of `qsd export`: images to boxes, as the trained one's in eval mode."""
 
     model: Model
-    post: DetectionPost
+    post: DetectionPost | RegionPost
 
     @property
     def pre(self) -> Preprocessing:
         """What images the network takes."""
         return self.model.preprocessing
 
+    @functools.cached_property
+    def heads(self) -> dict[str, tuple[IntegerGraph, Run]]:
+        """The graphs for regions, in the runtime of the whole."""
+        found: dict[str, tuple[IntegerGraph, Run]] = {}
+        for name, head in self.model.heads.items() if isinstance(self.model, IntegerGraph) else ():
+            runner: IntegerGraph = head
+            if isinstance(self.model, RunnableGraph):
+                runner = runnable(head, self.model.threads, exact=self.model.exact)
+            found[name] = head, runner.real_outputs
+        return found
+
     def detect(self, images: Sequence[Tensor], sizes: Sequence[Size]) -> list[dict[str, Tensor]]:
         """Boxes, labels and scores of images (C, h, w) in 0..1, for the sizes of their files."""
         found = real_outputs(self.model, fitted_pixels(images, self.pre))
         places = [self.pre.place_of((image.shape[-2], image.shape[-1])) for image in images]
+        if isinstance(self.post, RegionPost):
+            seen = (self.pre.sides, places, sizes)
+            regions = region_detections(self.post, found, self.heads, *seen)
+            return [_with_plain_masks(one) for one in regions]
         return detections(self.post, found, self.pre.sides, places, sizes)
+
+
+def _with_plain_masks(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Masks as (N, H, W) bool in place of probabilities (N, 1, H, W)."""
+    if "masks" not in found:
+        return found
+    return {**found, "masks": found["masks"][:, 0] > MASK_THRESHOLD}
 
 
 def fitted_pixels(images: Sequence[Tensor], pre: Preprocessing) -> Array:

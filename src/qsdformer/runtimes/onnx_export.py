@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
+from qsdformer.errors import UserError
 from qsdformer.files import atomic_path
 from qsdformer.graph.check import check_graph
 from qsdformer.graph.integer import IntegerGraph, Output
@@ -70,6 +71,11 @@ def export_onnx(
     graph: IntegerGraph, path: str | os.PathLike[str], arrangement: Arrangement = "onnxruntime"
 ) -> None:
     """Write `graph` as an ONNX file, whole or not at all; `UserError` if that is not possible."""
+    if graph.heads:
+        raise UserError(
+            "an ONNX file holds one graph, and this detector has others for its regions: export a "
+            ".qsd file"
+        )
     data = sign(onnx_model(graph, arrangement).SerializeToString())
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)

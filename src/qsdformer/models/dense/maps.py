@@ -89,6 +89,35 @@ class ProposalMaps(nn.Module):
         return {**regions, **_named("objectness", objectness), **_named("deltas", deltas)}
 
 
+class RegionBoxes(nn.Module):
+    """The box head of an R-CNN: what RoIAlign reads (N, C, size, size) to scores and changes."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.config = network.config
+        self.box_head = network.roi_heads.box_head
+        self.box_predictor = network.roi_heads.box_predictor
+
+    def forward(self, regions: Tensor) -> dict[str, Tensor]:
+        """Logits (N, K) and box changes (N, 4K)."""
+        scores, deltas = self.box_predictor(self.box_head(regions))
+        return {"scores": scores, "deltas": deltas}
+
+
+class RegionMasks(nn.Module):
+    """The mask head of a Mask R-CNN: what RoIAlign reads (N, C, size, size) to masks."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.config = network.config
+        self.mask_head = network.roi_heads.mask_head
+        self.mask_predictor = network.roi_heads.mask_predictor
+
+    def forward(self, regions: Tensor) -> dict[str, Tensor]:
+        """Logits (N, K, 2 * size, 2 * size)."""
+        return {"masks": self.mask_predictor(self.mask_head(regions))}
+
+
 def with_maps(network: DenseNetwork, maps: Mapping[str, Tensor]) -> DenseNetwork:
     """`network` in eval mode with the results of its convolutional part given, for those images.
 
