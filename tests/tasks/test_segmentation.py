@@ -247,6 +247,23 @@ def test_eval_repeats_the_figure_of_training(
     assert all(name in text for name in CAMVID)
 
 
+def test_images_of_sizes_that_strides_do_not_divide_train_and_export(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"train.epochs": "1", "data.image_size": "[30, 44]", "data.root": str(files)}
+    recipe = load_recipe("camvid", {**SMALL, **keys, "output": str(tmp_path / "run")})
+    train(recipe, console=Console(quiet=True))
+    checkpoint, artifact = str(tmp_path / "run/last.ckpt"), str(tmp_path / "odd.qsd")
+    assert command(["eval", checkpoint, "--json", "--device", "cpu"]) == 0
+    here = json.loads(capsys.readouterr().out)
+    assert command(["export", checkpoint, artifact]) == 0
+    capsys.readouterr()
+    assert command(["eval", artifact, "--json", "--data.root", str(files)]) == 0
+    there = json.loads(capsys.readouterr().out)
+    assert there["pixel_accuracy"] == pytest.approx(here["pixel_accuracy"], abs=0.02)
+    assert there["images"] == here["images"] == 8
+
+
 def test_eval_needs_only_the_split_that_it_is_of(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
