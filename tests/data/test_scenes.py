@@ -9,10 +9,12 @@ from PIL import Image
 from scipy import ndimage
 
 from qsdformer.cli import run
+from qsdformer.data import DataModule
 from qsdformer.data.detection.coco import read_coco
 from qsdformer.data.detection.outlines import outlines
 from qsdformer.data.detection.scenes import LEAST_SEEN, make_scene, write_scenes
 from qsdformer.data.detection.segments import segment_masks
+from qsdformer.data.segmentation.config import SegmentationData
 from qsdformer.errors import UserError
 
 
@@ -80,6 +82,16 @@ def test_written_scenes_are_read_back_with_the_same_masks(
                 assert tuple(box) == around
             path = str(record.image).replace("images", "masks")
             assert np.array_equal(np.asarray(Image.open(path)), drawn)
+
+
+def test_scenes_serve_segmentation_too(fashion_folder: Path, tmp_path: Path) -> None:
+    write_scenes(tmp_path / "s", train=4, val=2, root=str(fashion_folder))
+    config = SegmentationData(root=str(tmp_path / "s"), image_size=128)
+    data = DataModule(config, batch_size=2)
+    assert (data.train_size, data.eval_size) == (4, 2)
+    assert data.info.class_names[:2] == ("background", "T-shirt/top")
+    _, masks = next(iter(data.val_dataloader()))
+    assert set(np.unique(masks)) <= set(range(11))
 
 
 def test_scenes_follow_from_the_seed(fashion_folder: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from data.cifar_files import write_tiny_cifar10
+from data.detection_files import annotation, voc_object, write_coco, write_voc
 from data.segmentation.mask_files import write_ade20k, write_camvid
 from PIL import Image
 from rich.console import Console
@@ -60,6 +61,20 @@ def image_folder(root: Path) -> None:
             Image.fromarray(pixels).save(folder / f"{index}.jpg")
 
 
+def coco(root: Path) -> None:
+    """One object in each image, in the splits that recipes name."""
+    objects = [annotation(number, number) for number in range(1, IMAGES + 1)]
+    for split in ("train", "val", "train2017", "val2017"):
+        write_coco(root, split, images=IMAGES, annotations=objects)
+
+
+def voc(root: Path) -> None:
+    """One object in each image."""
+    for split in ("train", "val"):
+        names = [f"{split}_{number}" for number in range(IMAGES)]
+        write_voc(root, split, {name: [voc_object()] for name in names})
+
+
 # How the files of each data source are made, if it needs any; the size of images to train on.
 MAKERS: dict[str, tuple[Callable[[Path], object] | None, int]] = {
     "digits": (None, 16),
@@ -68,6 +83,8 @@ MAKERS: dict[str, tuple[Callable[[Path], object] | None, int]] = {
     "cifar10": (write_tiny_cifar10, 16),
     "camvid": (write_camvid, 16),
     "ade20k": (write_ade20k, 16),
+    "coco": (coco, 32),
+    "voc": (voc, 32),
 }
 
 
@@ -91,6 +108,9 @@ def narrow(recipe: Recipe) -> dict[str, str]:
     keys = {"model.depth": "2", "model.heads": "2"}
     if recipe.dense is not None:
         keys |= {f"{recipe.task}.{name}_width": "8" for name in ("neck", "head")}
+    if recipe.task == "detection":
+        small = {"fc_width": 16, "proposals": 20, "rois": 8, "detections": 5, "mask_convs": 1}
+        keys |= {f"detection.{name}": str(value) for name, value in small.items()}
     if "dims" in family_of(recipe.model.name).fields:
         return {**keys, "model.dims": "[4, 6, 8, 8]"}
     return {**keys, "model.width": "16"}
@@ -118,6 +138,10 @@ def shrunk(name: str, output: Path, root: Callable[[str], Path | None]) -> dict[
         keys["train.precision"] = "bf16-mixed"
     if getattr(recipe.data, "shorter_side", None) is not None:
         keys |= {"data.shorter_side": "32", "data.longest_side": "64"}
+    if getattr(recipe.data, "train_sizes", None) is not None:
+        keys["data.train_sizes"] = "[32, 48]"
+    if getattr(recipe.data, "min_size", 1) > 1:
+        keys["data.min_size"] = "16"
     folder = root(recipe.data.name)
     return keys if folder is None else {**keys, "data.root": str(folder)}
 

@@ -247,6 +247,41 @@ def test_eval_repeats_the_figure_of_training(
     assert all(name in text for name in CAMVID)
 
 
+def test_images_of_sizes_that_strides_do_not_divide_train_and_export(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"train.epochs": "1", "data.image_size": "[30, 44]", "data.root": str(files)}
+    recipe = load_recipe("camvid", {**SMALL, **keys, "output": str(tmp_path / "run")})
+    train(recipe, console=Console(quiet=True))
+    checkpoint, artifact = str(tmp_path / "run/last.ckpt"), str(tmp_path / "odd.qsd")
+    assert command(["eval", checkpoint, "--json", "--device", "cpu"]) == 0
+    here = json.loads(capsys.readouterr().out)
+    assert command(["export", checkpoint, artifact]) == 0
+    capsys.readouterr()
+    assert command(["eval", artifact, "--json", "--data.root", str(files)]) == 0
+    there = json.loads(capsys.readouterr().out)
+    assert there["pixel_accuracy"] == pytest.approx(here["pixel_accuracy"], abs=0.02)
+    assert there["images"] == here["images"] == 8
+
+
+def test_eval_needs_only_the_split_that_it_is_of(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_camvid(tmp_path, count=3)
+    (tmp_path / "val").rename(tmp_path / "test")
+    (tmp_path / "train").rename(tmp_path / "other")
+    aside = ["--data.root", str(tmp_path), "--data.split", "test", "--device", "cpu"]
+    assert command(["eval", str(run / "last.ckpt"), "--json", *aside]) == 0
+    published = json.loads(capsys.readouterr().out)
+    assert (published["data"], published["images"]) == ("camvid", 3)
+    unnamed = ["--data.name", "mask_folder", "--data.ignore_label", "11"]
+    assert command(["eval", str(run / "last.ckpt"), "--json", *aside, *unnamed]) == 0
+    assert json.loads(capsys.readouterr().out)["miou"] == published["miou"]
+    (tmp_path / "classes.txt").write_text("\n".join(["sea", *CAMVID[1:]]))
+    assert command(["eval", str(run / "last.ckpt"), *aside, *unnamed]) == 2
+    assert "class 'sky' is 'sea' in the dataset" in capsys.readouterr().err
+
+
 def test_predict_draws_what_is_found_with_a_legend(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

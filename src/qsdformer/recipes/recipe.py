@@ -148,6 +148,7 @@ class Option:
     kind: Any  # the annotated type
     default: Any
     help: str
+    added: bool = False  # to a section that had been there without it
 
     @property
     def leaf(self) -> str:
@@ -185,6 +186,7 @@ def options() -> list[Option]:
                 kind=hints[item.name],
                 default=None if item.default is dataclasses.MISSING else item.default,
                 help=item.metadata.get("help", ""),
+                added=section in DENSE or item.metadata.get("added", False),
             )
     return list(found.values())
 
@@ -198,10 +200,9 @@ def _widened(option: Option, kind: Any) -> Option:
 
 
 def named_by_leaf(leaf: str, every: Sequence[Option]) -> list[Option]:
-    """The options that the last part of a path may mean: those of dense sections come second."""
+    """The options that the last part of a path may mean: those added later come second."""
     matches = [option for option in every if option.leaf == leaf]
-    first = [option for option in matches if option.path.partition(".")[0] not in DENSE]
-    return first or matches
+    return [option for option in matches if not option.added] or matches
 
 
 def resolve_key(key: str) -> Option:

@@ -21,7 +21,7 @@ from qsdformer.nn.exact import exact_float32
 from qsdformer.recipes.recipe import Recipe
 from qsdformer.tasks.base import NetworkTask
 from qsdformer.tasks.pictures import log_overlays
-from qsdformer.tasks.segmenting import MaskScores, Segmenter, logits_at, parts
+from qsdformer.tasks.segmenting import MaskScores, Segmenter, logits_at, padded, parts
 
 Batch = tuple[Any, Any]  # images and masks, each a tensor or a list of those of each image
 SHOWN = 4  # evaluation images whose overlays TensorBoard gets
@@ -62,8 +62,10 @@ class Segmentation(NetworkTask):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Loss, pixel accuracy and the extra losses of images (B, C, H, W), masks (B, H, W)."""
         images, masks = batch
+        height, width = masks.shape[-2:]
+        images = padded(images, int(getattr(self.model, "multiple", 1)))
         coarse = self.model(self._laid_out(images))["mask"]
-        logits = logits_at(coarse, masks.shape[-2:])
+        logits = logits_at(coarse, images.shape[-2:])[..., :height, :width]
         loss = self._loss(logits, masks)
         counted = masks != IGNORE
         right = (logits.detach().argmax(1) == masks) & counted

@@ -49,11 +49,9 @@ class Segmenter:
     def _whole(self, images: Tensor) -> Tensor:
         """Images are padded with zeros to what the network's strides divide."""
         height, width = images.shape[-2:]
-        multiple = int(getattr(self.network, "multiple", 1))
-        missing = [-side % multiple for side in (height, width)]
-        padded = F.pad(images, (0, missing[1], 0, missing[0])) if any(missing) else images
-        coarse = self.network.forward(padded)["mask"]
-        return logits_at(coarse, padded.shape[-2:])[..., :height, :width]
+        images = padded(images, int(getattr(self.network, "multiple", 1)))
+        coarse = self.network.forward(images)["mask"]
+        return logits_at(coarse, images.shape[-2:])[..., :height, :width]
 
     def _slide(self, images: Tensor) -> Tensor:
         """The mean of the logits of all windows that a pixel is in."""
@@ -71,6 +69,16 @@ class Segmenter:
                 times[..., top : top + tall, left : left + wide] += 1
         assert total is not None
         return total / times
+
+
+def padded(images: Tensor, multiple: int) -> Tensor:
+    """Images with zeros, which are the mean colour, below and at the right of them.
+
+    Both sides become multiples of `multiple`.
+    """
+    height, width = images.shape[-2:]
+    missing = -height % multiple, -width % multiple
+    return F.pad(images, (0, missing[1], 0, missing[0])) if any(missing) else images
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:

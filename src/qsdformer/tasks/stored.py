@@ -17,7 +17,9 @@ from qsdformer.data.base import numbered_classes
 from qsdformer.data.detection.voc import is_voc
 from qsdformer.data.image_folder import CROP_PCT
 from qsdformer.data.sections import DataSection
-from qsdformer.data.segmentation.config import FOLDER, PUBLISHED
+from qsdformer.data.segmentation.config import FOLDER as MASK_FOLDER
+from qsdformer.data.segmentation.config import PUBLISHED
+from qsdformer.data.segmentation.files import class_names_in
 from qsdformer.errors import UserError
 from qsdformer.models.checkpoint import Loaded, load_checkpoint
 from qsdformer.recipes.dense import DetectionRecipe
@@ -27,7 +29,7 @@ from qsdformer.tasks.evaluation import check_fits
 
 SIZE = "data.image_size"
 # A kind of data of each task, for reading keys that all of its kinds have.
-FOLDERS = {"classification": "image_folder", "segmentation": FOLDER, "detection": "coco"}
+FOLDERS = {"classification": "image_folder", "segmentation": MASK_FOLDER, "detection": "coco"}
 
 
 def load_with_data(
@@ -61,16 +63,15 @@ def stored_data(
 ) -> DataModule:
     """The data of a model file: its recipe's, some keys replaced.
 
-    A file without a recipe gives its task, if that is not classification, in the key "task".
-
-    They are prepared as `info` says, in the size of `keys` if that is given.
+    A file without a recipe gives its task, if that is not classification, in the key "task". They
+    are prepared as `info` says, in the size of `keys` if that is given.
     """
     seed = parse_value("seed", int, recipe.get("seed", 0))
     config = data_config(path, recipe, keys, info)
     if info is not None and config.image_size is not None:
         info = dataclasses.replace(info, image_size=config.image_size)
     task = recipe.get("task", "classification")
-    section = DetectionRecipe.parse(recipe.get("detection")) if task == "detection" else None
+    section = DetectionRecipe.parse(recipe["detection"]) if "detection" in recipe else None
     module = data_module(task)(
         config,
         batch_size=batch_size,
@@ -100,6 +101,10 @@ def data_config(
         )
     if info is not None and data.get("image_size") is None:
         data["image_size"] = info.image_size
+    if info is not None and data["name"] == MASK_FOLDER and data.get("classes") is None:
+        # A folder's own names are read all the same where it has them, and compared.
+        named = class_names_in(data.get("root"))
+        data["classes"] = list(named or info.class_names)
     return parse_data({"task": task, "data": data})
 
 
@@ -110,7 +115,7 @@ def _folder_kind(task: str, root: object, info: DataInfo | None) -> str:
     if task == "detection":
         return "voc" if is_voc(str(root)) else "coco"
     sets = {classes: name for name, (classes, _) in PUBLISHED.items()}
-    return sets.get(info.class_names, FOLDER) if info is not None else FOLDER
+    return sets.get(info.class_names, MASK_FOLDER) if info is not None else MASK_FOLDER
 
 
 def described_inputs(loaded: Loaded, path: str | Path, keys: Mapping[str, str]) -> DataInfo:

@@ -139,6 +139,20 @@ def test_a_mask_of_other_proportions_than_its_image_is_named(tmp_path: Path) -> 
     assert not same_proportions((333, 500), (160, 250))
 
 
+def test_files_kept_in_memory_are_read_once_and_bad_ones_counted(tmp_path: Path) -> None:
+    write_camvid(tmp_path, count=3)
+    kept = camvid(tmp_path, image_size=16, in_memory=True)
+    assert kept.unread == []
+    for file in (tmp_path / "train/images").iterdir():
+        file.unlink()
+    assert kept.__getitems__([0, 1, 2])[0].shape == (3, 3, 16, 16)
+    for name in ("0", "1"):
+        (tmp_path / f"val/masks/{name}.png").write_bytes(b"none")
+    config = SegmentationData(name="camvid", root=str(tmp_path), in_memory=True)
+    with pytest.raises(UserError, match="2 of 6 images cannot be read"):
+        load(config, 0)
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
 def test_images_of_any_mode_are_read_in_colour(tmp_path: Path, mode: str) -> None:
     write_camvid(tmp_path, count=2)

@@ -6,8 +6,8 @@ seen is put elsewhere or left out. Training scenes are made of training items, t
 items. Everything follows from the seed, the split and the scene's number.
 
 Written are OUT/SPLIT/images/NUMBER.png, OUT/SPLIT/masks/NUMBER.png (0 background, 1 to 10 the
-classes) and OUT/annotations/instances_SPLIT.json in COCO's format: polygons for an item in one
-piece and without holes, run lengths for others.
+classes, whose names OUT/classes.txt has) and OUT/annotations/instances_SPLIT.json in COCO's format:
+polygons for an item in one piece and without holes, run lengths for others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from qsdformer.data.detection.outlines import outlines
 from qsdformer.data.detection.segments import run_lengths
 from qsdformer.data.fashion_mnist import CLASS_NAMES, SPLITS, find_folder, read_split
 from qsdformer.errors import UserError
-from qsdformer.files import write_json, write_text
+from qsdformer.files import write_text
 
 SIZE = 128  # pixels of a scene's side
 ITEMS = (1, 6)
@@ -160,7 +160,7 @@ def _write_split(
         ],
     }
     write_text(folder / "annotations" / f"instances_{split}.json", json.dumps(content) + "\n")
-    write_json(folder / "classes.json", ["background", *CLASS_NAMES])
+    write_text(folder / "classes.txt", "\n".join(("background", *CLASS_NAMES)) + "\n")
     return len(annotations)
 
 
@@ -209,5 +209,5 @@ def _about(seed: int, counts: dict[str, int]) -> str:
     return (
         f"Fashion scenes, seed {seed}: {items}. Made by qsd scenes of Fashion-MNIST (MIT licence, "
         "Zalando SE). annotations/ is in COCO's format; masks/ has 0 for background and 1 to 10 "
-        "for the classes, in the order of classes.json.\n"
+        "for the classes, in the order of classes.txt.\n"
     )

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from qsdformer.data.augment import image_keys
 from qsdformer.data.base import DataError, DataInfo, Source
+from qsdformer.data.folders import check_images
 from qsdformer.data.images import normalise, read_image
 from qsdformer.data.segmentation.config import PUBLISHED, SegmentationData
 from qsdformer.data.segmentation.files import Pair, Pairs, class_names_in, find_pairs
@@ -106,18 +107,27 @@ class MaskDataset:
         shown = resized_image(image, size)
         return shown, mask if self.config.full_size else resized_mask(mask, size)
 
+    def read_all(self) -> None:
+        """Decode all files now, before loader processes would each do it for themselves."""
+        try:
+            for pair in self.pairs:
+                self._read(pair)
+        except DataError:
+            check_images(self.unread)  # names and counts all that are like it
+            raise
+
     @property
     def unread(self) -> Sequence[str]:
-        """All files."""
-        return [path for pair in self.pairs for path in (pair.image, pair.mask)]
+        """The files that are decoded only when they are asked for."""
+        waiting = [pair for pair in self.pairs if pair.image not in self.kept]
+        return [path for pair in waiting for path in (pair.image, pair.mask)]
 
     def class_pixels(self) -> tuple[Tensor, Tensor]:
         """For each class (K,) its pixels in all masks, and those of all masks that show it."""
         classes = len(self.labels_of.classes)
         pixels, around = np.zeros(classes), np.zeros(classes)
         for pair in self.pairs:
-            mask = self.kept[pair.image][1] if pair.image in self.kept else self._read(pair)[1]
-            counts = np.bincount(mask.ravel(), minlength=IGNORE + 1)[:IGNORE]
+            counts = np.bincount(self._read(pair)[1].ravel(), minlength=IGNORE + 1)[:IGNORE]
             pixels += counts[:classes]
             around += (counts[:classes] > 0) * counts.sum()
         return torch.from_numpy(pixels), torch.from_numpy(around)
@@ -161,7 +171,7 @@ def load(config: SegmentationData, seed: int) -> Source:
     )
 
     def dataset(found: Pairs, *, training: bool) -> MaskDataset:
-        return MaskDataset(
+        made = MaskDataset(
             config=config,
             pairs=found.pairs,
             labels_of=labels,
@@ -170,6 +180,9 @@ def load(config: SegmentationData, seed: int) -> Source:
             seed=seed,
             training=training,
         )
+        if config.in_memory:
+            made.read_all()
+        return made
 
     return Source(
         info=info,

@@ -19,7 +19,7 @@ BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 
 def palette(count: int) -> Array:
-    """Colours (count, 3) uint8, as PASCAL VOC numbers them; class 0 gets the first that is none.
+    """Colours (count, 3) uint8: those that PASCAL VOC numbers from 1 on; its 0 is black.
 
     The bits of a number are dealt out to red, green and blue, the first ones brightest.
     """

@@ -102,7 +102,8 @@ class DenseConfig:
 
         The maps that a neck reads are means over time.
         """
-        own: dict[str, Any] = {"time_steps": 1, "rectify": "all"}
+        # Without time nothing leaks: a LIF neuron fires where its input reaches the threshold.
+        own: dict[str, Any] = {"time_steps": 1, "rectify": "all", "tau": 1.0}
         backbone = self.backbone
         if self.neuron == "relu" and backbone.is_spiking:
             backbone = backbone.ann("relu")
