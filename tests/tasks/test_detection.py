@@ -281,7 +281,7 @@ def recipe(root: Path, output: Path, **sections: Any) -> Recipe:
         "train": {"epochs": 1, "batch_size": 2, "accelerator": "cpu", "log_every": 1},
     }
     for name, keys in sections.items():
-        values[name] = {**values[name], **keys}
+        values[name] = {**values.get(name, {}), **keys}
     return parse_recipe({**values, "output": str(output)})
 
 
@@ -301,6 +301,18 @@ LOSSES = {
     "faster_rcnn": ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"),
     "retinanet": ("classification", "bbox_regression"),
 }
+
+
+def test_a_detector_learns_from_the_tokens_of_its_counterpart(coco: Path, tmp_path: Path) -> None:
+    taught = recipe(coco, tmp_path / "run", distill={"teacher": "ann", "fgd_weight": 2.0})
+    train(taught, console=Console(quiet=True))
+    teacher = load_checkpoint(tmp_path / "run/teacher/last.ckpt").model.config
+    assert (teacher.is_spiking, teacher.bits) == (False, None)
+    with (tmp_path / "run/metrics.csv").open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert float(last["train_fgd_loss"]) > 0
+    parts = sum(float(last[f"train_{name}"]) for name in (*LOSSES["mask_rcnn"], "fgd_loss"))
+    assert float(last["train_loss"]) == pytest.approx(parts, rel=1e-4)
 
 
 @pytest.mark.parametrize("detector", LOSSES)
