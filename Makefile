@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(wildcard native/*.txt nativ
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "Python's venv module is missing: sudo apt-get install python3-venv, then make again"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed \
-	  --constraint constraints.txt --editable ".[dev,export,hardware,plots,tensorboard]"
+	  --constraint constraints.txt --editable ".[dev,export,hardware,plots,segmentation,tensorboard]"
 	# Tests compare with SpikingJelly's counter, which needs none of its other dependencies.
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt spikingjelly loguru
 	@touch $@

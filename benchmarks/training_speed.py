@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from qsdformer import MetaSpikeFormer, create_model
 from qsdformer.process import restart_with_allocator_settings
 from qsdformer.recipes.learning import TrainConfig
-from qsdformer.tasks.classification import make_optimizer
+from qsdformer.tasks.optimisation import make_optimizer
 
 SIDE, CLASSES = 28, 10
 

@@ -27,7 +27,7 @@ int main(int count, char **arguments) {
   if (data && pixels) status = qsd_load(data, size, NULL, &model, message, sizeof message);
   free(data);
   qsd_describe(model, &info);
-  size_t expected = (size_t)info.channels * (size_t)info.image_size * (size_t)info.image_size;
+  size_t expected = (size_t)info.channels * (size_t)info.height * (size_t)info.width;
   int32_t *logits = calloc((size_t)info.classes + 1, sizeof *logits);
   if (!status && (bytes != expected || !info.classes || !logits))
     status = snprintf(message, sizeof message, "give %zu bytes of pixels to a classifier", expected);

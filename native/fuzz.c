@@ -12,7 +12,7 @@ static void run(qsd_model *model) {
   char message[256];
   qsd_info info;
   qsd_describe(model, &info);
-  size_t pixels = (size_t)info.channels * (size_t)info.image_size * (size_t)info.image_size *
+  size_t pixels = (size_t)info.channels * (size_t)info.height * (size_t)info.width *
                   (size_t)info.time_steps;
   if (info.scratch_bytes > LARGEST_RUN || pixels > LARGEST_RUN) return;
   uint8_t *image = malloc(pixels);

@@ -55,7 +55,7 @@ int main(int count, char **arguments) {
   qsd_model *m;
   if (qsd_load(data, size, &options, &m, message, sizeof message))
     return fprintf(stderr, "%s\n", message), 1;
-  size_t pixels = (size_t)m->graph.channels * (size_t)m->graph.image_size * (size_t)m->graph.image_size;
+  size_t pixels = qsd_pixel_count(&m->graph);
   uint8_t *image = malloc(pixels);
   srand(1);
   for (size_t i = 0; i < pixels; i++) image[i] = (uint8_t)(rand() >> 7);

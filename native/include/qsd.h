@@ -19,7 +19,7 @@ extern "C" {
 #define QSD_API
 #endif
 
-#define QSD_ABI 1
+#define QSD_ABI 2
 
 typedef enum qsd_status {
   QSD_OK = 0,
@@ -38,7 +38,7 @@ typedef struct qsd_options {
 } qsd_options;
 
 typedef struct qsd_info {
-  int channels, image_size; /* of the uint8 pixels (B, channels, image_size, image_size) */
+  int channels, height, width; /* of the uint8 pixels (B, channels, height, width) */
   int time_steps;           /* T */
   int takes_frames;         /* 1: pixels must be (T, B, ...), 0: may be */
   int classes;              /* 0: no logits */

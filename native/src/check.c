@@ -199,7 +199,7 @@ static const char *map_shape(qsd_graph *graph, qsd_op *op, const qsd_op *x) {
 static const char *normalise_shape(qsd_graph *graph, qsd_op *op) {
   const qsd_array *table = ARRAY(op, A_TABLE);
   FIT(table->side[0] == (uint32_t)graph->channels, "has not a table for each channel");
-  op->height = op->width = graph->image_size;
+  op->height = graph->height, op->width = graph->width;
   op->steps = 1;
   op->fraction = op->f[F_FRACTION];
   op->positive = true;

@@ -115,7 +115,7 @@ typedef struct {
   qsd_text *classes;
   qsd_result *results;
   int *neurons; /* numbers of operations */
-  int channels, image_size, time_steps;
+  int channels, height, width, time_steps;
   bool takes_frames;
   bool has_repeat;
 } qsd_graph;
@@ -131,4 +131,9 @@ int qsd_check_shapes(qsd_graph *graph, qsd_error *error);
 
 static inline int64_t qsd_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t qsd_max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* Bytes of an image of one time step. */
+static inline size_t qsd_pixel_count(const qsd_graph *graph) {
+  return (size_t)graph->channels * (size_t)graph->height * (size_t)graph->width;
+}
 #endif

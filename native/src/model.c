@@ -221,7 +221,8 @@ int qsd_describe(const qsd_model *m, qsd_info *info) {
   uint64_t arena = m->still.arena > m->moving.arena ? m->still.arena : m->moving.arena;
   uint64_t scratch = m->still.scratch > m->moving.scratch ? m->still.scratch : m->moving.scratch;
   *info = (qsd_info){.channels = g->channels,
-                     .image_size = g->image_size,
+                     .height = g->height,
+                     .width = g->width,
                      .time_steps = g->time_steps,
                      .takes_frames = g->takes_frames,
                      .classes = g->class_count,
@@ -271,7 +272,7 @@ int qsd_run(qsd_model *m, const uint8_t *pixels, size_t batch, int frames, int32
   if (message && message_size) message[0] = 0;
   if (!m || !pixels || !batch)
     return qsd_fail(&error, QSD_BAD_ARGUMENT, "no model, no pixels or no images");
-  size_t size = (size_t)m->graph.channels * (size_t)m->graph.image_size * (size_t)m->graph.image_size;
+  size_t size = qsd_pixel_count(&m->graph);
   if (batch > SIZE_MAX / 8 / size / (size_t)m->graph.time_steps)
     return qsd_fail(&error, QSD_BAD_ARGUMENT, "a batch of %zu images is too large", batch);
   bool moving = is_moving(m, frames);

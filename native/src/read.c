@@ -6,7 +6,7 @@
 #include "internal.h"
 
 static const char PREFIX[] = "{\"__metadata__\":{\"sha256\":\"";
-enum { LENGTH_BYTES = 8, PREFIX_BYTES = 27, DIGITS = 64, MAX_OPS = 65536 };
+enum { LENGTH_BYTES = 8, PREFIX_BYTES = 27, DIGITS = 64, MAX_OPS = 65536, MAX_IMAGE = 65536 };
 #define MAX_HEADER ((uint64_t)64 << 20)
 
 #define DAMAGED(...) qsd_fail(error, QSD_DAMAGED, "the artifact is damaged: " __VA_ARGS__)
@@ -45,8 +45,10 @@ static int64_t number_of(qsd_text key, int64_t limit) {
   return number < limit ? number : -1;
 }
 
+static bool is_head(qsd_text key) { return key.size > 5 && memcmp(key.text, "head.", 5) == 0; }
+
 static int read_tensors(const qsd_json *nodes, const uint8_t *body, uint64_t size, int op_count,
-                        tensor *tensors, qsd_error *error) {
+                        int version, tensor *tensors, qsd_error *error) {
   uint64_t expected = 0;
   for (uint32_t i = nodes->child; i; i = nodes[i].next) {
     const qsd_json *entry = &nodes[i];
@@ -66,6 +68,10 @@ static int read_tensors(const qsd_json *nodes, const uint8_t *body, uint64_t siz
         end->integer < start->integer || (uint64_t)end->integer > size ||
         count->integer != end->integer - start->integer)
       return DAMAGED("a tensor does not lie inside the file in order");
+    if (version > 2 && is_head(entry->key)) { /* an artifact of its own */
+      expected = (uint64_t)end->integer;
+      continue;
+    }
     int64_t number = number_of(entry->key, op_count);
     if (number < 0 || tensors[number].given)
       return DAMAGED("a tensor belongs to no operation");
@@ -87,27 +93,60 @@ static bool reals(const qsd_json *nodes, const qsd_json *list, int64_t count) {
   return true;
 }
 
+static bool is_side(const qsd_json *value) {
+  return value->type == JSON_INT && value->integer >= 1 && value->integer <= MAX_IMAGE;
+}
+
+/* A square's side, or from version 3 on a list of two different ones. */
+static bool read_size(qsd_graph *graph, const qsd_json *nodes, const qsd_json *size, int version) {
+  const qsd_json *height = size, *width = size;
+  if (version >= 3 && size->type == JSON_LIST && size->count == 2) {
+    height = nodes + size->child;
+    width = nodes + height->next;
+    if (!is_side(height) || !is_side(width) || height->integer == width->integer) return false;
+  }
+  if (!is_side(height)) return false;
+  graph->height = (int)height->integer;
+  graph->width = (int)width->integer;
+  return true;
+}
+
+/* Sides of what shows the image, at most those of the whole. */
+static bool is_placed(const qsd_graph *graph, const qsd_json *nodes, const qsd_json *placed) {
+  if (placed->type != JSON_LIST || placed->count != 2) return false;
+  const qsd_json *height = nodes + placed->child, *width = nodes + height->next;
+  return is_side(height) && is_side(width) && height->integer <= graph->height &&
+         width->integer <= graph->width;
+}
+
+static bool is_fit(const qsd_json *fit) {
+  return fit->type == JSON_STRING && (qsd_is(fit->text, "crop") || qsd_is(fit->text, "pad") ||
+                                      qsd_is(fit->text, "stretch"));
+}
+
 static int read_preprocessing(qsd_graph *graph, const qsd_json *nodes, const qsd_json *entry,
-                              qsd_error *error) {
-  static const char *const KNOWN[] = {"image_size", "channels", "mean",
-                                      "std",        "interpolation", "crop_pct"};
-  const qsd_json *value[6];
+                              int version, qsd_error *error) {
+  static const char *const KNOWN[] = {"image_size",    "channels", "mean", "std",
+                                      "interpolation", "crop_pct", "fit",  "placed"};
+  const qsd_json *value[6], *fit = qsd_json_get(nodes, entry, "fit"),
+                 *placed = qsd_json_get(nodes, entry, "placed");
   for (int i = 0; i < 6; i++) {
     value[i] = qsd_json_get(nodes, entry, KNOWN[i]);
     if (!value[i]) return DAMAGED("its preprocessing lacks a field");
   }
+  if (fit && (version < 3 || !is_fit(fit))) return DAMAGED("its preprocessing has a wrong fit");
   for (uint32_t i = entry->child; i; i = nodes[i].next) {
     bool known = false;
-    for (int k = 0; k < 6; k++) known |= qsd_is(nodes[i].key, KNOWN[k]);
+    for (int k = 0; k < 8; k++) known |= qsd_is(nodes[i].key, KNOWN[k]);
     if (!known) return DAMAGED("its preprocessing has an unknown field");
   }
-  bool fine = value[0]->type == JSON_INT && value[0]->integer >= 1 && value[0]->integer <= 65536 &&
-              value[1]->type == JSON_INT && value[1]->integer >= 1 && value[1]->integer <= 1024 &&
+  bool fine = read_size(graph, nodes, value[0], version) && value[1]->type == JSON_INT &&
+              value[1]->integer >= 1 && value[1]->integer <= 1024 &&
               reals(nodes, value[2], value[1]->integer) &&
               reals(nodes, value[3], value[1]->integer) && value[4]->type == JSON_STRING &&
               is_real(value[5]) && value[5]->real > 0 && value[5]->real <= 1;
+  if (placed && (version < 3 || (fine && !is_placed(graph, nodes, placed)))) fine = false;
   if (!fine) return DAMAGED("its preprocessing does not fit together");
-  graph->image_size = (int)value[0]->integer;
   graph->channels = (int)value[1]->integer;
   return QSD_OK;
 }
@@ -201,6 +240,10 @@ static int read_classes(qsd_graph *graph, const qsd_json *nodes, const qsd_json 
   return QSD_OK;
 }
 
+static bool has_codes(const qsd_op *op) {
+  return op->kind == OP_CONV || op->kind == OP_CONVT;
+}
+
 static int read_ops(qsd_graph *graph, const qsd_json *nodes, const qsd_json *list, int version,
                     const tensor *tensors, qsd_error *error) {
   const qsd_json *defaults = qsd_json_get(nodes, nodes, "defaults");
@@ -208,6 +251,13 @@ static int read_ops(qsd_graph *graph, const qsd_json *nodes, const qsd_json *lis
   int number = 0, status = QSD_OK;
   for (uint32_t i = list->child; i && !status; i = nodes[i].next, number++) {
     const tensor *t = &tensors[number];
+    const qsd_json *same = version > 2 ? qsd_json_get(nodes, &nodes[i], "same") : NULL;
+    if (same) { /* the codes of an earlier layer */
+      if (same->type != JSON_INT || same->integer < 0 || same->integer >= number || t->given ||
+          !tensors[same->integer].given || !has_codes(&graph->ops[same->integer]))
+        return DAMAGED("operation %d shares codes that are not there", number);
+      t = &tensors[same->integer];
+    }
     status = qsd_read_op(graph, number, nodes, &nodes[i], defaults, version,
                          t->given ? t->data : NULL, (size_t)t->size, error);
   }
@@ -218,9 +268,9 @@ static int read_description(qsd_graph *graph, const qsd_json *header, const qsd_
                             const uint8_t *body, uint64_t size, qsd_error *error) {
   const qsd_json *version = qsd_json_get(nodes, nodes, "format_version");
   if (!version || version->type != JSON_INT) return DAMAGED("it has no format version");
-  if (version->integer != 1 && version->integer != 2)
+  if (version->integer < 1 || version->integer > 3)
     return qsd_fail(error, QSD_VERSION,
-                    "artifact format %lld, but this library reads formats 1 to 2",
+                    "artifact format %lld, but this library reads formats 1 to 3",
                     (long long)version->integer);
   const qsd_json *ops = qsd_json_get(nodes, nodes, "ops");
   const qsd_json *pre = qsd_json_get(nodes, nodes, "preprocessing");
@@ -233,12 +283,15 @@ static int read_description(qsd_graph *graph, const qsd_json *header, const qsd_
   if (!pre || pre->type != JSON_OBJECT || !config || config->type != JSON_OBJECT || !bits ||
       bits->type != JSON_INT || !fraction || fraction->type != JSON_INT)
     return DAMAGED("its description lacks a part");
+  const qsd_json *post = version->integer > 2 ? qsd_json_get(nodes, nodes, "post") : NULL;
+  if (post && post->type != JSON_OBJECT) return DAMAGED("its post-processing is no object");
   graph->op_count = (int)ops->count;
   graph->ops = qsd_alloc(&graph->pool, ops->count, sizeof *graph->ops);
   tensor *tensors = qsd_alloc(&graph->pool, ops->count, sizeof *tensors);
   if (!graph->ops || !tensors) return qsd_fail(error, QSD_TOO_LARGE, "no memory for the graph");
-  int status = read_tensors(header, body, size, graph->op_count, tensors, error);
-  if (!status) status = read_preprocessing(graph, nodes, pre, error);
+  int status = read_tensors(header, body, size, graph->op_count, (int)version->integer, tensors,
+                            error);
+  if (!status) status = read_preprocessing(graph, nodes, pre, (int)version->integer, error);
   if (!status) status = read_ops(graph, nodes, ops, (int)version->integer, tensors, error);
   if (!status) status = qsd_check_shapes(graph, error);
   const qsd_json *classes = qsd_json_get(nodes, nodes, "class_names");

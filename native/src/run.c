@@ -109,7 +109,7 @@ void qsd_run_step(qsd_model *m, qsd_worker *w, qsd_worker *own, int i, int part,
 void qsd_run_image(qsd_model *m, qsd_worker *w, qsd_worker *own, size_t image, int part, int parts) {
   const qsd_plan *plan = m->job.frames ? &m->moving : &m->still;
   const qsd_graph *graph = &m->graph;
-  size_t size = (size_t)graph->channels * (size_t)graph->image_size * (size_t)graph->image_size;
+  size_t size = qsd_pixel_count(graph);
   int frames = m->job.frames ? graph->time_steps : 1;
   for (int t = 0; t < frames; t++)
     own->pixels[t] = m->job.pixels + ((size_t)t * m->job.batch + image) * size;

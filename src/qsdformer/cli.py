@@ -30,6 +30,7 @@ COMMANDS = (
     ("simulate", "simulate", "cycles, traffic and energy on a simulated accelerator"),
     ("bench", "bench", "speed and memory in each runtime, beside the ANN"),
     ("quickstart", "quickstart", "train an ANN and a 4-bit student on digits, and compare them"),
+    ("scenes", "scenes", "make images with boxes and masks of Fashion-MNIST"),
     ("recipes", "recipes", "list the recipes that come with the package"),
 )
 TRAINING = ("train", "quickstart")

@@ -22,9 +22,29 @@ Section = TypeVar("Section")
 type_hints: Callable[[Any], dict[str, Any]] = functools.cache(get_type_hints)
 
 
-def option(default: Any, text: str) -> Any:
-    """A dataclass field with a default and a line of help for the command line."""
-    return dataclasses.field(default=default, metadata={"help": text})
+def option(default: Any, text: str, *, added: bool = False) -> Any:
+    """A dataclass field with a default and a line of help for the command line.
+
+    One that was `added` to a section later is not written where it is left at its default.
+    """
+    return dataclasses.field(default=default, metadata={"help": text, "added": added})
+
+
+def written(section: Any) -> dict[str, Any]:
+    """The fields of a section as plain values, as recipes are written."""
+    values = {}
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if not (field.metadata.get("added") and value == field.default):
+            values[field.name] = plain(value)
+    return values
+
+
+def plain(value: Any) -> Any:
+    """A value with lists in place of tuples, at any depth."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def load_yaml(text: str, what: str) -> Any:

@@ -108,7 +108,7 @@ def test_bad_input_gives_one_line_and_no_page(
 
 def test_curves_are_the_epoch_rows_of_the_metrics(runs: Path, tmp_path: Path) -> None:
     curves = read_curves(runs / "spiking" / "metrics.csv")
-    assert curves["val_accuracy"] == [(1.0, 0.45), (2.0, 0.65)]
+    assert curves["score"] == [(1.0, 0.45), (2.0, 0.65)]
     assert curves["train_loss"] == [(1.0, 2.0), (2.0, 1.2)]
     assert read_curves(tmp_path / "metrics.csv")["train_loss"] == []
 

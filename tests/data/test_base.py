@@ -16,6 +16,17 @@ def test_info_survives_a_round_trip_through_plain_values() -> None:
     assert DataInfo.from_dict(values) == INFO
 
 
+def test_images_need_not_be_square_and_squares_are_stored_as_ever() -> None:
+    wide = DataInfo(**{**INFO.to_dict(), "image_size": (18, 24), "fit": "stretch"})
+    assert wide.sides == (18, 24)
+    assert wide.to_dict()["image_size"] == [18, 24]
+    assert DataInfo.from_dict(wide.to_dict()) == wide
+    square = DataInfo(**{**INFO.to_dict(), "image_size": [32, 32]})
+    assert square == INFO
+    assert square.to_dict()["image_size"] == 32
+    assert "fit" not in square.to_dict()
+
+
 def test_info_refuses_unknown_fields_and_names_them() -> None:
     with pytest.raises(ValueError, match="colour"):
         DataInfo.from_dict({**INFO.to_dict(), "colour": 1})
@@ -27,6 +38,9 @@ def test_info_refuses_unknown_fields_and_names_them() -> None:
         {"channels": 0},
         {"channels": 2},
         {"image_size": 0},
+        {"image_size": (16, 0)},
+        {"image_size": (16, 16, 16)},
+        {"fit": "tile"},
         {"mean": (0.5, 0.5)},
         {"std": (0.0,)},
         {"crop_pct": 0.0},

@@ -34,6 +34,31 @@ def test_pixels_are_those_of_the_evaluation_transform(size, interpolation, crop_
     assert torch.equal(((expected * 0.25 + 0.5) * 255).round(), torch.from_numpy(found).float())
 
 
+@pytest.mark.parametrize("size", [(48, 36), (50, 36), (48, 41), (10, 90), (24, 18)])
+def test_an_image_that_is_not_square_is_covered_and_cropped_at_its_centre(size):
+    pre = Preprocessing(image_size=(18, 24), channels=1, mean=(0.0,), std=(1.0,))
+    ramp = np.add.outer(np.arange(size[1]), np.arange(size[0])).astype(np.uint8)
+    found = pixels([Image.fromarray(ramp)], pre)[0, 0]
+    assert found.shape == (18, 24)
+    # A ramp keeps its middle, and its steps are those of one factor in both directions.
+    middle = (size[0] + size[1] - 2) / 2
+    assert abs(found.mean() - middle) < 2
+    across, down = (np.diff(found.astype(float), axis=axis).mean() for axis in (1, 0))
+    assert across == pytest.approx(down, abs=0.1)
+
+
+def test_a_stretched_image_is_seen_whole():
+    pre = Preprocessing(image_size=(4, 8), channels=1, mean=(0.0,), std=(1.0,), fit="stretch")
+    halves = np.repeat(np.array([[0, 255]], np.uint8), 40, axis=1).repeat(10, axis=0)
+    found = pixels([Image.fromarray(halves)], pre)[0, 0]
+    assert found.shape == (4, 8)
+    assert (found[:, :3] == 0).all()  # the filter mixes the two columns in the middle
+    assert (found[:, 5:] == 255).all()
+    info = DataInfo(**pre.to_dict(), class_names=("a",))
+    seen = eval_transform(info)(Image.fromarray(halves))[0]
+    assert torch.equal((seen * 255).round(), torch.from_numpy(found).float())
+
+
 def test_images_are_converted_to_the_channels_of_the_model():
     grey = Preprocessing(image_size=8, channels=1, mean=(0.0,), std=(1.0,))
     assert pixels([Image.new("RGBA", (8, 8), "white")], grey).shape == (1, 1, 8, 8)

@@ -33,14 +33,15 @@ def read(path):
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     content = json.loads(header["__metadata__"]["qsdformer"])
-    if content["format_version"] not in (1, 2):
+    if content["format_version"] not in (1, 2, 3):
         raise ValueError("version")
     content.setdefault("outputs", [])
     for number, op in enumerate(content["ops"]):
         op.setdefault("op", content["defaults"]["op"])
         op.setdefault("name", f"#{number}")
         op.setdefault("inputs", [number - 1])
-        here = start + header.get(str(number), {"data_offsets": [0]})["data_offsets"][0]
+        tensor = header.get(str(op.pop("same", number)), {"data_offsets": [0]})
+        here = start + tensor["data_offsets"][0]
         for name in ARRAYS:
             if name in op:
                 width, *shape = op[name]

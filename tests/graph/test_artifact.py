@@ -140,7 +140,7 @@ def _set(*path: Any, value: Any) -> Change:
 
 
 FORGERIES: dict[str, tuple[Change, str]] = {
-    "another version": (_set("description", "format_version", value=3), "artifact format 3, but"),
+    "another version": (_set("description", "format_version", value=4), "artifact format 4, but"),
     "a version that is no number": (_set("description", "format_version", value="1"), "damaged"),
     "big-endian tensors": (_set("header", "0", "dtype", value=">U8"), "not U8"),
     "wide tensors": (_set("header", "0", "dtype", value="I64"), "not U8"),
@@ -162,6 +162,11 @@ FORGERIES: dict[str, tuple[Change, str]] = {
     "huge padding": (_set("description", "ops", 1, "padding", value=10**9), "padding"),
     "a stride that is true": (_set("description", "ops", 1, "stride", value=True), "expected"),
     "huge images": (_set("description", "preprocessing", "image_size", value=10**9), "images of"),
+    "two sides in version 2": (
+        _set("description", "preprocessing", "image_size", value=[16, 32]),
+        "expected",
+    ),
+    "a fit in version 2": (_set("description", "preprocessing", "fit", value="pad"), "fields"),
     "time steps without end": (_set("description", "defaults", "steps", value=10**9), "steps"),
     "a class too many": (_set("description", "class_names", value=["a"] * 6), "6 class names"),
     "no operations": (_set("description", "ops", value=[]), "belong to no operation"),

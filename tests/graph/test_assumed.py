@@ -109,15 +109,19 @@ def test_images_may_have_any_number_of_channels(channels, tmp_path):
     assert load_artifact(tmp_path / "model.qsd") == graph
 
 
+def test_images_need_not_be_square(tmp_path):
+    model = settled(ResNet)
+    assert qsd.verify(model, torch.rand(2, 3, 16, 24)).ok
+    graph = qsd.export(model, tmp_path / "model.qsd", image_size=(16, 24))
+    assert graph.preprocessing.sides == (16, 24)
+    assert load_artifact(tmp_path / "model.qsd") == graph
+
+
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "no size": (lambda: qsd.lower(settled(ResNet)), "what images it takes: give info=.*image_size"),
     "no batch": (lambda: qsd.verify(settled(ResNet), pixels()[0]), "give a batch"),
     "no images": (lambda: qsd.verify(settled(ResNet), []), "no images"),
     "an empty batch": (lambda: qsd.verify(settled(ResNet), pixels()[:0]), "no images"),
-    "not square": (
-        lambda: qsd.verify(settled(ResNet), torch.rand(2, 3, 16, 24)),
-        "16x24 pixels: they must be square",
-    ),
     "other channels": (
         lambda: qsd.verify(settled(ResNet), pixels()[:, :1]),
         r"stem \(QuantConv2d\).*3 channels are asked for, and 1 given",

@@ -61,11 +61,11 @@ def test_the_plain_reader_reads_version_1_too(fixtures, name):
 
 def test_a_newer_version_is_refused_in_one_line(small_graph):
     header, description, body = parts(to_bytes(small_graph))
-    for version in (0, 3, 10**9):
+    for version in (0, 4, 10**9):
         description["format_version"] = version
         with pytest.raises(UserError, match=rf"^model\.qsd: artifact format {version}, but") as e:
             from_bytes(joined(header, description, body), "model.qsd")
-        assert "reads formats 1 to 2" in str(e.value)
+        assert "reads formats 1 to 3" in str(e.value)
 
 
 def test_version_1_has_no_operation_of_version_2(fixtures):

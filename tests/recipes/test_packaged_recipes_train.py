@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 import torch
 from data.cifar_files import write_tiny_cifar10
+from data.detection_files import annotation, voc_object, write_coco, write_voc
+from data.segmentation.mask_files import write_ade20k, write_camvid
 from PIL import Image
 from rich.console import Console
 
@@ -59,12 +61,30 @@ def image_folder(root: Path) -> None:
             Image.fromarray(pixels).save(folder / f"{index}.jpg")
 
 
+def coco(root: Path) -> None:
+    """One object in each image, in the splits that recipes name."""
+    objects = [annotation(number, number) for number in range(1, IMAGES + 1)]
+    for split in ("train", "val", "train2017", "val2017"):
+        write_coco(root, split, images=IMAGES, annotations=objects)
+
+
+def voc(root: Path) -> None:
+    """One object in each image."""
+    for split in ("train", "val"):
+        names = [f"{split}_{number}" for number in range(IMAGES)]
+        write_voc(root, split, {name: [voc_object()] for name in names})
+
+
 # How the files of each data source are made, if it needs any; the size of images to train on.
 MAKERS: dict[str, tuple[Callable[[Path], object] | None, int]] = {
     "digits": (None, 16),
     "fashion_mnist": (fashion_mnist, 32),  # 16 would leave one token, and nothing to compare
     "image_folder": (image_folder, 32),
     "cifar10": (write_tiny_cifar10, 16),
+    "camvid": (write_camvid, 16),
+    "ade20k": (write_ade20k, 16),
+    "coco": (coco, 32),
+    "voc": (voc, 32),
 }
 
 
@@ -86,6 +106,11 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path 
 def narrow(recipe: Recipe) -> dict[str, str]:
     """Keys that make a recipe's network narrow and leave its kind as it is."""
     keys = {"model.depth": "2", "model.heads": "2"}
+    if recipe.dense is not None:
+        keys |= {f"{recipe.task}.{name}_width": "8" for name in ("neck", "head")}
+    if recipe.task == "detection":
+        small = {"fc_width": 16, "proposals": 20, "rois": 8, "detections": 5, "mask_convs": 1}
+        keys |= {f"detection.{name}": str(value) for name, value in small.items()}
     if "dims" in family_of(recipe.model.name).fields:
         return {**keys, "model.dims": "[4, 6, 8, 8]"}
     return {**keys, "model.width": "16"}
@@ -111,6 +136,12 @@ def shrunk(name: str, output: Path, root: Callable[[str], Path | None]) -> dict[
     }
     if recipe.train.precision == "auto":
         keys["train.precision"] = "bf16-mixed"
+    if getattr(recipe.data, "shorter_side", None) is not None:
+        keys |= {"data.shorter_side": "32", "data.longest_side": "64"}
+    if getattr(recipe.data, "train_sizes", None) is not None:
+        keys["data.train_sizes"] = "[32, 48]"
+    if getattr(recipe.data, "min_size", 1) > 1:
+        keys["data.min_size"] = "16"
     folder = root(recipe.data.name)
     return keys if folder is None else {**keys, "data.root": str(folder)}
 
@@ -125,9 +156,9 @@ def in_processes(name: str, keys: dict[str, str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def step_rows(folder: Path) -> list[dict[str, Any]]:
+def step_rows(folder: Path, monitored: str) -> list[dict[str, Any]]:
     with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if not row["val_accuracy"]]
+        return [row for row in csv.DictReader(file) if not row[monitored]]
 
 
 @pytest.mark.parametrize("name", packaged_recipes())
@@ -146,7 +177,7 @@ def test_the_recipe_trains_three_steps_in_its_own_way(
         in_processes(name, keys)
     else:
         train(recipe, console=Console(quiet=True))
-    rows = step_rows(tmp_path / "run")
+    rows = step_rows(tmp_path / "run", recipe.measures.monitored)
     assert [int(row["step"]) for row in rows] == [1, 2, 3]
     assert all(np.isfinite(float(row["train_loss"])) for row in rows)
     content = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from qsdformer.data.segmentation.config import SegmentationData
 from qsdformer.errors import UserError
 from qsdformer.experiments.grid import Cell, cell_recipe, load_grid
+from qsdformer.models.dense.config import SegmentationConfig
 from qsdformer.nn.config import ModelConfig
 from qsdformer.recipes import first_line, packaged_recipes
 from qsdformer.recipes.learning import TrainConfig
-from qsdformer.recipes.recipe import load_recipe, options, parse_recipe
+from qsdformer.recipes.recipe import load_recipe, options, parse_recipe, resolve_key
 
 DIGITS = {"data": {"name": "digits"}}
 
@@ -250,3 +252,70 @@ def test_what_the_counterpart_ann_would_ignore_is_refused(
 def test_levels_that_could_not_be_exported_are_refused_before_training() -> None:
     with pytest.raises(UserError, match=r"model.levels=128: must be 1 to 127 .*exported"):
         load_recipe("digits", {"levels": "128"})
+
+
+def test_a_classification_recipe_is_written_as_it_was_before_there_were_other_tasks() -> None:
+    values = load_recipe("digits").to_dict()
+    assert list(values)[:5] == ["seed", "output", "model", "data", "train"]
+    assert not {"task", "segmentation", "detection"} & set(values)
+    added = ("warmup_steps", "warmup_start", "schedule", "power", "layer_decay", "head_lr")
+    assert not set(added) & set(values["train"])
+    poly = load_recipe("digits", {"train.schedule": "poly"}).to_dict()["train"]
+    assert (poly["schedule"], "power" in poly) == ("poly", False)
+
+
+@pytest.mark.parametrize("name", ["camvid", "camvid-ann", "camvid-float-head", "ade20k-15m"])
+def test_a_dense_recipe_reads_back_the_same(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name, {"segmentation.inference": "slide", "output": "runs/x"})
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe.to_yaml(), encoding="utf-8")
+    again = load_recipe(str(file))
+    assert again.to_dict() == recipe.to_dict()
+    assert again == recipe
+    shape = {"in_channels": 3, "num_classes": 5}
+    assert again.config_for(**shape) == recipe.config_for(**shape)
+
+
+def test_the_three_kinds_of_a_dense_network_differ_in_neurons_and_bits_alone() -> None:
+    shape = {"in_channels": 3, "num_classes": 11}
+    spiking, mixed, ann = (
+        load_recipe(name).config_for(**shape)
+        for name in ("camvid", "camvid-float-head", "camvid-ann")
+    )
+    assert isinstance(spiking, SegmentationConfig)
+    assert isinstance(mixed, SegmentationConfig)
+    assert isinstance(ann, SegmentationConfig)
+    assert spiking.lowers_whole
+    assert spiking.replace(bits=None, neuron="relu") == mixed
+    assert (mixed.backbone.weight_bits, mixed.is_spiking) == (4, True)
+    assert (ann.bits, ann.backbone.weight_bits, ann.is_spiking) == (None, None, False)
+    assert ann == spiking.ann()
+    trains = [load_recipe(name).train for name in ("camvid", "camvid-float-head", "camvid-ann")]
+    assert trains[0] == trains[1] == trains[2]
+
+
+def test_the_ade20k_recipe_is_the_published_one() -> None:
+    recipe = load_recipe("ade20k-15m")
+    train, data = recipe.train, recipe.data
+    assert isinstance(data, SegmentationData)
+    assert (train.lr, train.head_lr, train.weight_decay) == (1e-3, 2, 0.005)
+    assert (train.schedule, train.power, train.min_lr) == ("poly", 1, 0)
+    assert (train.warmup_steps, train.warmup_start) == (1500, 1e-6)
+    steps = train.epochs * (20_210 // train.global_batch)
+    assert steps == pytest.approx(160_000, rel=0.002)
+    assert (data.image_size, data.shorter_side, data.longest_side) == (512, 512, 2048)
+    assert (data.scale, data.max_class_share, data.full_size) == ((0.5, 2.0), 0.75, True)
+    config = recipe.config_for(in_channels=3, num_classes=150)
+    assert isinstance(config, SegmentationConfig)
+    assert (config.neck_width, config.head_width, config.upsampling) == (128, 128, "bilinear")
+    assert (config.bits, config.heads.is_spiking) == (None, True)
+
+
+def test_short_keys_go_on_meaning_the_backbones() -> None:
+    assert resolve_key("neuron").path == "model.neuron"
+    assert resolve_key("schedule").path == "distill.schedule"
+    assert resolve_key("segmentation.neuron").path == "segmentation.neuron"
+    assert resolve_key("balance").path == "segmentation.balance"
+    with pytest.raises(UserError, match=r"segmentation\.neck_width or detection\.neck_width"):
+        resolve_key("neck_width")
+    assert "camvid" in str(resolve_key("data.name").kind)

@@ -157,7 +157,5 @@ def test_models_without_spikes_or_codes_are_refused(make_model):
         run_binary(make_model(neuron="relu").eval(), image)
     with pytest.raises(UserError, match=r"sepconv.pointwise1 \(QuantConv2d\) has fp32 weights"):
         run_binary(make_model(weight_bits=None).eval(), image)
-    with pytest.raises(UserError, match="no classification head"):
-        run_binary(make_model(num_classes=0).eval(), image)
     with pytest.raises(ValueError, match="training mode"):
         run_binary(make_model(), image)

@@ -128,8 +128,8 @@ def test_killed_before_the_first_last_checkpoint_goes_on_from_the_best(tmp_path:
     result, text = run(recipe, resume=True)
     assert "no last.ckpt yet" in text
     assert "epoch   1/2" not in text
-    assert result.best_accuracy == whole.best_accuracy
-    assert result.last_accuracy == whole.last_accuracy
+    assert result.best == whole.best
+    assert result.last == whole.last
 
 
 def test_a_finished_run_says_so_and_is_left_as_it_is(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_finished_run_says_so_and_is_left_as_it_is(tmp_path: Path) -> None:
     assert "for all 2 epochs" in text
     assert (tmp_path / "last.ckpt").read_bytes() == before
     assert json.loads((tmp_path / "result.json").read_text())["parameters"] == first.parameters
-    for name in ("best_accuracy", "best_epoch", "last_accuracy", "best_path", "last_path"):
+    for name in ("best", "best_epoch", "last", "best_path", "last_path"):
         assert getattr(again, name) == getattr(first, name)
     with pytest.raises(UserError, match="its model has levels=4"):
         run(tiny(tmp_path, levels="2"), resume=True)

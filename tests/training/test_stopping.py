@@ -116,7 +116,7 @@ def test_a_run_stopped_by_sigterm_goes_on_as_if_nothing_had_happened(
         assert torch.equal(ours[key], theirs[key]), key
     assert rows(tmp_path) == rows(whole)
     best = load_checkpoint(whole / "best.ckpt").extra
-    assert (result.best_epoch, result.best_accuracy) == (best["epoch"], best["val_accuracy"])
+    assert (result.best_epoch, result.best) == (best["epoch"], best["val_accuracy"])
 
 
 def test_sigterm_in_the_last_validation_lets_the_run_finish(tmp_path: Path) -> None:

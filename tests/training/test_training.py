@@ -77,7 +77,7 @@ def test_resumed_run_repeats_the_uninterrupted_one_exactly(
     resumed = run(small(tmp_path, workers=workers), resume=True, callbacks=[second])
     assert sorted(second.losses) == list(range(11, 21))
     assert {**first.losses, **second.losses} == record.losses
-    assert resumed.best_accuracy == result.best_accuracy
+    assert resumed.best == result.best
     assert rows(tmp_path) == rows(folder)
     ours = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     theirs = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
@@ -109,7 +109,7 @@ def test_run_folder_holds_what_is_promised(whole: tuple[Path, Record, TrainResul
     assert losses == pytest.approx(list(record.losses.values()), rel=1e-5)
     epochs = [float(row["val_accuracy"]) for row in table if row["val_accuracy"]]
     assert len(epochs) == 4
-    assert max(epochs) == pytest.approx(result.best_accuracy)
+    assert max(epochs) == pytest.approx(result.best)
     assert list((folder / "tensorboard").iterdir())
 
 
@@ -118,7 +118,7 @@ def test_checkpoints_hold_the_evaluated_weights_and_all_that_eval_needs(
 ) -> None:
     folder, _, result = whole
     loaded = load_checkpoint(folder / "best.ckpt")
-    assert loaded.extra["val_accuracy"] == pytest.approx(result.best_accuracy)
+    assert loaded.extra["val_accuracy"] == pytest.approx(result.best)
     assert loaded.extra["epoch"] == result.best_epoch
     assert loaded.extra["recipe"]["data"]["name"] == "digits"
     model = load(folder / "best.ckpt")
@@ -206,7 +206,7 @@ def test_lamb_clipping_channels_last_and_bf16_train(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_short_training_of_the_digits_recipe_reaches_90_percent(tmp_path: Path) -> None:
     recipe = load_recipe("digits", {"epochs": "3", "output": str(tmp_path), "accelerator": "cpu"})
-    assert run(recipe).best_accuracy >= 0.90
+    assert run(recipe).best >= 0.90
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -36,7 +36,7 @@ SRAM_TABLE = ((8, 10 / 64), (32, 20 / 64), (1024, SRAM_PJ_PER_BIT))
 # Weights up to this many bits stay on the chip: the 1 MB that SRAM is priced at.
 ON_CHIP_BITS = 8 * 2**20
 
-Kind = Literal["mac", "ac", "attention", "neuron", "norm", "shortcut"]
+Kind = Literal["mac", "ac", "attention", "neuron", "norm", "shortcut", "post"]
 Role = Literal["stem", "inner", "other"]
 
 KINDS: dict[str, str] = {
@@ -46,6 +46,7 @@ KINDS: dict[str, str] = {
     "neuron": "neurons",
     "norm": "norms and scales",
     "shortcut": "membrane shortcuts",
+    "post": "float post-processing",
 }
 
 

@@ -110,11 +110,15 @@ def packed_bytes(model: nn.Module) -> int:
 
     Rounded up to whole bytes per tensor; batch norm statistics count, file headers do not.
     """
+    return sum(packed_bytes_by_tensor(model).values())
+
+
+def packed_bytes_by_tensor(model: nn.Module) -> dict[str, int]:
+    """`packed_bytes` of each tensor of the state."""
     layers = quantized_layers(model)
     packed = {f"{n}.weight": m.bits for n, m in layers.items() if m.bits is not None}
-    total = 0
-    for name, value in model.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            continue
-        total += -(-value.numel() * (packed.get(name) or FLOAT_BITS) // 8)
-    return total
+    return {
+        name: -(-value.numel() * (packed.get(name) or FLOAT_BITS) // 8)
+        for name, value in model.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }

@@ -64,17 +64,28 @@ class Ledger:
         return sum(row.count for row in self.rows if row.kind == "mac")
 
 
-def make_ledger(name: str, model: nn.Module, measured: Measured) -> Ledger:
-    """The ledger of a spiking `model` from its spikes on some images."""
+def make_ledger(
+    name: str, model: nn.Module, measured: Measured, network: nn.Module | None = None
+) -> Ledger:
+    """The ledger of a spiking `model` from its spikes on some images.
+
+    Sizes are those of the whole `network` that it is a part of, where there is one.
+    """
     found = operations(model, measured.size)
+    network = model if network is None else network
     return Ledger(
         name=name,
-        rows=spiking_rows(found, measured, firing_rates(measured)),
-        parameters=sum(p.numel() for p in model.parameters()),
-        packed_bytes=packed_bytes(model),
-        float_bytes=float_bytes(model),
+        rows=(*spiking_rows(found, measured, firing_rates(measured)), *post_rows(measured)),
+        parameters=sum(p.numel() for p in network.parameters()),
+        packed_bytes=packed_bytes(network),
+        float_bytes=float_bytes(network),
         accuracy=measured.accuracy,
     )
+
+
+def post_rows(measured: Measured) -> tuple[Row, ...]:
+    """The row of post-processing, if there was one."""
+    return (measured.post.row(),) if measured.post.images else ()
 
 
 def float_bytes(model: nn.Module) -> int:

@@ -11,16 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from qsdformer.analysis.information import QKV
+from qsdformer.analysis.post import PostWork
 from qsdformer.errors import UserError
+from qsdformer.graph.post import Post
 from qsdformer.graph.spikes import spike_values
 from qsdformer.graph.steps import Kind, Step, Traced
-from qsdformer.graph.trace import Tracings, logits_step
+from qsdformer.graph.trace import Tracings, has_logits
 from qsdformer.nn.attention import SpikeAttention
 from qsdformer.nn.exact import exact_float32
 from qsdformer.nn.neurons import firing_rate
@@ -38,32 +40,37 @@ class Measured:
     head. `histograms` are those of neurons named q_neuron, k_neuron and v_neuron, (D + 1,). `slots`
     are the virtual time steps of a neuron, T * D. `size` is the images' (H, W). Spikes that a
     pool or a sum makes of others count as those of a neuron, under the operation's name.
+    `post` is what post-processing did, where there is one.
     """
 
     images: int = 0
-    correct: int = 0
+    correct: int | None = None  # None: the network has no logits
     size: tuple[int, int] = (0, 0)
     spikes: dict[str, Tensor] = field(default_factory=dict)
     active: dict[str, Tensor] = field(default_factory=dict)
     pairs: dict[str, int] = field(default_factory=dict)
     histograms: dict[str, Tensor] = field(default_factory=dict)
     slots: dict[str, int] = field(default_factory=dict)
+    post: PostWork = field(default_factory=PostWork)
 
     @property
-    def accuracy(self) -> float:
-        """Top-1 accuracy, a fraction."""
-        return self.correct / self.images
+    def accuracy(self) -> float | None:
+        """Top-1 accuracy, a fraction; None of a network without logits."""
+        return None if self.correct is None else self.correct / self.images
 
 
 @torch.inference_mode()
 def measure(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Any]],
     device: torch.device | str = "cpu",
+    post: Post | None = None,
 ) -> Measured:
     """Run `model`, put in eval mode, over (images, labels) batches of still images or frames.
 
-    Raises `UserError` for a model without spiking neurons and without images.
+    `post` is what is done with the outputs of a network, and counted too. Of one without logits
+    labels are not looked at. Raises `UserError` for a model without spiking neurons and without
+    images.
     """
     if not spiking_neurons(model):
         raise UserError(
@@ -74,12 +81,16 @@ def measure(
     tracings, result = Tracings(model), Measured()
     for images, labels in batches:
         traced = tracings.of(images)
-        logits_step(traced)
         meter = _Meter(traced, result)
         with exact_float32(device):
-            (logits,) = traced.walk(images.to(device), meter.do).values()
-        result.correct += int((logits.argmax(1).cpu() == labels).sum())
-        result.images += len(labels)
+            found = traced.walk(images.to(device), meter.do)
+        if has_logits(traced):
+            (logits,) = found.values()
+            result.correct = (result.correct or 0) + int((logits.argmax(1).cpu() == labels).sum())
+        if post is not None:
+            named = {name: value.cpu() for name, value in found.items()}
+            result.post.add(post, named, (images.shape[-2], images.shape[-1]))
+        result.images += images.shape[-4]
         result.size = (images.shape[-2], images.shape[-1])
     if not result.images:
         raise UserError("no images to measure spikes on: the data set is empty")

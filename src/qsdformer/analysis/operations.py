@@ -199,6 +199,8 @@ class _Tracer:
     def _layer(self, step: Step, x: Signal, reach: Tensor, reached: int, places: int) -> Signal:
         layer = cast(Any, step.module)
         weights = layer.weight.numel()
+        # Squares of a transposed convolution do not overlap: a sum has the inputs of one pixel.
+        summed = layer.in_channels if step.kind == "conv_transpose" else weights // step.channels
         real: Role = "stem" if x.pixels else "inner"
         self.layers.add(step.name)
         self.found.append(
@@ -216,7 +218,7 @@ class _Tracer:
                 elements=step.channels * step.tokens,
                 weights=weights,
                 weight_bits=getattr(layer, "bits", None),
-                fan_in=weights // step.channels * x.times * x.places,
+                fan_in=summed * x.times * x.places,
                 times=x.times,
                 places=x.places,
             )

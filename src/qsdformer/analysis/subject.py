@@ -2,36 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qsdformer.analysis.information import histogram_entropy, qkv_histograms
 from qsdformer.analysis.ledger import Ledger, make_ledger
 from qsdformer.analysis.measure import Measured, firing_rates, measure
 from qsdformer.analysis.operations import require_neurons
 from qsdformer.data import DataModule
+from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError
+from qsdformer.tasks.deployment import Deployable, deployable
 from qsdformer.tasks.evaluation import first_images
+from qsdformer.tasks.network_images import network_batches
 from qsdformer.tasks.stored import load_with_data
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A loaded spiking model, its data, and the recipe values it was trained with."""
+    """A loaded model, its data, and the recipe values it was trained with.
+
+    Of a dense network `model` is the part that becomes integers; `found` has all of it.
+    """
 
     name: str
     model: nn.Module
     data: DataModule
     recipe: Mapping[str, Any]
+    found: Deployable
+    task: str = "classification"
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What images the model takes."""
+        return Preprocessing.of(self.data.info, self.found.multiple)
+
+    def batches(self, limit: int | None = None) -> Iterator[tuple[Tensor, Any]]:
+        """The evaluation images, or the first `limit` of them, as the model takes them."""
+        batches = self.data.val_dataloader()
+        if self.task == "classification":
+            return first_images(batches, limit)
+        return network_batches(batches, limit, self.preprocessing, self.task)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """What was measured of one model."""
+    """What was measured of one model, which is what becomes integers of a `network`."""
 
     name: str
     model: nn.Module
@@ -39,6 +59,8 @@ class Analysis:
     measured: Measured
     rates: dict[str, float]
     ledger: Ledger
+    network: nn.Module
+    left_out: str | None = None  # of the network, in words
 
     @property
     def entropies(self) -> dict[str, float]:
@@ -63,20 +85,29 @@ def load_subject(checkpoint: str, keys: Mapping[str, str], batch_size: int) -> S
 def load_run(checkpoint: str, keys: Mapping[str, str], batch_size: int) -> Subject:
     """As `load_subject`, but an ANN is welcome."""
     loaded, data = load_with_data(checkpoint, keys, batch_size)
-    return Subject(name=checkpoint, model=loaded.model, data=data, recipe=loaded.recipe)
+    found = deployable(loaded.model, loaded.info or data.info)
+    return Subject(
+        name=checkpoint,
+        model=found.part,
+        data=data,
+        recipe=loaded.recipe,
+        found=found,
+        task=loaded.task,
+    )
 
 
 def analyze(
     subject: Subject, *, limit: int | None = None, device: torch.device | str = "cpu"
 ) -> Analysis:
     """Measure `subject` on its evaluation images, the first `limit` of them."""
-    batches = first_images(subject.data.val_dataloader(), limit)
-    measured = measure(subject.model, batches, device)
+    measured = measure(subject.model, subject.batches(limit), device, subject.found.post)
     return Analysis(
         name=subject.name,
         model=subject.model,
         data_name=subject.data.config.name,
         measured=measured,
         rates=firing_rates(measured),
-        ledger=make_ledger(subject.name, subject.model, measured),
+        ledger=make_ledger(subject.name, subject.model, measured, subject.found.network),
+        network=subject.found.network,
+        left_out=subject.found.left_out,
     )

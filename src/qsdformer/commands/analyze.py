@@ -92,11 +92,14 @@ def _print(
         neuron_table,
         operation_table,
     )
+    from qsdformer.analysis.shares import parts_of, share_table, shares
 
     for analysis in analyses:
         console.print(neuron_table(analysis))
         console.print(operation_table(analysis.ledger))
         console.print(energy_table(analysis.ledger, models))
+        if parts_of(analysis.network):
+            console.print(share_table(shares(analysis.network, analysis.ledger, models)))
         console.print(_summary(analysis), highlight=False)
     if len(ledgers) > 1:
         console.print(comparison_table(ledgers, models))
@@ -110,9 +113,12 @@ def _summary(analysis: Analysis) -> str:
     estimate = sum(row.estimate for row in ledger.rows if row.rate is not None)
     off = f"{estimate / exact - 1:+.1%}" if exact else "no spikes"
     entropies = ", ".join(f"{name} {bits:.2f}" for name, bits in analysis.entropies.items())
+    accuracy = analysis.measured.accuracy
+    top1 = "" if accuracy is None else f"top-1 {accuracy:.2%} of "
+    lacking = f"without its {analysis.left_out}: " if analysis.left_out else ""
+    images = f"{top1}{analysis.measured.images:,} images"
     return (
-        f"{analysis.name} on {analysis.data_name}: top-1 {analysis.measured.accuracy:.2%} of "
-        f"{analysis.measured.images:,} images\n"
+        f"{lacking}{analysis.name} on {analysis.data_name}: {images}\n"
         f"synaptic operations an image: {exact:,.0f} exact, {estimate:,.0f} as papers estimate "
         f"({off}); MACs on real input: {ledger.macs:,.0f}\n"
         f"entropy in bits: {entropies}\n"
@@ -124,11 +130,22 @@ def _summary(analysis: Analysis) -> str:
 def _values(
     analyses: Sequence[Analysis], ledgers: Sequence[Ledger], models: Sequence[CostModel]
 ) -> dict[str, object]:
-    from qsdformer.analysis.export import analysis_values, constants, ledger_values
+    from qsdformer.analysis.export import constants, ledger_values
 
     return {
         "constants": constants(),
         "cost_models": {model.name: model.title for model in models},
-        "models": [analysis_values(analysis) for analysis in analyses],
+        "models": [_model_values(analysis, models) for analysis in analyses],
         "ledgers": [ledger_values(ledger, models, ledgers[0]) for ledger in ledgers],
     }
+
+
+def _model_values(analysis: Analysis, models: Sequence[CostModel]) -> dict[str, object]:
+    from qsdformer.analysis.export import analysis_values
+    from qsdformer.analysis.shares import parts_of, share_values, shares
+
+    values = analysis_values(analysis)
+    if parts_of(analysis.network):
+        found = shares(analysis.network, analysis.ledger, models)
+        values["parts"] = share_values(found)
+    return values

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import math
+
+
+def image_size(text: str) -> int | list[int]:
+    """A side in pixels, or two as height,width."""
+    sides = [positive(side) for side in text.split(",")]
+    if len(sides) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a side, or height,width")
+    return sides if len(sides) == 2 else sides[0]
 
 
 def positive(text: str) -> int:
@@ -12,6 +21,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """A number in [0, 1]."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number in [0, 1]")
+    return value
+
+
 def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
     """`--batch-size` and `--device`, for commands that run a model over a dataset."""
     parser.add_argument(
@@ -19,7 +39,7 @@ def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=256,
         metavar="N",
-        help="images at a time (default: 256)",
+        help="images at a time (default: 256, or 16 of those with masks or boxes)",
     )
     add_device_argument(parser)
 

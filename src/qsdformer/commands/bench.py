@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsdformer.commands.arguments import positive
+from qsdformer.commands.arguments import image_size, positive
 from qsdformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,9 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--image-size",
-        type=positive,
+        type=image_size,
         metavar="N",
-        help="of a checkpoint: side of the images in pixels (default: that of training)",
+        help="of a checkpoint: side of the images in pixels, or height,width "
+        "(default: that of training)",
     )
     parser.add_argument("--no-ann", action="store_true", help="leave the ANN out")
     parser.add_argument("--csv", metavar="FILE", help="also write the timings to FILE")
@@ -71,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
             with progress_bar() as progress:
                 for batch in options.batch_size:
                     task = progress.add_task(f"batch {batch}", total=options.runs)
-                    shape = (batch, pre.channels, pre.image_size, pre.image_size)
+                    shape = (batch, pre.channels, *pre.sides)
                     pixels = generator.integers(0, 256, shape).astype(np.uint8)
                     advance = partial(progress.advance, task)
                     found += measure(subjects, pixels, options.runs, threads, advance)
@@ -87,31 +89,45 @@ def _prepare(
     options: argparse.Namespace, folder: Path
 ) -> tuple[Callable[[int], list[Subject]], dict[str, Path], Preprocessing]:
     """What to time on so many threads, files by the kind whose memory to measure, their images."""
+    from qsdformer.data.base import as_image_size, size_text
     from qsdformer.graph.integer import IntegerGraph
     from qsdformer.graph.lowering import lower
     from qsdformer.models.checkpoint import load_checkpoint
     from qsdformer.nn.taps import spiking_neurons
     from qsdformer.runtimes.bench import make_subjects, onnx_subjects
     from qsdformer.runtimes.exported import load_exported
+    from qsdformer.tasks.deployment import deployable
     from qsdformer.tasks.stored import SIZE, described_inputs
 
     path = Path(options.model)
     exported = load_exported(path)
     if exported is not None:
-        if options.image_size not in (None, exported.preprocessing.image_size):
-            size = exported.preprocessing.image_size
+        own = as_image_size(options.image_size)
+        if own not in (None, exported.preprocessing.image_size):
+            size = size_text(exported.preprocessing.image_size)
             raise UserError(f"{path} takes images of {size} pixels: leave out --image-size")
         if not isinstance(exported, IntegerGraph):
             return partial(onnx_subjects, path), {"onnx": path}, exported.preprocessing
-        files = _export(exported, folder)
-        return partial(make_subjects, None, exported), files, exported.preprocessing
+        _note_heads(len(exported.heads))
+        graph = dataclasses.replace(exported, post=None, heads={})
+        return partial(make_subjects, None, graph), _export(graph, folder), graph.preprocessing
     loaded = load_checkpoint(path)
     if not spiking_neurons(loaded.model):
         raise UserError(f"{path} is an ANN: bench compares a spiking network with it")
     keys = {} if options.image_size is None else {SIZE: str(options.image_size)}
-    graph = lower(loaded.model, described_inputs(loaded, path, keys))
-    subjects_on = partial(make_subjects, loaded.model, graph, ann=not options.no_ann)
+    info = described_inputs(loaded, path, keys)
+    found = deployable(loaded.model, info)
+    if found.left_out is not None:
+        print(f"timed is what becomes integers: all but its {found.left_out}")
+    _note_heads(len(found.heads))
+    graph = lower(found.part, info, multiple=found.multiple)
+    subjects_on = partial(make_subjects, found.part, graph, ann=not options.no_ann)
     return subjects_on, {"checkpoint": path, **_export(graph, folder)}, graph.preprocessing
+
+
+def _note_heads(count: int) -> None:
+    if count:
+        print("timed is what runs once for an image: all but the heads for its regions")
 
 
 def _export(graph: IntegerGraph, folder: Path) -> dict[str, Path]:
@@ -136,7 +152,7 @@ def _print_memory(files: dict[str, Path], pre: Preprocessing) -> None:
         "native": "native engine",
         "onnx": "ONNX Runtime",
     }
-    shape = (pre.channels, pre.image_size, pre.image_size)
+    shape = (pre.channels, *pre.sides)
     peaks = {titles[kind]: peak_memory(kind, file, shape) for kind, file in files.items()}
     shown = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in peaks.items())
     print(f"peak memory of a process that classifies one image: {shown}")

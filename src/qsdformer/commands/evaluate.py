@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from qsdformer.runtimes.onnx_predict import OnnxModel
     from qsdformer.tasks.evaluation import Evaluation
 
+BATCH = 256  # images at a time, of those that are classified
 Activity = Mapping[str, Mapping[str, float]]
 
 
@@ -45,7 +46,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="firing rate and share of active groups of 4 channels, layer by layer (default: off)",
     )
+    parser.add_argument(
+        "--inference",
+        choices=["whole", "slide"],
+        help="segmentation: whole images or windows (default: as the recipe says)",
+    )
+    parser.add_argument(
+        "--results",
+        metavar="FILE",
+        help="detection: write all that is found in COCO's result format (default: nothing)",
+    )
     add_recipe_keys(parser, section="data")
+    parser.set_defaults(batch_size=None)  # it depends on the task
 
 
 def run(options: argparse.Namespace) -> int:
@@ -63,15 +75,21 @@ def run(options: argparse.Namespace) -> int:
 def _evaluate_checkpoint(options: argparse.Namespace) -> None:
     import torch
 
+    from qsdformer.commands.dense import evaluate_dense
     from qsdformer.devices import pick_device
+    from qsdformer.models.checkpoint import load_checkpoint
     from qsdformer.tasks.evaluation import evaluate, first_images
-    from qsdformer.tasks.stored import load_with_data
+    from qsdformer.tasks.stored import data_of
 
     keys = given_keys(options)
     device = pick_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    loaded, data = load_with_data(options.model, keys, options.batch_size)
+    loaded = load_checkpoint(options.model)
+    if loaded.task != "classification":
+        evaluate_dense(options, loaded, device)
+        return
+    data = data_of(loaded, options.model, keys, options.batch_size or BATCH)
     batches = first_images(data.val_dataloader(), options.limit)
     result = evaluate(loaded.model, _shown(batches, data, options), device)
     activity = _activity(loaded.model, data, options.limit) if options.activity else None
@@ -82,6 +100,7 @@ def _evaluate_exported(options: argparse.Namespace, model: IntegerGraph | OnnxMo
     """The accuracy of integers, which take the pixels that the float model would normalise."""
     import torch
 
+    from qsdformer.commands.dense import evaluate_exported
     from qsdformer.commands.exported_data import data_for, pixel_batches
     from qsdformer.commands.running import announce, in_fastest_runtime
     from qsdformer.runtimes.native_activity import NativeActivity
@@ -89,7 +108,10 @@ def _evaluate_exported(options: argparse.Namespace, model: IntegerGraph | OnnxMo
 
     if options.device not in ("auto", "cpu"):
         raise UserError(f"--device {options.device}: exported files run on the CPU; leave it out")
-    data = data_for(options.model, model, given_keys(options), options.batch_size)
+    if model.post is not None:
+        evaluate_exported(options, model)
+        return
+    data = data_for(options.model, model, given_keys(options), options.batch_size or BATCH)
     runner = in_fastest_runtime(model, options.threads)
     counter = NativeActivity(runner) if options.activity else None
     announce(runner)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsdformer.commands.arguments import positive
+from qsdformer.commands.arguments import image_size
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.runtimes.sessions import PACKAGES
 
@@ -35,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--image-size",
-        type=positive,
+        type=image_size,
         metavar="N",
-        help="side of the images in pixels (default: that of training)",
+        help="side of the images in pixels, or height,width (default: that of training)",
     )
     parser.add_argument(
         "--membrane-bits",
@@ -70,14 +70,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _lowered(loaded: Loaded, options: argparse.Namespace, bits: int) -> IntegerGraph:
-    from qsdformer.graph.lowering import lower
+    from qsdformer.tasks.deployment import deployable, lowered, require_whole
     from qsdformer.tasks.stored import SIZE, described_inputs
 
     keys = given_keys(options)
     if options.image_size is not None:
         keys[SIZE] = str(options.image_size)
     info = described_inputs(loaded, options.checkpoint, keys)
-    return lower(loaded.model, info, membrane_bits=bits)
+    found = deployable(loaded.model, info, loaded.extra.get("category_ids"))
+    require_whole(found, options.checkpoint)
+    return lowered(found, info, membrane_bits=bits)
 
 
 def _write_onnx(graph: IntegerGraph, out: str, runtime: Arrangement) -> None:

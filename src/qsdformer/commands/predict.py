@@ -6,16 +6,34 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from qsdformer.commands.arguments import add_threads_argument, positive
+from qsdformer.commands.arguments import add_threads_argument, positive, share
 from qsdformer.data.decoding import EXTENSIONS, find_images, open_image
 from qsdformer.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+
+    from qsdformer.models.checkpoint import Loaded
+
 BATCH = 64  # images held in memory at a time
 
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What is said of an image, as text and as JSON."""
+
+    line: str
+    entry: dict[str, Any]
+
+
+# What predicts on (path, image) pairs, one after the other.
+Predict = Callable[[Sequence[tuple[str, Image.Image]]], Iterable[Found]]
 # The likeliest (class name, probability) pairs of each image.
 Classify = Callable[[Sequence[Image.Image]], list[list[tuple[str, float]]]]
 
@@ -41,24 +59,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a checkpoint: cpu, cuda, ...; auto prefers CUDA (default: auto)",
     )
     add_threads_argument(parser)
+    parser.add_argument(
+        "--output",
+        default="predictions",
+        metavar="DIR",
+        help="folder for pictures of what a segmentation or detection model finds "
+        "(default: predictions)",
+    )
+    parser.add_argument(
+        "--min-score",
+        type=share,
+        default=0.3,
+        metavar="X",
+        help="detection: draw and name what is at least this likely (default: 0.3)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON (default: text)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the likeliest classes of each image; status 2 if there were files it cannot read."""
-    classify = _classifier(options)
+    predict = _predictor(options)
     paths = _image_paths(options.images)
     entries = []
     failed = 0
     for start in range(0, len(paths), BATCH):
         opened = _open(paths[start : start + BATCH])
         failed += len(paths[start : start + BATCH]) - len(opened)
-        found = classify([image for _, image in opened]) if opened else []
-        for (path, _), classes in zip(opened, found, strict=True):
+        for found in predict(opened) if opened else []:
             if options.json:
-                entries.append(_entry(path, classes))
+                entries.append(found.entry)
             else:
-                print(f"{path}: " + ", ".join(f"{name} {share:.1%}" for name, share in classes))
+                print(found.line)
     if options.json:
         print(json.dumps(entries))
     return 2 if failed else 0
@@ -89,8 +120,8 @@ def _open(paths: Sequence[str]) -> list[tuple[str, Image.Image]]:
     return opened
 
 
-def _classifier(options: argparse.Namespace) -> Classify:
-    """What classifies with the model in a file; exported files need no PyTorch."""
+def _predictor(options: argparse.Namespace) -> Predict:
+    """What predicts with the model in a file, as its task is; exported files need no PyTorch."""
     from qsdformer.commands.running import announce, in_fastest_runtime
     from qsdformer.runtimes.exported import load_exported
 
@@ -98,24 +129,36 @@ def _classifier(options: argparse.Namespace) -> Classify:
     if exported is not None:
         model = in_fastest_runtime(exported, options.threads)
         announce(model)
-        return lambda images: model.predict(images, options.top)
-    return _checkpoint_classifier(options)
+        if model.post is not None:
+            from qsdformer.commands.dense import exported_predictor
 
-
-def _checkpoint_classifier(options: argparse.Namespace) -> Classify:
+            return exported_predictor(options, model)
+        return _classes(lambda images: model.predict(images, options.top))
     import torch
 
-    from qsdformer.data.images import prepare
+    from qsdformer.commands.dense import dense_predictor
     from qsdformer.devices import pick_device
-    from qsdformer.graph.classes import top_classes
     from qsdformer.models.checkpoint import load_checkpoint
-    from qsdformer.nn.exact import exact_float32
-    from qsdformer.tasks.stored import unknown_inputs
 
     device = pick_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     loaded = load_checkpoint(options.model)
+    if loaded.task != "classification":
+        return dense_predictor(options, loaded, device)
+    return _classes(_checkpoint_classifier(options, loaded, device))
+
+
+def _checkpoint_classifier(
+    options: argparse.Namespace, loaded: Loaded, device: torch.device
+) -> Classify:
+    import torch
+
+    from qsdformer.data.images import prepare
+    from qsdformer.graph.classes import top_classes
+    from qsdformer.nn.exact import exact_float32
+    from qsdformer.tasks.stored import unknown_inputs
+
     info = loaded.info
     if info is None:
         raise unknown_inputs(options.model)
@@ -129,6 +172,14 @@ def _checkpoint_classifier(options: argparse.Namespace) -> Classify:
     return classify
 
 
-def _entry(path: str, classes: list[tuple[str, float]]) -> dict[str, object]:
-    shown = [{"class": name, "probability": share} for name, share in classes]
-    return {"image": path, "classes": shown}
+def _classes(classify: Classify) -> Predict:
+    """What says of each image its likeliest classes."""
+
+    def predict(opened: Sequence[tuple[str, Image.Image]]) -> Iterator[Found]:
+        found = classify([image for _, image in opened])
+        for (path, _), classes in zip(opened, found, strict=True):
+            shown = [{"class": name, "probability": share} for name, share in classes]
+            text = ", ".join(f"{name} {share:.1%}" for name, share in classes)
+            yield Found(line=f"{path}: {text}", entry={"image": path, "classes": shown})
+
+    return predict

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from qsdformer.errors import UserError
 from qsdformer.parsing import describe
 from qsdformer.recipes.derived import TEACHERS_TOO
-from qsdformer.recipes.recipe import Option, Recipe, load_recipe, options, resolve_key
+from qsdformer.recipes.recipe import (
+    Option,
+    Recipe,
+    load_recipe,
+    named_by_leaf,
+    options,
+    resolve_key,
+)
 
 PREFIX = "recipe:"
 REACHES_TEACHERS = textwrap.fill(
@@ -31,7 +37,6 @@ def add_recipe_keys(
     Returns what makes the help show the values of a named recipe instead.
     """
     every = options()
-    leaves = Counter(option.leaf for option in every)
     groups: dict[str, argparse._ArgumentGroup] = {}
     shown: list[tuple[argparse.Action, Option]] = []
     for option in every:
@@ -41,7 +46,7 @@ def add_recipe_keys(
         if name not in groups:
             groups[name] = parser.add_argument_group(f"{name} keys, replacing the recipe's")
         flags = {f"--{option.path}": None}
-        if leaves[option.leaf] == 1:
+        if named_by_leaf(option.leaf, every) == [option]:
             flags[f"--{option.leaf}"] = None
         action = groups[name].add_argument(
             *flags,
@@ -70,7 +75,11 @@ def values_by_path(recipe: Recipe) -> dict[str, Any]:
     """
     values = recipe.to_dict()
     # 3 and 1000 stand for the data's; keys that say so cannot be set.
-    values["model"] |= recipe.model.config(in_channels=3, num_classes=1000).to_dict()
+    config = recipe.config_for(in_channels=3, num_classes=1000).to_dict()
+    if recipe.dense is not None:
+        values[recipe.task] |= config
+        config = config["backbone"]
+    values["model"] |= config
     found: dict[str, Any] = {}
     for name, value in values.items():
         inner = value if isinstance(value, dict) else {}

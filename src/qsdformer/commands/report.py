@@ -62,12 +62,12 @@ def _simulated(run: Run, designs: Sequence[Design]) -> str:
     from qsdformer.accelerator.report import accelerator_section
     from qsdformer.accelerator.simulate import simulate
     from qsdformer.analysis.report.collect import SAMPLES, samples
-    from qsdformer.data.preprocessing import Preprocessing
     from qsdformer.graph.lowering import lower
     from qsdformer.runtimes.executors import to_pixels
 
-    info = run.subject.data.info
-    graph = lower(run.subject.model, info, membrane_bits=16)
-    images, _ = samples(run.subject.data.val_dataloader())
-    pixels = to_pixels(images[:SAMPLES], Preprocessing.of(info))
+    subject = run.subject
+    multiple = subject.found.multiple
+    graph = lower(subject.model, subject.data.info, membrane_bits=16, multiple=multiple)
+    images, _ = samples(subject.batches())
+    pixels = to_pixels(images[:SAMPLES], subject.preprocessing)
     return accelerator_section([simulate(graph, design, pixels) for design in designs])

@@ -14,7 +14,6 @@ from qsdformer.files import write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from torch import nn
 
     from qsdformer.accelerator.design import Design
     from qsdformer.accelerator.ledger import Line
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from qsdformer.data import DataModule
     from qsdformer.graph.integer import IntegerGraph
     from qsdformer.graph.ops import Array
+    from qsdformer.tasks.deployment import Deployable
 
 FILE_WIDTH = 140  # columns of output that goes to a file or a pipe
 
@@ -124,10 +124,12 @@ def _load(
     """The integer graph, pixels for it, and what compares with the ledger, if asked for."""
     import numpy as np
 
-    from qsdformer.commands.exported_data import data_for, pixel_batches
+    from qsdformer.commands.exported_data import data_for, pixel_batches, task_of
+    from qsdformer.data.preprocessing import Preprocessing
     from qsdformer.graph.integer import IntegerGraph
     from qsdformer.graph.lowering import lower
     from qsdformer.runtimes.exported import load_exported
+    from qsdformer.tasks.deployment import deployable
     from qsdformer.tasks.stored import load_with_data
 
     keys = given_keys(options)
@@ -136,29 +138,41 @@ def _load(
         raise UserError(f"--ledger is of a checkpoint, and {options.model} is none")
     if graph is None:
         loaded, data = load_with_data(options.model, keys, options.images)
+        found = deployable(loaded.model, loaded.info or data.info)
+        pre, task = Preprocessing.of(data.info, found.multiple), loaded.task
         if options.ledger:
-            compare = _comparison(options.model, loaded.model, data, options.images)
-        graph = lower(loaded.model, data.info, membrane_bits=options.membrane_bits)
+            compare = _comparison(options.model, found, data, options.images, task)
+        bits = options.membrane_bits
+        graph = lower(found.part, data.info, membrane_bits=bits, multiple=found.multiple)
     elif not isinstance(graph, IntegerGraph):
         raise UserError(f"{options.model} is an ONNX file: give the checkpoint or a .qsd file")
     else:
         data = data_for(options.model, graph, keys, options.images)
-    batches = [pixels.numpy() for pixels, _ in pixel_batches(data, options.images)]
+        pre, task = graph.preprocessing, task_of(graph)
+    batches = [pixels.numpy() for pixels, _ in pixel_batches(data, options.images, pre, task)]
     if not batches:
         raise UserError("there are no images to simulate")
     return graph, np.concatenate(batches), compare
 
 
 def _comparison(
-    name: str, model: nn.Module, data: DataModule, images: int
+    name: str, found: Deployable, data: DataModule, images: int, task: str
 ) -> Callable[[Simulation], list[Line]]:
-    """What puts a simulation beside the ledger of `model` on the same images."""
+    """What puts a simulation beside the ledger of a model on the same images."""
     from qsdformer.accelerator.ledger import traffic_lines
     from qsdformer.analysis.ledger import make_ledger
     from qsdformer.analysis.measure import measure
+    from qsdformer.data.preprocessing import Preprocessing
     from qsdformer.tasks.evaluation import first_images
+    from qsdformer.tasks.network_images import network_batches
 
-    measured = measure(model, first_images(data.val_dataloader(), images))
+    model, batches = found.part, data.val_dataloader()
+    pre = Preprocessing.of(data.info, found.multiple)
+    if task == "classification":
+        shown = first_images(batches, images)
+    else:
+        shown = network_batches(batches, images, pre, task)
+    measured = measure(model, shown)
     ledger = make_ledger(name, model, measured)
     return lambda simulation: traffic_lines(ledger, model, measured.size, simulation)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qsdformer.commands.arguments import add_device_argument, add_limit, positive
@@ -10,9 +11,11 @@ from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.errors import UserError
 
 if TYPE_CHECKING:
-    from qsdformer.data import DataInfo, DataModule
+    from torch import nn
+
+    from qsdformer.data import DataModule
+    from qsdformer.data.preprocessing import Preprocessing
     from qsdformer.graph.integer import IntegerGraph
-    from qsdformer.models.base import SpikingTransformer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,33 +60,48 @@ def run(options: argparse.Namespace) -> int:
     from qsdformer.commands.running import progress_bar
     from qsdformer.runtimes.verify import verify
 
-    model, data, info = _load(options)
+    subject = _load(options)
+    data = subject.data
     total = min(data.eval_size, options.limit or data.eval_size)
     with progress_bar() as progress:
         task = progress.add_task("verifying", total=total)
         report = verify(
-            model,
-            pixel_batches(data, total),
-            info,
+            subject.model,
+            pixel_batches(data, total, subject.pre, subject.task),
+            data.info,
             executors=options.executor,
             on_images=lambda n: progress.advance(task, n),
             membrane_bits=options.membrane_bits,
+            multiple=subject.multiple,
         )
     print(f"{options.model} on {data.config.name}")
+    if subject.left_out is not None:
+        print(f"verified is what becomes integers: all but its {subject.left_out}")
     Console(width=110).print(report.table())
     for name in report.missing:
         print(f"{name}: not installed")
     return 0 if report.ok else 1
 
 
-def _load(
-    options: argparse.Namespace,
-) -> tuple[SpikingTransformer | IntegerGraph, DataModule, DataInfo]:
-    """The model, images, and what the model says of its images."""
-    from qsdformer.commands.exported_data import data_for
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """What is verified, and the images for it; `pre` of a dense network says what it takes."""
+
+    model: nn.Module | IntegerGraph
+    data: DataModule
+    pre: Preprocessing | None
+    task: str
+    multiple: int = 1
+    left_out: str | None = None
+
+
+def _load(options: argparse.Namespace) -> _Subject:
+    from qsdformer.commands.exported_data import data_for, task_of
+    from qsdformer.data.preprocessing import Preprocessing
     from qsdformer.devices import pick_device
     from qsdformer.graph.integer import IntegerGraph
     from qsdformer.runtimes.exported import load_exported
+    from qsdformer.tasks.deployment import deployable
     from qsdformer.tasks.stored import load_with_data
 
     keys = given_keys(options)
@@ -91,11 +109,19 @@ def _load(
     if exported is None:
         device = pick_device(options.device)
         loaded, data = load_with_data(options.model, keys, options.batch_size)
-        return loaded.model.to(device), data, data.info
+        found = deployable(loaded.model, loaded.info or data.info)
+        return _Subject(
+            model=found.part.to(device),
+            data=data,
+            pre=Preprocessing.of(data.info, found.multiple),
+            task=loaded.task,
+            multiple=found.multiple,
+            left_out=found.left_out,
+        )
     if not isinstance(exported, IntegerGraph):
         raise UserError(
             f"{options.model} is an ONNX file, which has one way of execution: give the checkpoint "
             "or a .qsd file, or measure its accuracy with qsd eval"
         )
     data = data_for(options.model, exported, keys, options.batch_size)
-    return exported, data, data.info
+    return _Subject(model=exported, data=data, pre=exported.preprocessing, task=task_of(exported))

@@ -19,12 +19,39 @@ if TYPE_CHECKING:
 
 SourceName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "image_folder"]
 EvaluateOn = Literal["test", "holdout"]
+Fit = Literal["crop", "stretch", "pad"]
+ImageSize: TypeAlias = "int | tuple[int, int]"  # pixels: a square's side, or (height, width)
 LARGEST_IMAGE = 8192  # pixels of a side
 LARGEST_CHANNELS = 1024
 
 Batch: TypeAlias = (
     "tuple[Tensor, Tensor]"  # images (B, C, H, W) float32, normalised; labels (B,) int64
 )
+
+
+def sides(size: ImageSize) -> tuple[int, int]:
+    """Height and width in pixels of an image size."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def size_text(size: ImageSize) -> str:
+    """An image size as a message shows it: 32, or width x height as in 240x180."""
+    height, width = sides(size)
+    return str(height) if height == width else f"{width}x{height}"
+
+
+def as_image_size(value: Any) -> Any:
+    """Two equal sides as one number and a list as a tuple; anything else as it is."""
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        return value[0] if value[0] == value[1] else tuple(value)
+    return value
+
+
+def is_image_size(value: Any) -> bool:
+    """Whether a value is one or two whole numbers of pixels that an image may have."""
+    numbers = value if isinstance(value, tuple) and len(value) == 2 else (value,)
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
+    return whole and all(1 <= n <= LARGEST_IMAGE for n in numbers)
 
 
 def as_text(name: str) -> str:
@@ -41,17 +68,21 @@ def numbered_classes(count: int) -> tuple[str, ...]:
 class DataInfo:
     """What a model needs to know about its inputs; stored in checkpoints as plain values.
 
-    `image_size` is the square side in pixels that the network sees; `mean` and `std` are per
-    channel, of pixels in [0, 1]; `crop_pct` is the share of the resized image that is kept.
+    `image_size` is what the network sees: a square's side in pixels, or (height, width); `mean`
+    and `std` are per channel, of pixels in [0, 1]. With `fit` crop an image is resized until it
+    covers that size and cropped at its centre, `crop_pct` being the share of the resized image
+    that is kept; with stretch the whole image is resized to exactly that size, and with pad by one
+    factor to the largest that fits in it, the rest being filled on the right and below.
     """
 
-    image_size: int
+    image_size: ImageSize
     channels: int
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
+    fit: Fit = "crop"
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -59,8 +90,10 @@ class DataInfo:
             object.__setattr__(self, name, values)
             require(self, name, all(map(math.isfinite, values)), "finite numbers")
         object.__setattr__(self, "class_names", tuple(map(as_text, self.class_names)))
-        ok = isinstance(self.image_size, int) and 1 <= self.image_size <= LARGEST_IMAGE
-        require(self, "image_size", ok, f"a whole number of pixels, 1 to {LARGEST_IMAGE}")
+        object.__setattr__(self, "image_size", as_image_size(self.image_size))
+        allowed = f"a whole number of pixels, 1 to {LARGEST_IMAGE}, or two: height and width"
+        require(self, "image_size", is_image_size(self.image_size), allowed)
+        require(self, "fit", self.fit in get_args(Fit), "crop, stretch or pad")
         require(self, "interpolation", isinstance(self.interpolation, str), "a filter's name")
         ok = isinstance(self.channels, int) and 1 <= self.channels <= LARGEST_CHANNELS
         allowed = f"1 (grey), 3 (RGB), or of other data up to {LARGEST_CHANNELS}"
@@ -71,9 +104,16 @@ class DataInfo:
         require(self, "std", min(self.std) > 0, "above 0")
         require(self, "crop_pct", 0 < self.crop_pct <= 1, "in (0, 1]")
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width in pixels of what the network sees."""
+        return sides(self.image_size)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values only, as stored in checkpoints."""
+        """Plain values only, as stored in checkpoints; `fit` only where it is not crop."""
         values = dataclasses.asdict(self)
+        if self.fit == "crop":
+            del values["fit"]
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
     @classmethod
@@ -175,8 +215,8 @@ class ImageDataset(Protocol):
         ...
 
     @property
-    def labels(self) -> Tensor:
-        """(N,) int64."""
+    def labels(self) -> Tensor | None:
+        """(N,) int64; None where images have no labels as a whole."""
         ...
 
     def __len__(self) -> int: ...

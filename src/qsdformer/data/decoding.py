@@ -33,17 +33,19 @@ EXTENSIONS = tuple(_ENDINGS.split())
 WIDEST = 16  # longer by shorter side
 
 
-def open_image(path: str | os.PathLike[str]) -> Image.Image:
+def open_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image.Image:
     """The decoded image, upright and of 8 bits a channel; the first one of an animation.
 
-    Raises `UserError` naming the file if it is missing, damaged or not a regular file.
+    Not `upright`: as it is stored, whatever its EXIF data say. Raises `UserError` naming the file
+    if it is missing, damaged or not a regular file.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
             raise OSError("not a regular file")  # which might be waited for without end
         with Image.open(path) as image:
             image.load()
-            return _upright(_eight_bits(image))
+            decoded = _eight_bits(image)
+            return _upright(decoded) if upright else decoded.copy()
     except DECODE_ERRORS as error:
         raise UserError(
             f"cannot read image {os.fspath(path)}: {reason_of(error)}; replace or remove the file"

@@ -11,7 +11,7 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from qsdformer.data.base import DataError, DataInfo
+from qsdformer.data.base import DataError, DataInfo, size_text
 from qsdformer.data.decoding import in_channels, middle, open_image
 from qsdformer.data.preprocessing import Preprocessing, pixels
 from qsdformer.errors import UserError
@@ -38,18 +38,18 @@ def prepare(images: Iterable[Image.Image], info: DataInfo) -> Tensor:
 
 
 def load_pixels(paths: Sequence[str], info: DataInfo) -> Tensor:
-    """Pixels (N, C, size, size) uint8 that evaluation sees, before it normalises them.
+    """Pixels (N, C, H, W) uint8 that evaluation sees, before it normalises them.
 
     `UserError` for an unreadable file, or where all together would not fit into memory.
     """
-    size = info.image_size
-    needed = len(paths) * info.channels * size * size
+    height, width = info.sides
+    needed = len(paths) * info.channels * height * width
     if needed > physical_memory():
         raise UserError(
-            f"{len(paths):,} images of {size} px need {needed / 1e9:,.0f} GB in memory: lower "
-            "data.image_size or leave data.in_memory out"
+            f"{len(paths):,} images of {size_text(info.image_size)} px need {needed / 1e9:,.0f} GB "
+            "in memory: lower data.image_size or leave data.in_memory out"
         )
-    held = np.empty((len(paths), info.channels, size, size), np.uint8)
+    held = np.empty((len(paths), info.channels, height, width), np.uint8)
     preprocessing = Preprocessing.of(info)
     for place, path in zip(held, paths, strict=True):
         place[...] = pixels([read_image(path, info.channels)], preprocessing)[0]
@@ -62,7 +62,13 @@ def physical_memory() -> int:
 
 
 def eval_transform(info: DataInfo) -> Transform:
-    """timm's evaluation transform: resize, centre crop, scale to [0, 1], normalise."""
+    """timm's evaluation transform: resize, centre crop, scale to [0, 1], normalise.
+
+    Images that are not square, or stretched, are prepared as an artifact prepares them.
+    """
+    if info.fit != "crop" or not isinstance(info.image_size, int):
+        preprocessing = Preprocessing.of(info)
+        return lambda image: normalise(torch.from_numpy(pixels([image], preprocessing)), info)[0]
     transform = create_transform(
         input_size=(info.channels, info.image_size, info.image_size),
         is_training=False,
@@ -72,6 +78,13 @@ def eval_transform(info: DataInfo) -> Transform:
         std=info.std,
     )
     return lambda image: transform(middle(image))
+
+
+def normalise(images: Tensor, info: DataInfo) -> Tensor:
+    """uint8 images (B, C, H, W) as float32: (pixel / 255 - mean) / std, per channel."""
+    mean = torch.tensor(info.mean).view(1, -1, 1, 1)
+    std = torch.tensor(info.std).view(1, -1, 1, 1)
+    return images.float().div_(255).sub_(mean).div_(std)
 
 
 def read_image(path: str | os.PathLike[str], channels: int) -> Image.Image:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qsdformer.data.augment import BatchAugment, crop_and_flip, erase, image_keys
 from qsdformer.data.base import Batch, DataConfig, DataInfo, Source
+from qsdformer.data.images import normalise
 from qsdformer.data.policies import Policy, apply_policy, image_policy
 
 RESIZE_CHUNK = 4096  # images converted to float at a time, to bound memory
@@ -96,7 +97,7 @@ def memory_source(
 
     def read(split: Callable[[], Split]) -> MemoryDataset:
         found = split()
-        images = resize(found.images, info.image_size)
+        images = resize(found.images, info.sides)
         return MemoryDataset(images=images, labels=found.labels, info=info, notes=found.notes)
 
     def read_train() -> MemoryDataset:
@@ -105,19 +106,12 @@ def memory_source(
     return Source(info=info, train=read_train, test=read(test))
 
 
-def normalise(images: Tensor, info: DataInfo) -> Tensor:
-    """uint8 images (B, C, H, W) as float32: (pixel / 255 - mean) / std, per channel."""
-    mean = torch.tensor(info.mean).view(1, -1, 1, 1)
-    std = torch.tensor(info.std).view(1, -1, 1, 1)
-    return images.float().div_(255).sub_(mean).div_(std)
-
-
-def resize(images: Tensor, size: int) -> Tensor:
-    """uint8 images (N, C, h, w) as (N, C, size, size), bilinear, antialiased when shrinking."""
-    if images.shape[-2:] == (size, size):
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 images (N, C, h, w) as (N, C, *size), bilinear, antialiased when shrinking."""
+    if images.shape[-2:] == size:
         return images
     chunks = [
-        F.interpolate(chunk.float(), size=(size, size), mode="bilinear", antialias=True)
+        F.interpolate(chunk.float(), size=size, mode="bilinear", antialias=True)
         for chunk in images.split(RESIZE_CHUNK)
     ]
     return torch.cat([chunk.round().clamp(0, 255).to(torch.uint8) for chunk in chunks])

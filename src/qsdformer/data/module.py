@@ -8,23 +8,28 @@ from typing import Any
 
 import lightning
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from qsdformer.data.base import Batch, DataConfig, DataInfo, ImageDataset, Source
+from qsdformer.data.base import Batch, DataInfo, ImageDataset, Source
 from qsdformer.data.cifar import load_hundred, load_ten
 from qsdformer.data.digits import load as load_digits
 from qsdformer.data.fashion_mnist import load as load_fashion_mnist
 from qsdformer.data.folders import check_images
 from qsdformer.data.image_folder import load as load_image_folder
 from qsdformer.data.sampling import EvalSampler, TrainSampler
+from qsdformer.data.sections import DataSection
+from qsdformer.data.segmentation.config import SOURCES as MASK_SOURCES
+from qsdformer.data.segmentation.dataset import load as load_masks
 from qsdformer.errors import UserError
 
-SOURCES: dict[str, Callable[[DataConfig, int], Source]] = {
+SOURCES: dict[str, Callable[[Any, int], Source]] = {
     "digits": load_digits,
     "fashion_mnist": load_fashion_mnist,
     "cifar10": load_ten,
     "cifar100": load_hundred,
     "image_folder": load_image_folder,
+    **dict.fromkeys(MASK_SOURCES, load_masks),
 }
 HOLDOUT_LIMIT = 5000  # images
 HOLDOUT_SHARE = 10  # at most one in so many training images
@@ -47,6 +52,8 @@ class ResumableLoader(DataLoader[Any]):
 class DataModule(lightning.LightningDataModule):
     """Training and evaluation batches: images (B, C, H, W) float32, labels (B,) int64.
 
+    For segmentation the labels are masks (B, H, W); batches of several sizes are lists.
+
     Batches and their augmentation depend on (seed, epoch, rank) alone, so that a resumed run
     sees what an uninterrupted one would have. The samplers split the data over the processes of
     torch.distributed themselves: build the Trainer with `use_distributed_sampler=False`.
@@ -56,7 +63,7 @@ class DataModule(lightning.LightningDataModule):
 
     def __init__(
         self,
-        config: DataConfig,
+        config: DataSection,
         *,
         batch_size: int,
         eval_batch_size: int | None = None,
@@ -94,6 +101,11 @@ class DataModule(lightning.LightningDataModule):
         return self._train
 
     @property
+    def training_set(self) -> ImageDataset:
+        """The images trained on."""
+        return self._training
+
+    @property
     def train_size(self) -> int:
         """Images trained on, before the last incomplete batch is left out."""
         return len(self._training)
@@ -128,26 +140,31 @@ class DataModule(lightning.LightningDataModule):
     def _loader(
         self, dataset: ImageDataset, sampler: Sampler[int], batch_size: int
     ) -> DataLoader[Batch]:
-        return ResumableLoader(
-            dataset,  # type: ignore[arg-type]  # it has __getitems__, which is what is called
-            batch_size=batch_size,
-            sampler=sampler,
-            num_workers=self.config.workers,
-            collate_fn=_already_a_batch,
-            pin_memory=torch.cuda.is_available(),
-            # Its own generator: worker seeds must not be drawn from the training's.
-            generator=torch.Generator(),
-            worker_init_fn=_outlive_sigterm,
-        )
+        return batch_loader(dataset, sampler, batch_size, self.config.workers)
 
 
-def split(source: Source, config: DataConfig) -> tuple[ImageDataset, ImageDataset]:
+def batch_loader(
+    dataset: object, sampler: Sampler[int], batch_size: int, workers: int
+) -> ResumableLoader:
+    """Batches of a dataset that answers for a whole one at once, loaded by `workers` processes."""
+    return ResumableLoader(
+        dataset,  # type: ignore[arg-type]  # it has __getitems__, which is what is called
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=_already_a_batch,
+        pin_memory=torch.cuda.is_available(),
+        # Its own generator: worker seeds must not be drawn from the training's.
+        generator=torch.Generator(),
+        worker_init_fn=_outlive_sigterm,
+    )
+
+
+def split(source: Source, config: DataSection) -> tuple[ImageDataset, ImageDataset]:
     """The images to train and to evaluate on, after holding out and limiting."""
     train, evaluated = source.train(), source.test
-    classes = train.labels.unique()
-    if len(classes) < 2:
-        only = source.info.class_names[int(classes[0])]
-        raise UserError(f"all training images are of one class, {only}; at least two are needed")
+    if train.labels is not None:
+        _check_classes(train.labels, source.info)
     if config.evaluate_on == "holdout":
         kept = len(train) - max(1, min(HOLDOUT_LIMIT, len(train) // HOLDOUT_SHARE))
         evaluated = train.select(torch.arange(kept, len(train))).without_augmentation()
@@ -162,6 +179,13 @@ def split(source: Source, config: DataConfig) -> tuple[ImageDataset, ImageDatase
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
         train = train.select(order[: config.train_limit])
     return train, evaluated
+
+
+def _check_classes(labels: Tensor, info: DataInfo) -> None:
+    classes = labels.unique()
+    if len(classes) < 2:
+        only = info.class_names[int(classes[0])]
+        raise UserError(f"all training images are of one class, {only}; at least two are needed")
 
 
 def resume_at(sampler: TrainSampler, trainer: lightning.Trainer) -> None:

@@ -31,7 +31,7 @@ def create_train_transform(config: DataConfig, info: DataInfo, **options: Any) -
     try:
         with _posterize_down_to_nothing():
             return create_transform(
-                input_size=(info.channels, info.image_size, info.image_size),
+                input_size=(info.channels, *info.sides),
                 is_training=True,
                 auto_augment=config.auto_augment,
                 interpolation=info.interpolation,

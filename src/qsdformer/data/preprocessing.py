@@ -10,11 +10,12 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from qsdformer.data.base import Fit, ImageSize, as_image_size, sides
 from qsdformer.data.decoding import in_channels, middle
 from qsdformer.errors import UserError
 
@@ -37,26 +38,67 @@ FILTERS = {
 class Preprocessing:
     """How an image file becomes the uint8 pixels of the graph.
 
-    Resized so that the shorter side is image_size / crop_pct, then cropped at the centre. `mean`
-    and `std` are those of pixels in [0, 1]; the graph's first table has them folded in.
+    With `fit` crop it is resized so that it covers image_size / crop_pct (of a square, its shorter
+    side is that long), then cropped at the centre; with stretch, resized to image_size; with pad,
+    by one factor to the largest that fits in it. With `placed`, (height, width), all this is for
+    that size in place of image_size. What is left on the right and below has the mean colour,
+    which is 0 once it is normalised. `mean` and `std` are those of pixels in [0, 1]; the graph's
+    first table has them folded in.
     """
 
-    image_size: int
+    image_size: ImageSize
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
+    fit: Fit = "crop"
+    placed: tuple[int, int] | None = None
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return sides(self.image_size)
+
+    @property
+    def inner(self) -> tuple[int, int]:
+        """Height and width that an image is brought to, or into; the rest is filled."""
+        return self.placed or self.sides
+
+    def place_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of what shows an image of `size` (height, width)."""
+        if self.fit != "pad":
+            return self.inner
+        factor = min(inner / side for inner, side in zip(self.inner, size, strict=True))
+        tall, wide = (max(1, round(side * factor)) for side in size)
+        return min(tall, self.inner[0]), min(wide, self.inner[1])
+
+    def to_dict(self) -> dict[str, Any]:
+        """As artifacts hold it: `fit` and `placed` only where they say something."""
+        values = dataclasses.asdict(self)
+        if self.fit == "crop":
+            del values["fit"]
+        if self.placed is None:
+            del values["placed"]
+        return values
 
     @classmethod
-    def of(cls, info: DataInfo) -> Preprocessing:
-        """As evaluation prepares the images that `info` describes."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: getattr(info, name) for name in names})
+    def of(cls, info: DataInfo, multiple: int = 1) -> Preprocessing:
+        """As evaluation prepares the images that `info` describes.
+
+        Sides that are not multiples of `multiple` are filled up to the next one.
+        """
+        names = [f.name for f in dataclasses.fields(cls) if f.name not in ("image_size", "placed")]
+        filled = tuple(-(-side // multiple) * multiple for side in info.sides)
+        return cls(
+            **{name: getattr(info, name) for name in names},
+            image_size=as_image_size(filled),
+            placed=None if filled == info.sides else info.sides,
+        )
 
 
 def pixels(images: Iterable[Image.Image], pre: Preprocessing) -> Array:
-    """uint8 (B, C, H, W): shorter side to image_size / crop_pct, centre cropped."""
+    """uint8 (B, C, H, W), as `Preprocessing` says."""
     prepared = [_one(image, pre) for image in images]
     if not prepared:
         raise UserError("no images: give at least one")
@@ -66,14 +108,45 @@ def pixels(images: Iterable[Image.Image], pre: Preprocessing) -> Array:
 def _one(image: Image.Image, pre: Preprocessing) -> Array:
     if pre.interpolation not in FILTERS:
         raise UserError(f"unknown interpolation {pre.interpolation!r} in the model's preprocessing")
-    image = in_channels(middle(image), pre.channels)
-    short = math.floor(pre.image_size / pre.crop_pct)
-    width, height = image.size
-    if min(width, height) != short:
-        long = int(short * max(width, height) / min(width, height))
-        size = (short, long) if width <= height else (long, short)
-        image = image.resize(size, FILTERS[pre.interpolation])
-    left, top = (round((side - pre.image_size) / 2.0) for side in image.size)
-    image = image.crop((left, top, left + pre.image_size, top + pre.image_size))
+    image = in_channels(middle(image) if pre.fit == "crop" else image, pre.channels)
+    image = _covering_crop(image, pre) if pre.fit == "crop" else _resized(image, pre)
     values = np.asarray(image, np.uint8)
-    return values[None] if pre.channels == 1 else np.ascontiguousarray(values.transpose(2, 0, 1))
+    values = values[None] if pre.channels == 1 else np.ascontiguousarray(values.transpose(2, 0, 1))
+    return filled(values, pre)
+
+
+def filled(images: Array, pre: Preprocessing) -> Array:
+    """uint8 images (..., C, h, w) of at most the network's size, filled up with the mean colour."""
+    height, width = pre.sides
+    if images.shape[-2:] == (height, width):
+        return images
+    mean = np.rint(255 * np.clip(pre.mean, 0, 1)).astype(np.uint8).reshape(-1, 1, 1)
+    whole = np.empty((*images.shape[:-2], height, width), np.uint8)
+    whole[...] = mean
+    whole[..., : images.shape[-2], : images.shape[-1]] = images
+    return whole
+
+
+def _resized(image: Image.Image, pre: Preprocessing) -> Image.Image:
+    height, width = pre.place_of((image.height, image.width))
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), FILTERS[pre.interpolation])
+
+
+def _covering_crop(image: Image.Image, pre: Preprocessing) -> Image.Image:
+    """Resized by one factor until it covers the size wanted, and cropped at its centre."""
+    tall, wide = pre.inner
+    across, down = (math.floor(side / pre.crop_pct) for side in (wide, tall))
+    width, height = image.size
+    # The side that is the shorter one, measured against what is wanted of it, fits exactly.
+    if width * down <= height * across:
+        size = (across, int(across * height / width))
+    else:
+        size = (int(down * width / height), down)
+    if image.size != size:
+        image = image.resize(size, FILTERS[pre.interpolation])
+    left, top = (
+        round((side - wanted) / 2.0) for side, wanted in zip(size, (wide, tall), strict=True)
+    )
+    return image.crop((left, top, left + wide, top + tall))

@@ -44,7 +44,7 @@ def run_cell(grid: Grid, cell: Cell, console: Console | None = None) -> Row:
         "variant": cell.variant,
         "label": variant.label or cell.variant,
         "seed": cell.seed,
-        "accuracy": finished.accuracy,
+        "accuracy": finished.score,
         "digest": digest(grid, cell.variant),
         **measure(recipe, finished.path, grid.measure_images),
     }

@@ -14,10 +14,11 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from qsdformer.data.base import Fit, ImageSize
 from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError, one_line
 from qsdformer.files import ARTIFACT_PREFIX as PREFIX
@@ -42,11 +43,13 @@ from qsdformer.graph.ops import (
     TimeSum,
 )
 from qsdformer.graph.packing import needed_width, pack, packed_size, unpack
+from qsdformer.graph.post import post_values, read_post
 
 if TYPE_CHECKING:
     from torch import nn
 
-FORMAT_VERSION = 2  # what is written; versions 1 and 2 are read
+FORMAT_VERSION = 2  # what is written where it says everything
+DENSE_VERSION = 3  # images that are not square or not cropped, and post-processing
 # After the header's length and PREFIX, with which it begins, come 64 hexadecimal digits.
 DIGEST = slice(LENGTH_BYTES + len(PREFIX), LENGTH_BYTES + len(PREFIX) + 64)
 MAX_HEADER = 64 * 2**20  # bytes
@@ -56,7 +59,10 @@ FIRST_OPS = (Normalise, Conv, Rescale, Add, IELIF, LIF, Attention, Repeat, Spati
 KINDS: dict[int, dict[str, type[Op]]] = {
     1: {op.__name__.lower(): op for op in FIRST_OPS},
     FORMAT_VERSION: OPS,
+    DENSE_VERSION: OPS,
 }
+SHARING = (Conv, ConvTranspose)  # operations that may have the codes of an earlier one
+HEAD = "head."  # begins the names of tensors that are whole artifacts, of graphs for regions
 ARRAY_TYPES = {
     "table": np.int32,
     "codes": np.int8,
@@ -92,23 +98,36 @@ def export(
 def to_bytes(graph: IntegerGraph) -> bytes:
     """The artifact of `graph`; the same bytes for the same graph, on any machine."""
     index = {op.name: i for i, op in enumerate(graph.ops)}
-    defaults = _defaults(graph.ops)
+    defaults, same = _defaults(graph.ops), _same_codes(graph.ops)
     tensors: dict[str, bytes] = {}
     description: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
+        "format_version": _version(graph),
         "config": graph.config,
-        "preprocessing": dataclasses.asdict(graph.preprocessing),
+        "preprocessing": graph.preprocessing.to_dict(),
         "class_names": list(graph.class_names),
         "membrane_bits": graph.membrane_bits,
         "membrane_fraction": graph.membrane_fraction,
         "defaults": defaults,
-        "ops": [_describe(op, index, defaults, tensors) for op in graph.ops],
+        "ops": [_describe(op, index, defaults, tensors, same) for op in graph.ops],
     }
     if graph.outputs:
         description["outputs"] = [
             {"name": o.name, "op": index[o.op], "scale": list(o.scale)} for o in graph.outputs
         ]
+    if graph.post is not None:
+        description["post"] = post_values(graph.post)
+    if graph.heads:
+        description["heads"] = list(graph.heads)
+        tensors |= {f"{HEAD}{name}": to_bytes(head) for name, head in graph.heads.items()}
     return assemble(description, tensors)
+
+
+def _version(graph: IntegerGraph) -> int:
+    """The oldest version that has all that is in `graph`, of those that are written."""
+    pre = graph.preprocessing
+    plain = graph.post is None and isinstance(pre.image_size, int)
+    plain = plain and pre.fit == "crop" and pre.placed is None and not _same_codes(graph.ops)
+    return FORMAT_VERSION if plain else DENSE_VERSION
 
 
 def assemble(description: dict[str, Any], tensors: dict[str, bytes]) -> bytes:
@@ -162,7 +181,7 @@ def from_bytes(data: bytes, name: str = "artifact") -> IntegerGraph:
         if version not in KINDS:
             raise UserError(
                 f"{name}: artifact format {version}, but this qsdformer reads formats 1 to "
-                f"{FORMAT_VERSION}: use the version that wrote it, or a newer one"
+                f"{DENSE_VERSION}: use the version that wrote it, or a newer one"
             )
         graph = _graph(description, tensors)
         check_graph(graph)
@@ -225,25 +244,36 @@ def _tensors(header: dict[str, Any], body: memoryview) -> Iterator[tuple[str, me
 
 
 def _graph(description: dict[str, Any], tensors: dict[str, memoryview]) -> IntegerGraph:
+    version = description["format_version"]
+    names_of_heads = description.get("heads", []) if version == DENSE_VERSION else []
     unused = dict(tensors)
-    kinds = KINDS[description["format_version"]]
+    heads: dict[str, IntegerGraph] = {}
+    for name in _typed(names_of_heads, list):
+        part = unused.pop(f"{HEAD}{_typed(name, str)}")
+        heads[name] = from_bytes(bytes(part), f"the graph {name[:40]!r}")
+    kinds = KINDS[version]
     defaults = _typed(description["defaults"], dict)
     names: list[str] = []
     ops: list[Op] = []
     for i, entry in enumerate(_typed(description["ops"], list)):
-        ops.append(_op(i, entry, kinds, defaults, names, unused))
+        ops.append(
+            _op(i, _shared(i, entry, version, ops, tensors, unused), kinds, defaults, names, unused)
+        )
         names.append(ops[-1].name)
     if unused:
         raise ValueError(f"{len(unused)} tensors belong to no operation")
     outputs = description.get("outputs", []) if kinds is OPS else []
+    post = description.get("post") if version == DENSE_VERSION else None
     return IntegerGraph(
         ops=tuple(ops),
-        preprocessing=_preprocessing(description["preprocessing"]),
+        preprocessing=_preprocessing(description["preprocessing"], version),
         class_names=tuple(_typed(n, str) for n in _typed(description["class_names"], list)),
         config=_typed(description["config"], dict),  # information only
         membrane_bits=_typed(description["membrane_bits"], int),
         membrane_fraction=_typed(description["membrane_fraction"], int),
         outputs=tuple(_output(entry, names) for entry in _typed(outputs, list)),
+        post=None if post is None else read_post(post),
+        heads=heads,
     )
 
 
@@ -273,8 +303,27 @@ def _defaults(ops: Sequence[Op]) -> dict[str, Any]:
     return {name: json.loads(counts.most_common(1)[0][0]) for name, counts in seen.items()}
 
 
+def _same_codes(ops: Sequence[Op]) -> dict[int, int]:
+    """Operations whose codes an earlier one has too, whose number is given.
+
+    So it is where maps share a layer, as in the heads of detectors: the codes are stored once.
+    """
+    first: dict[tuple[Any, ...], int] = {}
+    found: dict[int, int] = {}
+    for number, op in enumerate(ops):
+        if isinstance(op, SHARING):
+            key = (op.bits, op.codes.shape, op.codes.tobytes())
+            if first.setdefault(key, number) != number:
+                found[number] = first[key]
+    return found
+
+
 def _describe(
-    op: Op, index: dict[str, int], defaults: dict[str, Any], tensors: dict[str, bytes]
+    op: Op,
+    index: dict[str, int],
+    defaults: dict[str, Any],
+    tensors: dict[str, bytes],
+    same: Mapping[int, int],
 ) -> dict[str, Any]:
     """`op` as plain values; its arrays go to one tensor, only their width and shape stay here."""
     number = index[op.name]
@@ -288,10 +337,32 @@ def _describe(
         value = getattr(op, name)
         width = op.bits if isinstance(op, (Conv, ConvTranspose)) else needed_width(value)
         entry[name] = [width, *value.shape]
-        parts.append(pack(value, width))
+        if number in same:
+            entry["same"] = same[number]
+        else:
+            parts.append(pack(value, width))
     if parts:
         tensors[str(number)] = b"".join(parts)
     return entry
+
+
+def _shared(
+    number: int,
+    entry: Any,
+    version: int,
+    ops: Sequence[Op],
+    tensors: Mapping[str, memoryview],
+    unused: dict[str, memoryview],
+) -> Any:
+    """`entry` without "same", the earlier operation whose tensor is then the one of this too."""
+    if version != DENSE_VERSION or not isinstance(entry, dict) or "same" not in entry:
+        return entry
+    earlier, own = _typed(entry["same"], int), str(number)
+    known = 0 <= earlier < number and isinstance(ops[earlier], SHARING)
+    if not known or str(earlier) not in tensors or own in tensors:
+        raise ValueError(f"operation {number} shares codes that are not there")
+    unused[own] = tensors[str(earlier)]
+    return {name: value for name, value in entry.items() if name != "same"}
 
 
 def _op(
@@ -352,18 +423,41 @@ def _array(what: str, name: str, entry: list[int], data: memoryview) -> tuple[Ar
     return values.astype(kind, copy=False).reshape(shape), data[size:]
 
 
-def _preprocessing(entry: dict[str, Any]) -> Preprocessing:
+def _preprocessing(entry: dict[str, Any], version: int) -> Preprocessing:
     fields = {f.name for f in dataclasses.fields(Preprocessing)}
-    if set(_typed(entry, dict)) != fields:
+    needed = fields - {"fit", "placed"}
+    allowed = fields if version == DENSE_VERSION else needed
+    if not needed <= set(_typed(entry, dict)) <= allowed:
         raise ValueError("preprocessing has other fields than it should")
+    fit = entry.get("fit", "crop")
+    if fit not in get_args(Fit):
+        raise ValueError(f"images are fitted by {str(fit)[:40]!r}")
     return Preprocessing(
-        image_size=_typed(entry["image_size"], int),
+        image_size=_image_size(entry["image_size"], version),
         channels=_typed(entry["channels"], int),
         mean=tuple(_real(v) for v in entry["mean"]),
         std=tuple(_real(v) for v in entry["std"]),
         interpolation=_typed(entry["interpolation"], str),
         crop_pct=_real(entry["crop_pct"]),
+        fit=fit,
+        placed=None if "placed" not in entry else _two_sides(entry["placed"]),
     )
+
+
+def _image_size(value: Any, version: int) -> ImageSize:
+    """A square's side, or from version 3 on a list of two different ones."""
+    if version < DENSE_VERSION or type(value) is int:
+        side: int = _typed(value, int)
+        return side
+    height, width = _two_sides(value)
+    if height == width:
+        raise ValueError(f"image_size has {height} twice")
+    return height, width
+
+
+def _two_sides(value: Any) -> tuple[int, int]:
+    height, width = (_typed(v, int) for v in _typed(value, list))
+    return height, width
 
 
 def _typed(value: Any, kind: type) -> Any:

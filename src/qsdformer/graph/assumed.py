@@ -28,18 +28,16 @@ def first_channels(model: nn.Module, size: tuple[int, int]) -> int:
 def assumed_info(
     model: nn.Module, shape: Sequence[int], *, low: float = 0.0, high: float = 1.0
 ) -> DataInfo:
-    """Square images of `shape` (..., C, S, S) whose pixels 0..255 mean `low` to `high`.
+    """Images of `shape` (..., C, H, W) whose pixels 0..255 mean `low` to `high`.
 
     Classes are called by their numbers; a model without logits has none.
     """
     channels, height, width = shape[-3:]
-    if height != width:
-        raise UserError(f"images of {height}x{width} pixels: they must be square")
     traced = trace(model, (*shape[:-4], BATCH, channels, height, width))
     classes = logits_step(traced).channels if has_logits(traced) else 0
     spread = high - low if high > low else 1.0
     return DataInfo(
-        image_size=height,
+        image_size=(height, width),
         channels=channels,
         class_names=numbered_classes(classes),
         mean=(-low / spread,) * channels,
@@ -48,7 +46,7 @@ def assumed_info(
 
 
 def assumed_of(model: nn.Module, images: Tensor) -> tuple[DataInfo, str]:
-    """`assumed_info` for these images (..., C, S, S), and what was assumed, in a sentence.
+    """`assumed_info` for these images (..., C, H, W), and what was assumed, in a sentence.
 
     Whole numbers are pixels, and floats from 0 to 1 pixels / 255. Other floats are taken to
     256 steps between the least and the greatest of them.

@@ -39,6 +39,7 @@ from qsdformer.graph.ops import (
     TimeSum,
     Upsample,
 )
+from qsdformer.graph.post import RegionPost, check_head, check_post
 
 MAX_PRODUCT = 2.0**62  # so that a sum of two stays inside 64 bits
 MAX_SIDE = 2**16  # largest side of an image or a map, and most channels
@@ -111,8 +112,8 @@ def _shape(op: Op, inputs: list[Shape], pre: Preprocessing) -> Shape:
     if isinstance(op, Normalise):
         _fits(op, len(op.table) == pre.channels, "has a table for each input channel")
         bound = np.abs(op.table.astype(np.float64)).max(axis=1)
-        side = pre.image_size
-        return Shape(height=side, width=side, steps=1, bound=bound, fraction=op.fraction)
+        height, width = pre.sides
+        return Shape(height=height, width=width, steps=1, bound=bound, fraction=op.fraction)
     x = inputs[0]
     if isinstance(op, (Conv, ConvTranspose)):
         return _conv_shape(op, x) if isinstance(op, Conv) else _conv_transpose_shape(op, x)
@@ -267,6 +268,26 @@ def _check_results(graph: IntegerGraph, shapes: dict[str, Shape]) -> None:
             raise ValueError(f"{what} has {len(output.scale)} scales")
         if not all(math.isfinite(s) and s != 0 for s in output.scale):
             raise ValueError(f"{what} has a scale that is zero or not finite")
+    if graph.post is not None:
+        sizes = {output.name: shapes[output.op].size for output in graph.outputs}
+        check_post(graph.post, sizes, graph.preprocessing.sides)
+    _check_heads(graph)
+
+
+def _check_heads(graph: IntegerGraph) -> None:
+    """The graphs for regions, each of which is a graph by itself."""
+    needed = () if graph.post is None else graph.post.heads
+    if tuple(graph.heads) != needed:
+        raise ValueError(f"graphs for regions are {list(graph.heads)}, not {list(needed)}")
+    for name, head in graph.heads.items():
+        if head.post is not None or head.heads or head.class_names:
+            raise ValueError(f"the graph {name!r} for regions is one for images")
+        shapes, pre = check_graph(head), head.preprocessing
+        if not any(True for _ in head.neurons()):
+            raise ValueError(f"the graph {name!r} for regions has no neuron")
+        outputs = {output.name: shapes[output.op].size for output in head.outputs}
+        assert isinstance(graph.post, RegionPost)
+        check_head(graph.post, name, (pre.channels, *pre.sides), outputs)
 
 
 def _fits(op: Op, ok: bool, what: str) -> None:
@@ -275,8 +296,14 @@ def _fits(op: Op, ok: bool, what: str) -> None:
 
 
 def _check_preprocessing(pre: Preprocessing) -> None:
-    if not (1 <= pre.image_size <= MAX_SIDE and 1 <= pre.channels <= 1024):
-        raise ValueError(f"images of {pre.channels}x{pre.image_size}x{pre.image_size}")
+    height, width = pre.sides
+    if not (1 <= min(height, width) <= max(height, width) <= MAX_SIDE):
+        raise ValueError(f"images of {height}x{width} pixels")
+    fitting = (1 <= p <= s for p, s in zip(pre.inner, pre.sides, strict=True))
+    if not all(fitting):
+        raise ValueError(f"images placed at {pre.placed} in {height}x{width} pixels")
+    if not 1 <= pre.channels <= 1024:
+        raise ValueError(f"images of {pre.channels} channels")
     if len(pre.mean) != pre.channels or len(pre.std) != pre.channels:
         raise ValueError(f"mean and std are not given for each of {pre.channels} channels")
     if not 0 < pre.crop_pct <= 1:

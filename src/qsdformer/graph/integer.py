@@ -5,8 +5,8 @@ Only NumPy is needed here, so that an artifact runs without PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +16,7 @@ from qsdformer.data.preprocessing import Preprocessing, pixels
 from qsdformer.errors import UserError
 from qsdformer.graph.classes import top_classes
 from qsdformer.graph.ops import LOGITS, Array, Frames, Neuron, Op, Rescale, time_steps
+from qsdformer.graph.post import Post
 from qsdformer.graph.reference import checked_images, execute
 
 
@@ -37,8 +38,10 @@ class IntegerGraph:
 
     With class names the last operation gives the logits; real logits are integer * `logit_scale`.
     `outputs` are further results, feature maps for instance; without class names the only ones.
-    `config` is the model's configuration as plain values; `membrane_bits` and
-    `membrane_fraction` are the format of membrane potentials.
+    `post` says what is made of them, and `heads` are graphs for single regions of an image, by
+    name: their pixels are the spike counts that their first neurons make of a region. `config` is
+    the model's configuration as plain values; `membrane_bits` and `membrane_fraction` are the
+    format of membrane potentials.
     """
 
     ops: tuple[Op, ...]
@@ -48,11 +51,16 @@ class IntegerGraph:
     membrane_bits: int
     membrane_fraction: int
     outputs: tuple[Output, ...] = ()
+    post: Post | None = None
+    heads: dict[str, IntegerGraph] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Its size; the operations themselves would fill many screens."""
+        results = f"{len(self.class_names)} classes"
+        if not self.class_names:
+            results = f"{len(self.outputs)} outputs"
         return (
-            f"<IntegerGraph: {len(self.ops)} operations, {len(self.class_names)} classes, "
+            f"<IntegerGraph: {len(self.ops)} operations, {results}, "
             f"{self.membrane_bits}-bit membranes>"
         )
 
@@ -115,14 +123,29 @@ class IntegerGraph:
 
         The logits of a classifier are among them as (B, classes, 1, 1).
         """
-        values, _ = self.run_values(images, {output.op for output in self.results})
-        return {output.name: values[output.op] for output in self.results}
+        return self.run_results(images, collect=False)[0]
 
     def real_outputs(self, images: Array) -> dict[str, Array]:
         """`run_outputs` as real numbers, float64."""
-        found = self.run_outputs(images)
+        return self.as_real(self.run_outputs(images))
+
+    def as_real(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        """The real numbers, float64, that integers of outputs by name stand for."""
         scales = {o.name: np.array(o.scale).reshape(-1, 1, 1) for o in self.results}
-        return {name: value * scales[name] for name, value in found.items()}
+        return {name: value * scales[name] for name, value in values.items()}
+
+    def real_results(self, values: Mapping[str, Array]) -> Array | dict[str, Array]:
+        """`as_real`; of a classifier its logits (B, classes) alone."""
+        found = self.as_real(values)
+        return found[LOGITS][:, :, 0, 0] if self.class_names else found
+
+    def run_results(
+        self, images: Array, collect: bool = True
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """`run_outputs`, and the spike counts (T*B, C, H, W) uint8 of every neuron by name."""
+        names = {output.op for output in self.results}
+        values, counts = self.run_values(images, names, collect=collect)
+        return {output.name: values[output.op] for output in self.results}, counts
 
     def run_values(
         self, images: Array, names: Collection[str], *, collect: bool = False

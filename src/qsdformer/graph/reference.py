@@ -79,7 +79,7 @@ def execute(
 
 def checked_images(ops: Sequence[Op], pre: Preprocessing, images: Array) -> tuple[Array, bool]:
     """Pixels (C, B, H, W), and whether each time step has its own frame."""
-    expected = (pre.channels, pre.image_size, pre.image_size)
+    expected = (pre.channels, *pre.sides)
     shape, steps = tuple(images.shape), time_steps(ops)
     required = any(isinstance(op, Frames) for op in ops)
     frames = len(shape) == 5 and shape[0] == steps

@@ -28,6 +28,7 @@ from qsdformer.errors import UserError, one_line
 from qsdformer.files import atomic_path, exported_kind
 from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.building import build
+from qsdformer.models.dense.config import DenseConfig, dense_config_from_dict
 from qsdformer.models.registry import FIRST_FAMILY, config_from_dict
 from qsdformer.nn.config import NetworkConfig
 
@@ -42,11 +43,19 @@ BLOCK_TENSORS = 10  # fewer than any transformer block has
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """What a checkpoint holds: a model in eval mode, its inputs' description and the rest."""
+    """What a checkpoint holds: a model in eval mode, its inputs' description and the rest.
+
+    The model of a dense task is a network of `qsdformer.models.dense`.
+    """
 
     model: SpikingTransformer
     info: DataInfo | None
     extra: dict[str, Any]
+
+    @property
+    def task(self) -> str:
+        """What the model is for: classification, segmentation or detection."""
+        return task_of(self.model.config)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -56,9 +65,14 @@ class Loaded:
 
 
 def header(
-    config: NetworkConfig, info: DataInfo | None, extra: Mapping[str, Any] | None = None
+    config: NetworkConfig | DenseConfig,
+    info: DataInfo | None,
+    extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The value of the "qsdformer" key: plain values only."""
+    """The value of the "qsdformer" key: plain values only.
+
+    The configuration of a dense network has the keys "task" and "backbone".
+    """
     return {
         "format_version": FORMAT_VERSION,
         "model_config": config.to_dict(),
@@ -112,20 +126,20 @@ def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> Loaded
     content = read(path)
     head = content[KEY]
     try:
-        config = config_from_dict(head["model_config"])
+        config = _config(head["model_config"])
         info = None if head["data_info"] is None else DataInfo.from_dict(head["data_info"])
         extra = dict(head["extra"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: damaged checkpoint header: {one_line(error)}") from error
     weights = _weights(content, path)
     # Even a model without memory takes its time to build.
-    depth = getattr(config, "depth", 0)
+    depth = getattr(getattr(config, "backbone", config), "depth", 0)
     if depth * BLOCK_TENSORS > len(weights):
         raise UserError(
             f"{path}: damaged checkpoint header: depth={depth} with {len(weights)} weights"
         )
     with torch.device("meta"):
-        model = build(config)
+        model = build(config, info)
     load_weights(model, weights, path)
     return Loaded(model=model.to(device).eval(), info=info, extra=extra)
 
@@ -248,16 +262,36 @@ def load_weights(
     model.load_state_dict(weights, assign=True)
 
 
-def check_same_model(saved: Mapping[str, Any], config: NetworkConfig, path: Path) -> None:
+def task_of(config: NetworkConfig | DenseConfig) -> str:
+    """The task of a configuration's network."""
+    return config.task if isinstance(config, DenseConfig) else "classification"
+
+
+def _config(values: Mapping[str, Any]) -> NetworkConfig | DenseConfig:
+    """A stored configuration: one that names its task is a dense network's."""
+    return dense_config_from_dict(values) if "task" in values else config_from_dict(values)
+
+
+def check_same_model(
+    saved: Mapping[str, Any], config: NetworkConfig | DenseConfig, path: Path
+) -> None:
     """`UserError` naming the first field in which a checkpoint's model differs from `config`."""
-    wanted = {"family": FIRST_FAMILY, **config.to_dict()}
-    saved = {"family": FIRST_FAMILY, **saved}
+    wanted, saved = _flat(config.to_dict()), _flat(saved)
     for name in sorted(set(wanted) | set(saved)):
         if saved.get(name) != wanted.get(name):
             raise UserError(
                 f"cannot resume from {path}: its model has {name}={saved.get(name)!r}, the "
                 f"recipe {wanted.get(name)!r}; use the recipe it was trained with"
             )
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration with its backbone's fields among its own, and every family named."""
+    backbone = values.get("backbone")
+    if not isinstance(backbone, Mapping):
+        return {"family": FIRST_FAMILY, **values}
+    own = {name: value for name, value in values.items() if name != "backbone"}
+    return {**own, **{f"backbone.{k}": v for k, v in _flat(backbone).items()}}
 
 
 def _checked(content: Any, path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 
 from timm.models import adapt_input_conv
-from torch import Tensor
+from torch import Tensor, nn
 
 from qsdformer.data.base import DataInfo
 from qsdformer.errors import UserError
@@ -37,7 +37,7 @@ def start_from(
     source = load_checkpoint(path)
     own, offered = model.state_dict(), source.model.state_dict()
     first = families()[model.config.family].first_conv
-    changed = _adapt_channels(offered, f"{first}.weight", info.channels)
+    changed = adapt_channels(offered, f"{first}.weight", info.channels)
     other_classes = _other_classes(source, info)
     fits = {
         key: value
@@ -46,7 +46,7 @@ def start_from(
         and value.shape == own[key].shape
         and not (other_classes and key.startswith(HEAD))
     }
-    restarted = _drop_step_sizes(fits, source.model, model, first if changed else "")
+    restarted = drop_step_sizes(fits, source.model, model, first if changed else "")
     taken = sum(value.numel() for value in fits.values())
     share = taken / sum(value.numel() for value in own.values())
     if share < LEAST_SHARE:
@@ -60,22 +60,22 @@ def start_from(
     if changed:
         lines.append(f"  adapted to {info.channels} channels: {first}.weight")
     if restarted:
-        lines.append(f"  step sizes started from the weights: {_names(restarted)}")
+        lines.append(f"  step sizes started from the weights: {names_in_line(restarted)}")
     started = {f"{name}.log_step_size" for name in restarted}
     fresh = [key for key in own if key not in fits and key not in started]
     if fresh:
         why = f" ({other_classes})" if other_classes else ""
-        lines.append(f"  newly initialised: {_names(fresh)}{why}")
+        lines.append(f"  newly initialised: {names_in_line(fresh)}{why}")
     if source.info is None and not other_classes:
         count = len(info.class_names)
         lines.append(f"  head taken too: {count} classes in both, whose names {path} does not say")
     left = [key for key in offered if key not in own]
     if left:
-        lines.append(f"  left out, not in this model: {_names(left)}")
+        lines.append(f"  left out, not in this model: {names_in_line(left)}")
     return lines
 
 
-def _adapt_channels(state: dict[str, Tensor], first: str, channels: int) -> bool:
+def adapt_channels(state: dict[str, Tensor], first: str, channels: int) -> bool:
     """Give the first convolution's weight in `state` other input channels, if it needs them.
 
     Images that show the same in every channel give the same sums as before.
@@ -100,8 +100,8 @@ def _other_classes(source: Loaded, info: DataInfo) -> str:
     return ""
 
 
-def _drop_step_sizes(
-    fits: dict[str, Tensor], source: SpikingTransformer, model: SpikingTransformer, adapted: str
+def drop_step_sizes(
+    fits: dict[str, Tensor], source: nn.Module, model: nn.Module, adapted: str
 ) -> list[str]:
     """Take out of `fits` the step sizes that are not for the weights there or for their bits.
 
@@ -120,7 +120,8 @@ def _drop_step_sizes(
     return restarted
 
 
-def _names(keys: Iterable[str]) -> str:
+def names_in_line(keys: Iterable[str]) -> str:
+    """The first names of tensors, and how many more there are."""
     listed = list(keys)
     more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
     return ", ".join(listed[:SHOWN]) + more

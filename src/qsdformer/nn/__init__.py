@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qsdformer.nn.neurons import LIF as LIF
     from qsdformer.nn.neurons import SpikingNeuron as SpikingNeuron
     from qsdformer.nn.quantizers import QuantConv2d as QuantConv2d
+    from qsdformer.nn.quantizers import QuantConvTranspose2d as QuantConvTranspose2d
     from qsdformer.nn.quantizers import QuantLinear as QuantLinear
     from qsdformer.nn.taps import tap as tap
     from qsdformer.nn.timing import TimeInput as TimeInput
@@ -29,6 +30,7 @@ _HOMES = {
     "LIF": "neurons",
     "LayerScale": "attention",
     "QuantConv2d": "quantizers",
+    "QuantConvTranspose2d": "quantizers",
     "QuantLinear": "quantizers",
     "SpikeAttention": "attention",
     "SpikingNeuron": "neurons",

@@ -27,13 +27,15 @@ CONV_EXPANSION = 4
 MLP_EXPANSION = 4
 
 
-def make_norm(config: NetworkConfig, channels: int, role: NormRole = "plain") -> nn.BatchNorm2d:
-    """A batch norm, started according to what it does.
+def make_norm(
+    config: NetworkConfig, channels: int, role: NormRole = "plain", *, vectors: bool = False
+) -> nn.BatchNorm1d | nn.BatchNorm2d:
+    """A batch norm of maps, or of vectors (N, C), started according to what it does.
 
     "branch_end" closes a residual branch and starts at `residual_gain`; "neuron" feeds a neuron
     and "qkv" a neuron of the attention. Rectified norms start centred in the firing window.
     """
-    norm = nn.BatchNorm2d(channels)
+    norm = nn.BatchNorm1d(channels) if vectors else nn.BatchNorm2d(channels)
     rectified = {"none": (), "qkv": ("qkv",), "all": ("qkv", "neuron")}[config.rectify]
     if role == "branch_end":
         nn.init.constant_(norm.weight, config.residual_gain)

@@ -121,7 +121,12 @@ class _QuantWeight(nn.Module):
         if bits is None:
             self.register_parameter("log_step_size", None)
         else:
-            self.log_step_size = nn.Parameter(initial_step_size(self.weight, bits).log())
+            rows = self.outputs_first(self.weight)
+            self.log_step_size = nn.Parameter(initial_step_size(rows, bits).log())
+
+    def outputs_first(self, weight: Tensor) -> Tensor:
+        """A weight with the axis of output channels first, or one like that back as it was."""
+        return weight
 
     @property
     def step_size(self) -> Tensor:
@@ -135,7 +140,8 @@ class _QuantWeight(nn.Module):
         if self.bits is None:
             raise ValueError("a full-precision layer has no weight codes")
         with torch.no_grad():
-            return weight_codes(self.weight, self.step_size, self.bits).to(torch.int8)
+            rows = weight_codes(self.outputs_first(self.weight), self.step_size, self.bits)
+            return self.outputs_first(rows).to(torch.int8).contiguous()
 
     def effective_weight(self) -> Tensor:
         """The weight that the layer computes with."""
@@ -145,28 +151,31 @@ class _QuantWeight(nn.Module):
             return self._prepared
         if not self.training and not self._needs_gradients():
             codes, step = self._codes_and_step(self.bits)
-            return codes * _per_channel(step, codes)
-        return lsq_quantize(self.weight, self.step_size, self.bits)
+            rows = self.outputs_first(codes)
+            return self.outputs_first(rows * _per_channel(step, rows))
+        rows = self.outputs_first(self.weight)
+        return self.outputs_first(lsq_quantize(rows, self.step_size, self.bits))
 
     def _codes_and_step(self, bits: int) -> tuple[Tensor, Tensor]:
         """What evaluation computes with: float codes, and the step size that scales their sums."""
         log = self.log_step_size
         assert log is not None
-        compiling = torch.compiler.is_compiling()
+        compiling, first = torch.compiler.is_compiling(), self.outputs_first
         if self._needs_gradients():
             if not compiling:
                 self._kept = None
             step = self.step_size
-            return straight_through_codes(self.weight, step, bits), step.detach()
+            rows = straight_through_codes(first(self.weight), step, bits)
+            return first(rows), step.detach()
         if compiling or not _can_be_kept(self.weight, log):
             step = self.step_size.detach()
-            return weight_codes(self.weight.detach(), step, bits), step
+            return first(weight_codes(first(self.weight.detach()), step, bits)), step
         kept = self._kept
         if kept is None or not kept.made_from(self.weight, log):
             # Normal tensors also inside inference mode, so that later passes may save them.
             with torch.inference_mode(False), torch.no_grad():
                 step = self.step_size
-                codes = weight_codes(self.weight, step, bits)
+                codes = first(weight_codes(first(self.weight), step, bits))
             kept = _Kept.of((self.weight, log), codes, step)
             # Under a tracer results may be its stand-ins.
             self._kept = kept if type(codes) is Tensor else None
@@ -193,12 +202,13 @@ class _QuantWeight(nn.Module):
         """Start the step sizes again from the present weight."""
         if self.bits is not None and self.log_step_size is not None:
             with torch.no_grad():
-                self.log_step_size.copy_(initial_step_size(self.weight, self.bits).log())
+                rows = self.outputs_first(self.weight)
+                self.log_step_size.copy_(initial_step_size(rows, self.bits).log())
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         key, weight = prefix + "log_step_size", state_dict.get(prefix + "weight")
         if self.bits is not None and key not in state_dict and weight is not None:
-            state_dict[key] = initial_step_size(weight, self.bits).log()
+            state_dict[key] = initial_step_size(self.outputs_first(weight), self.bits).log()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -270,6 +280,35 @@ class QuantConv2d(_QuantWeight, nn.Conv2d):
         return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
 
 
+class QuantConvTranspose2d(_QuantWeight, nn.ConvTranspose2d):
+    """A transposed 2-D convolution with `bits`-bit weights, or full precision for None.
+
+    The weight is (C_in, C_out / groups, k, k), and each output channel has its step size; groups
+    other than 1 are refused. 2x2 with stride 2 also lowers to the integer graph.
+    """
+
+    def __init__(self, *args: Any, bits: int | None = None, **kwargs: Any) -> None:
+        nn.ConvTranspose2d.__init__(self, *args, **kwargs)
+        if self.groups != 1:
+            raise ValueError(f"groups={self.groups}: a transposed convolution has one group here")
+        self._init_quantizer(bits)
+
+    def outputs_first(self, weight: Tensor) -> Tensor:
+        """(C_in, C_out, k, k) as (C_out, C_in, k, k), and back."""
+        return weight.transpose(0, 1)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """(B, C_in, H, W) to (B, C_out, H', W'); at 2x2 with stride 2 to twice the size."""
+        if output_size is not None:
+            raise ValueError("output_size: the size follows from the kernel and the stride")
+        options = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        if self.bits is None or self.training:
+            return F.conv_transpose2d(x, self.effective_weight(), self.bias, *options)  # type: ignore[arg-type]
+        codes, step = self._codes_and_step(self.bits)
+        y = F.conv_transpose2d(x, codes, None, *options) * step.view(1, -1, 1, 1)  # type: ignore[arg-type]
+        return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
+
+
 class QuantLinear(_QuantWeight, nn.Linear):
     """A linear layer with `bits`-bit weights, or full precision for None."""
 
@@ -286,8 +325,11 @@ class QuantLinear(_QuantWeight, nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
+QuantLayer = QuantConv2d | QuantConvTranspose2d | QuantLinear
+
+
 @contextlib.contextmanager
-def quantized_together(layers: Sequence[QuantConv2d | QuantLinear]) -> Iterator[None]:
+def quantized_together(layers: Sequence[QuantLayer]) -> Iterator[None]:
     """Quantise the weights of all `layers` at once for the forward pass inside the block.
 
     Same values and gradients as layer by layer, in less time when layers are small. Under
@@ -299,9 +341,10 @@ def quantized_together(layers: Sequence[QuantConv2d | QuantLinear]) -> Iterator[
         return
     logs = cast(list[Tensor], [m.log_step_size for m in chosen])
     sizes = torch.cat(logs).exp().split([log.numel() for log in logs])
-    weights = _LSQ.apply([m.bits for m in chosen], *(m.weight for m in chosen), *sizes)
+    rows = [m.outputs_first(m.weight) for m in chosen]
+    weights = _LSQ.apply([m.bits for m in chosen], *rows, *sizes)
     for layer, weight in zip(chosen, cast(tuple[Tensor, ...], weights), strict=True):
-        layer._prepared = weight
+        layer._prepared = layer.outputs_first(weight)
     try:
         yield
     finally:
@@ -309,6 +352,6 @@ def quantized_together(layers: Sequence[QuantConv2d | QuantLinear]) -> Iterator[
             layer._prepared = None
 
 
-def quantized_layers(model: nn.Module) -> dict[str, QuantConv2d | QuantLinear]:
+def quantized_layers(model: nn.Module) -> dict[str, QuantLayer]:
     """The convolutions and linear layers of `model` by name, in order of definition."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, (QuantConv2d, QuantLinear))}
+    return {n: m for n, m in model.named_modules() if isinstance(m, QuantLayer)}

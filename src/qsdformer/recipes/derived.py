@@ -72,7 +72,8 @@ def with_start_shape(values: Mapping[str, Any]) -> dict[str, Any]:
         return dict(values)
     from qsdformer.models.checkpoint import load_checkpoint
 
-    config = load_checkpoint(str(path)).model.config
+    whole = load_checkpoint(str(path)).model.config
+    config: NetworkConfig = getattr(whole, "backbone", whole)
     family = families()[config.family]
     name = str(model.get("name", DEFAULT))
     known = sizes()

@@ -25,6 +25,23 @@ class TrainConfig:
     lr_base_batch: int | None = option(None, "lr is for this global batch, scaled linearly")
     min_lr: float = option(0.0, "learning rate at the end of the cosine")
     warmup: float = option(0.1, "linear warm-up, as a fraction of all steps")
+    # `added`: not written where it is left at its default, so that recipes read as they did.
+    warmup_steps: int | None = option(
+        None, "linear warm-up in steps, in place of warmup", added=True
+    )
+    warmup_start: float = option(0.0, "share of lr that warm-up starts from", added=True)
+    schedule: Literal["cosine", "poly", "step"] = option(
+        "cosine", "how lr falls after warm-up: to min_lr, or by lr_factor at epochs", added=True
+    )
+    power: float = option(1.0, "of the schedule poly", added=True)
+    lr_steps: tuple[int, ...] = option(
+        (), "epochs after which the schedule step lowers lr", added=True
+    )
+    lr_factor: float = option(0.1, "of the schedule step", added=True)
+    layer_decay: float = option(
+        1.0, "factor of lr from one block to the one before it, as in timm", added=True
+    )
+    head_lr: float = option(1.0, "factor of lr for the head of a dense network", added=True)
     weight_decay: float = option(0.05, "for tensors of two or more dimensions only")
     betas: tuple[float, float] = option((0.9, 0.999), "of the optimiser's moving averages")
     label_smoothing: float = option(0.0, "in [0, 1)")
@@ -44,14 +61,32 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
+        object.__setattr__(self, "lr_steps", tuple(self.lr_steps))
         for name in ("epochs", "batch_size", "devices", "num_nodes", "save_every", "log_every"):
             require(self, name, getattr(self, name) >= 1, "a whole number, at least 1")
-        for name in ("eval_batch_size", "lr_base_batch"):
+        for name in ("eval_batch_size", "lr_base_batch", "warmup_steps"):
             value = getattr(self, name)
             require(self, name, value is None or value >= 1, "at least 1, or none")
         require(self, "lr", math.isfinite(self.lr) and self.lr > 0, "above 0")
         require(self, "min_lr", 0 <= self.min_lr <= self.lr, "between 0 and lr")
         require(self, "warmup", 0 <= self.warmup < 1, "in [0, 1), a fraction of all steps")
+        require(self, "warmup_start", 0 <= self.warmup_start <= 1, "in [0, 1], a share of lr")
+        for name in ("power", "head_lr"):
+            value = getattr(self, name)
+            require(self, name, math.isfinite(value) and value > 0, "above 0")
+        for name in ("lr_factor", "layer_decay"):
+            require(self, name, 0 < getattr(self, name) <= 1, "in (0, 1]")
+        steps = self.lr_steps
+        require(
+            self,
+            "lr_steps",
+            all(e >= 1 for e in steps) and list(steps) == sorted(set(steps)),
+            "rising epochs, from 1",
+        )
+        stepped = self.schedule == "step"
+        require(
+            self, "lr_steps", bool(steps) == stepped, "given with schedule step, and only there"
+        )
         ok = math.isfinite(self.weight_decay) and self.weight_decay >= 0
         require(self, "weight_decay", ok, "0 or more")
         require(self, "betas", all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")

@@ -1,23 +1,26 @@
 """Recipes: what to train, on what and how, as typed and validated YAML.
 
 A recipe has a `seed`, an `output` folder and the sections `model`, `data` and `train`, and may have
-`distill` and `activity`. It may build on another: `recipe: fashion-mnist-tiny` takes over all keys
-that the recipe does not give itself. Every mistake in one is a `UserError` that names the key's
-full path. PyTorch is not needed to read them.
+`distill` and `activity`. Its `task` is classification unless it says otherwise; `segmentation` and
+`detection` have a section of their names. It may build on another: `recipe: fashion-mnist-tiny`
+takes over all keys that the recipe does not give itself. Every mistake in one is a `UserError` that
+names the key's full path. PyTorch is not needed to read them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args, get_origin
 
 import yaml
 
-from qsdformer.data import DataConfig, DataInfo
+from qsdformer.data import DataInfo
+from qsdformer.data.sections import DATA_SECTIONS, DataSection
 from qsdformer.errors import UserError
+from qsdformer.models.dense.config import DenseConfig
 from qsdformer.models.registry import DEFAULT, Family, families, owners, sizes
 from qsdformer.nn.config import ANN_NEURONS, NetworkConfig, completed, decided_by
 from qsdformer.parsing import (
@@ -29,16 +32,27 @@ from qsdformer.parsing import (
     option,
     parse_section,
     parse_value,
+    plain,
     refuse_unknown,
     require_mapping,
     type_hints,
+    written,
 )
 from qsdformer.recipes import packaged_recipes
+from qsdformer.recipes.dense import (
+    FROM_ELSEWHERE,
+    SECTIONS,
+    DenseRecipe,
+    DetectionRecipe,
+    SegmentationRecipe,
+)
 from qsdformer.recipes.derived import with_start_shape, with_teacher_keys
 from qsdformer.recipes.learning import ActivityConfig, DistillConfig, TrainConfig
+from qsdformer.recipes.tasks import DENSE, MEASURES, Measures, Task
 
 # Set from the data, so a recipe may not name them.
 FROM_DATA = ("in_channels", "num_classes")
+AnyConfig: TypeAlias = NetworkConfig | DenseConfig
 BASE = "recipe"  # the key of a recipe file that names the recipe it builds on
 
 
@@ -65,7 +79,7 @@ class ModelRecipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The `model` section as plain values."""
-        values = {"name": self.name, "ann": self.ann, **_plain(self.fields)}
+        values = {"name": self.name, "ann": self.ann, **plain(self.fields)}
         return values if self.start_from is None else {**values, "start_from": self.start_from}
 
 
@@ -74,16 +88,36 @@ class Recipe:
     """Everything that decides a training run."""
 
     model: ModelRecipe
-    data: DataConfig
+    data: DataSection
     train: TrainConfig
+    task: Task = "classification"
+    segmentation: SegmentationRecipe | None = None  # of that task
+    detection: DetectionRecipe | None = None  # of that task
     distill: DistillConfig | None = None  # learn from a teacher too
     activity: ActivityConfig | None = None  # penalise spikes
     seed: int = 0
     output: str = "runs/unnamed"
 
-    def model_config(self, info: DataInfo) -> NetworkConfig:
+    @property
+    def dense(self) -> DenseRecipe | None:
+        """The task's own section; none for classification."""
+        return self.segmentation or self.detection
+
+    @property
+    def measures(self) -> Measures:
+        """What a run of it measures."""
+        return MEASURES[self.task]
+
+    def model_config(self, info: DataInfo) -> AnyConfig:
         """The model's configuration, channels and classes taken from the data."""
-        return self.model.config(in_channels=info.channels, num_classes=len(info.class_names))
+        return self.config_for(in_channels=info.channels, num_classes=len(info.class_names))
+
+    def config_for(self, *, in_channels: int, num_classes: int) -> AnyConfig:
+        """The configuration for data of these shapes: the network's whole one for dense tasks."""
+        if self.dense is None:
+            return self.model.config(in_channels=in_channels, num_classes=num_classes)
+        backbone = self.model.config(in_channels=in_channels, num_classes=0)
+        return self.dense.config(backbone, num_classes, ann=self.model.ann)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as stored in run folders and checkpoints; `parse_recipe` reads them."""
@@ -91,12 +125,14 @@ class Recipe:
             "seed": self.seed,
             "output": self.output,
             "model": self.model.to_dict(),
-            "data": _plain(dataclasses.asdict(self.data)),
-            "train": _plain(dataclasses.asdict(self.train)),
+            "data": written(self.data),
+            "train": written(self.train),
         }
+        if self.dense is not None:
+            values = {"task": self.task, **values, self.task: self.dense.to_dict()}
         for name, section in (("distill", self.distill), ("activity", self.activity)):
             if section is not None:
-                values[name] = _plain(dataclasses.asdict(section))
+                values[name] = written(section)
         return values
 
     def to_yaml(self) -> str:
@@ -112,6 +148,7 @@ class Option:
     kind: Any  # the annotated type
     default: Any
     help: str
+    added: bool = False  # to a section that had been there without it
 
     @property
     def leaf(self) -> str:
@@ -120,36 +157,52 @@ class Option:
 
 
 def options() -> list[Option]:
-    """Every key of a recipe, in order; of the model's, those of all families."""
+    """Every key of a recipe, in order; of the model's and the data's, those of all kinds."""
     sections: tuple[tuple[str, Any], ...] = (
         ("model", ModelRecipe),
         *(("model", family.config) for family in families().values()),
-        ("data", DataConfig),
+        *(("data", section) for section in DATA_SECTIONS.values()),
         ("train", TrainConfig),
+        *((task, cls) for task, own in SECTIONS.items() for cls in (own, own.network())),
         ("distill", DistillConfig),
         ("activity", ActivityConfig),
     )
-    found = [
-        Option(path="seed", kind=int, default=0, help="of weights, batches and augmentation"),
-        Option(path="output", kind=str, default="runs/RECIPE", help="run folder"),
-    ]
-    taken: set[str] = set()
+    found = {
+        "seed": Option(path="seed", kind=int, default=0, help="of weights and augmentation"),
+        "output": Option(path="output", kind=str, default="runs/RECIPE", help="run folder"),
+        "task": Option(path="task", kind=Task, default=Recipe.task, help="what is learned"),
+    }
     for section, cls in sections:
         hints = type_hints(cls)
         for item in dataclasses.fields(cls):
             path = f"{section}.{item.name}"
-            if item.name in FROM_DATA or item.name == "fields" or path in taken:
+            if item.name in (*FROM_DATA, *FROM_ELSEWHERE, "fields"):
                 continue
-            taken.add(path)
-            found.append(
-                Option(
-                    path=path,
-                    kind=hints[item.name],
-                    default=None if item.default is dataclasses.MISSING else item.default,
-                    help=item.metadata.get("help", ""),
-                )
+            if path in found:
+                found[path] = _widened(found[path], hints[item.name])
+                continue
+            found[path] = Option(
+                path=path,
+                kind=hints[item.name],
+                default=None if item.default is dataclasses.MISSING else item.default,
+                help=item.metadata.get("help", ""),
+                added=section in DENSE or item.metadata.get("added", False),
             )
-    return found
+    return list(found.values())
+
+
+def _widened(option: Option, kind: Any) -> Option:
+    """A key of several sections of one name, which takes the words that any of them takes."""
+    if get_origin(option.kind) is not Literal or get_origin(kind) is not Literal:
+        return option
+    words = tuple(dict.fromkeys((*get_args(option.kind), *get_args(kind))))
+    return dataclasses.replace(option, kind=Literal[words])
+
+
+def named_by_leaf(leaf: str, every: Sequence[Option]) -> list[Option]:
+    """The options that the last part of a path may mean: those added later come second."""
+    matches = [option for option in every if option.leaf == leaf]
+    return [option for option in matches if not option.added] or matches
 
 
 def resolve_key(key: str) -> Option:
@@ -159,7 +212,7 @@ def resolve_key(key: str) -> Option:
     for found in every:
         if found.path == wanted:
             return found
-    matches = [found for found in every if found.leaf == wanted]
+    matches = named_by_leaf(wanted, every)
     if len(matches) == 1:
         return matches[0]
     if matches:
@@ -268,8 +321,11 @@ def parse_recipe(values: Mapping[str, Any]) -> Recipe:
     """Check plain values and build the recipe; `UserError` for anything that does not fit."""
     refuse_unknown("", values, [f.name for f in dataclasses.fields(Recipe)])
     model = _parse_model(values.get("model"))
+    task = parse_value("task", Task, values.get("task", "classification"))
     recipe = Recipe(
         model=model,
+        task=task,
+        **_parse_dense(task, values),
         data=parse_data(values),
         train=parse_section(TrainConfig, "train", values.get("train") or {}),
         distill=_parse_optional(DistillConfig, "distill", values),
@@ -280,15 +336,30 @@ def parse_recipe(values: Mapping[str, Any]) -> Recipe:
     if not 0 <= recipe.seed < 2**31:
         raise UserError(f"seed={recipe.seed}: must be between 0 and 2147483647")
     # Impossible sizes are found here, before any data is read; 3 and 1000 stand for the data's.
-    model.config(in_channels=3, num_classes=1000)
+    recipe.config_for(in_channels=3, num_classes=1000)
+    if recipe.dense is not None and recipe.distill is not None and recipe.distill.logit_weight > 0:
+        raise UserError(
+            f"distill.logit_weight={recipe.distill.logit_weight}: {task} learns from the teacher's "
+            "tokens alone: leave it out"
+        )
     return recipe
 
 
-def parse_data(values: Mapping[str, Any]) -> DataConfig:
-    """The data section of a recipe's plain values."""
+def parse_data(values: Mapping[str, Any]) -> DataSection:
+    """The data section of a recipe's plain values, which is that of its task."""
     if not values.get("data"):
         raise UserError("there is no data section: give one, such as --data.name digits")
-    return parse_section(DataConfig, "data", values["data"])
+    section = DATA_SECTIONS[values.get("task", "classification")]
+    parsed: DataSection = parse_section(section, "data", values["data"])
+    return parsed
+
+
+def _parse_dense(task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The section of a dense task, with all defaults if it is missing; none of another task."""
+    for other in DENSE:
+        if other != task and values.get(other) not in (None, "none"):
+            raise UserError(f"{other} is a section for task: {other}, but the task is {task}")
+    return {task: SECTIONS[task].parse(values.get(task))} if task in SECTIONS else {}
 
 
 def _parse_optional(cls: type[Section], name: str, values: Mapping[str, Any]) -> Section | None:
@@ -340,9 +411,3 @@ def _read(name: str) -> tuple[str, str]:
         return path.read_text(encoding="utf-8"), path.stem
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read recipe {name}: {error}") from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from qsdformer.graph.ops import Array
+from qsdformer.nn.config import NetworkConfig
 from qsdformer.runtimes.onnx_nodes import OPSET
 from qsdformer.runtimes.sessions import require
 
@@ -22,8 +23,8 @@ CALIBRATION_IMAGES = 4
 
 
 def has_ann(model: nn.Module) -> bool:
-    """Whether a model's configuration knows a counterpart ANN, as those of this package do."""
-    return hasattr(getattr(model, "config", None), "ann")
+    """Whether a model is a classifier of this package, which has a counterpart ANN."""
+    return isinstance(getattr(model, "config", None), NetworkConfig)
 
 
 def ann_model(model: nn.Module, shape: tuple[int, int, int], seed: int = 0) -> bytes:

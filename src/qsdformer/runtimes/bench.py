@@ -105,7 +105,7 @@ def make_subjects(
             found.append(Subject(network=label, runtime=name, time=_pixels(start(data, threads))))
     if model is None or not ann or not has_ann(model):
         return found
-    shape = (pre.channels, pre.image_size, pre.image_size)
+    shape = (pre.channels, *pre.sides)
     data = ann_model(model, shape)
     contents = {"ANN, fp32": data}
     if importlib.util.find_spec("onnxruntime"):
@@ -201,18 +201,20 @@ pixels = np.zeros((1, *shape), np.uint8)
 if kind == "checkpoint":
     import torch
     from qsdformer.models.checkpoint import load_checkpoint
+    from qsdformer.tasks.deployment import deployable
     torch.set_num_threads(1)
     with torch.inference_mode():
-        load_checkpoint(path).model(torch.from_numpy(pixels).float())
+        loaded = load_checkpoint(path)
+        deployable(loaded.model, loaded.info).part(torch.from_numpy(pixels).float())
 elif kind == "native":
     from qsdformer.runtimes import native
     native.load(path)(pixels)
 elif kind == "artifact":
     from qsdformer.graph.artifact import load_artifact
-    load_artifact(path).run(pixels)
+    load_artifact(path).run_outputs(pixels)
 else:
     from qsdformer.runtimes.onnx_predict import load_onnx
-    load_onnx(path, 1).logits(pixels)
+    load_onnx(path, 1).outputs(pixels)
 try:
     with open("/proc/self/status") as status:
         kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from qsdformer.errors import UserError
 from qsdformer.graph.spikes import Spikes, spike_values, trace_quantised
 from qsdformer.graph.steps import Step, Traced
-from qsdformer.graph.trace import logits_step, trace
+from qsdformer.graph.trace import trace
 from qsdformer.nn.attention import SpikeAttention, from_heads, to_heads
 from qsdformer.nn.neurons import SpikingNeuron, counts_to_spikes, spikes_to_counts
 from qsdformer.nn.quantizers import QuantConv2d, QuantLinear
@@ -36,16 +36,23 @@ from qsdformer.nn.quantizers import QuantConv2d, QuantLinear
 
 @dataclass(frozen=True, kw_only=True)
 class BinaryRun:
-    """Logits (B, classes), spike counts by neuron, and operations by layer over the batch.
+    """Outputs, spike counts by neuron, and operations by layer over the batch.
 
-    `counts` hold int64 tensors shaped like the neuron's output, channels first; `additions` and
-    `macs` are totals.
+    `outputs` are the model's results by name, as the trace calls them; `counts` hold
+    int64 tensors shaped like the neuron's output, channels first; `additions` and `macs` are
+    totals.
     """
 
-    logits: Tensor
+    outputs: dict[str, Tensor]
     counts: dict[str, Tensor]
     additions: dict[str, int]
     macs: dict[str, int]
+
+    @property
+    def logits(self) -> Tensor:
+        """The result of a model that has one: of a classifier (B, classes)."""
+        (found,) = self.outputs.values()
+        return found
 
 
 @dataclass(kw_only=True)
@@ -72,11 +79,12 @@ EXACT_FLOAT32 = 2**24  # whole numbers below it are exact in float32
 
 def multi_bit(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits and the spike counts (int64) of every neuron in ordinary, multi-bit evaluation."""
-    return multi_bit_of(trace(model, images.shape), images)
+    outputs, counts = multi_bit_of(trace(model, images.shape), images)
+    return next(iter(outputs.values())), counts
 
 
-def multi_bit_of(traced: Traced, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """`multi_bit` of a model traced for images of this shape."""
+def multi_bit_of(traced: Traced, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """All outputs and spike counts by name, of a model traced for images of this shape."""
     counts: dict[str, Tensor] = {}
 
     def do(step: Step, *values: Tensor) -> Tensor:
@@ -87,7 +95,7 @@ def multi_bit_of(traced: Traced, images: Tensor) -> tuple[Tensor, dict[str, Tens
 
     with torch.no_grad():
         outputs = traced.walk(images, do)
-    return next(iter(outputs.values())), counts
+    return outputs, counts
 
 
 def run_binary(model: nn.Module, images: Tensor) -> BinaryRun:
@@ -101,12 +109,11 @@ def run_binary(model: nn.Module, images: Tensor) -> BinaryRun:
 
 def run_binary_of(traced: Traced, images: Tensor) -> BinaryRun:
     """`run_binary` of a model traced for images of this shape."""
-    logits_step(traced)
     execution = _Binary(spike_values(traced))
     with torch.no_grad():
-        (logits,) = traced.walk(images, execution.do).values()
+        outputs = traced.walk(images, execution.do)
     return BinaryRun(
-        logits=_real(logits),
+        outputs={name: _real(value) for name, value in outputs.items()},
         counts=execution.counts,
         additions=execution.additions,
         macs=execution.macs,

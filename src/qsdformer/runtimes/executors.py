@@ -1,7 +1,8 @@
 """The ways to execute a trained network, behind one interface, for `qsd verify` and `qsd bench`.
 
-An executor takes uint8 pixels (B, C, H, W) and gives real logits (B, classes) and, if asked and
-able to, the spike counts of every neuron. Others join by `register`.
+An executor takes uint8 pixels (B, C, H, W) and gives real logits (B, classes), or of a network
+without logits its real outputs (T*B, C, H, W) by name; and, if asked and able to, the spike counts
+of every neuron. Others join by `register`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +24,8 @@ from qsdformer.graph.spikes import trace_quantised
 from qsdformer.graph.trace import Tracings
 from qsdformer.runtimes.binary import multi_bit_of, run_binary_of
 
-Output = tuple[Array, dict[str, Array] | None]
+Results = Array | dict[str, Array]
+Output = tuple[Results, dict[str, Array] | None]
 # Runs pixels; with collect=False it leaves the counts out and need not spend time on them.
 Run = Callable[[Array, bool], Output]
 
@@ -101,10 +102,10 @@ def _multi_bit(model: nn.Module, graph: IntegerGraph) -> Run:
     def run(pixels: Array, collect: bool) -> Output:
         images = normalised(pixels, graph.preprocessing).to(_device(model))
         if collect:
-            logits, counts = multi_bit_of(tracings.of(images), images)
-            return _array(logits), {name: _array(c) for name, c in counts.items()}
+            outputs, counts = multi_bit_of(tracings.of(images), images)
+            return _results(graph, outputs), {name: _array(c) for name, c in counts.items()}
         with torch.no_grad():
-            return _array(model(images)), None
+            return _results(graph, named_outputs(model(images))), None
 
     return run
 
@@ -115,17 +116,33 @@ def _binary(model: nn.Module, graph: IntegerGraph) -> Run:
     def run(pixels: Array, collect: bool) -> Output:
         images = normalised(pixels, graph.preprocessing).to(_device(model))
         result = run_binary_of(tracings.of(images), images)
-        return _array(result.logits), {name: _array(c) for name, c in result.counts.items()}
+        counts = {name: _array(c) for name, c in result.counts.items()}
+        return _results(graph, result.outputs), counts
 
     return run
 
 
 def _integer(model: nn.Module, graph: IntegerGraph) -> Run:
     def run(pixels: Array, collect: bool) -> Output:
-        logits, counts = graph.reference.run_with_counts(pixels, collect=collect)
-        return logits.astype(np.float64) * graph.logit_scale, counts if collect else None
+        values, counts = graph.reference.run_results(pixels, collect=collect)
+        return graph.real_results(values), counts if collect else None
 
     return run
+
+
+def named_outputs(found: Any) -> dict[str, Tensor]:
+    """What a model returned by the names that its trace gives it."""
+    if isinstance(found, Tensor):
+        return {"output": found}
+    if isinstance(found, dict):
+        return {str(name): value for name, value in found.items()}
+    return {f"output{i}": value for i, value in enumerate(found)}
+
+
+def _results(graph: IntegerGraph, outputs: dict[str, Tensor]) -> Results:
+    """A model's outputs as executors give them."""
+    found = {name: _array(value) for name, value in outputs.items()}
+    return next(iter(found.values())) if graph.class_names else found
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -22,7 +22,7 @@ from qsdformer.graph.ops import LOGITS, Array
 if TYPE_CHECKING:
     from qsdformer.graph.integer import IntegerGraph
 
-ABI = 1
+ABI = 2
 LIBRARY, ISA = "QSD_NATIVE_LIBRARY", "QSD_NATIVE_ISA"
 WITHOUT = "none"  # the value of QSD_NATIVE_LIBRARY that does without the engine
 MESSAGE_BYTES = 1024
@@ -46,7 +46,7 @@ class _Options(ctypes.Structure):
 
 class _Info(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int) for name in ("channels", "image_size", "time_steps")),
+        *((name, ctypes.c_int) for name in ("channels", "height", "width", "time_steps")),
         *((name, ctypes.c_int) for name in ("takes_frames", "classes", "fraction")),
         *((name, ctypes.c_int) for name in ("outputs", "neurons", "threads")),
         ("weight_bytes", ctypes.c_uint64),
@@ -154,9 +154,12 @@ class NativeModel:
         """The instruction set whose kernels run."""
         return str(self.info.isa.decode())
 
-    def __call__(self, pixels: Array) -> Array:
-        """Integer logits (B, classes) int32 of uint8 pixels (B, C, H, W), or (T, B, C, H, W)."""
-        return self.run(pixels)
+    def __call__(self, pixels: Array) -> Array | dict[str, Array]:
+        """Integers of uint8 pixels (B, C, H, W), or (T, B, C, H, W): logits (B, classes) int32.
+
+        Of a network without logits its outputs (T*B, C, H, W) by name.
+        """
+        return self.run(pixels) if self.info.classes else self.run_outputs(pixels)
 
     def run(self, images: Array) -> Array:
         """Integer logits (B, classes) int32; equal to `IntegerGraph.run`."""
@@ -179,15 +182,29 @@ class NativeModel:
 
     def run_outputs(self, images: Array) -> dict[str, Array]:
         """The integers of all results by name, as `IntegerGraph.run_outputs` gives them."""
+        return self.run_results(images, collect=False)[0]
+
+    def run_results(
+        self, images: Array, collect: bool = True
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """`run_outputs`, and the spike counts (T*B, C, H, W) uint8 of every neuron by name."""
         flat, batch, frames = self._checked(images)
+        counts = {}
+        if collect:
+            counts = self._arrays("neuron", self.info.neurons, batch, frames, np.uint8)
         found = self._arrays("output", self.info.outputs, batch, frames, np.int32)
         outputs = list(found.values())
         logits = None
         if self.info.classes:
             logits = np.empty((batch, self.info.classes), np.int32)
             found[LOGITS] = logits[:, :, None, None]
-        self._run(flat, batch, frames, logits=logits, outputs=outputs)
-        return found
+        self._run(
+            *(flat, batch, frames),
+            logits=logits,
+            outputs=outputs,
+            counts=list(counts.values()),
+        )
+        return found, counts
 
     def logits(self, images: Array) -> Array:
         """Real logits (B, classes) float64."""
@@ -210,7 +227,7 @@ class NativeModel:
     def _checked(self, images: Array) -> tuple[Array, int, bool]:
         """Pixels in one run of memory, the batch, and whether there is a frame for each step."""
         info = self.info
-        expected = (info.channels, info.image_size, info.image_size)
+        expected = (info.channels, info.height, info.width)
         frames = images.ndim == 5 and images.shape[0] == info.time_steps
         fits = frames or (images.ndim == 4 and not info.takes_frames)
         if images.dtype != np.uint8 or images.shape[-3:] != expected or not fits:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,8 +19,8 @@ def _factory(model: nn.Module, graph: IntegerGraph) -> Run | None:
     loaded = native.of_graph(graph, torch.get_num_threads())
 
     def run(pixels: Array, collect: bool) -> Output:
-        logits, counts = loaded.run_with_counts(pixels, collect=collect)
-        return logits.astype(np.float64) * graph.logit_scale, counts if collect else None
+        values, counts = loaded.run_results(pixels, collect=collect)
+        return graph.real_results(values), counts if collect else None
 
     return run
 

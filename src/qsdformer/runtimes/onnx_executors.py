@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from qsdformer.graph.integer import IntegerGraph
-from qsdformer.graph.ops import Array
+from qsdformer.graph.ops import LOGITS, Array
 from qsdformer.runtimes.executors import Executor, Output, Run, register
 from qsdformer.runtimes.sessions import RUNTIMES, Arrangement, Infer
 
@@ -37,8 +37,10 @@ def runtime_run(
                 models.pop(collect).SerializeToString(), torch.get_num_threads()
             )
         found = sessions[collect](pixels, None)
-        logits = found["logits"].astype(np.float64)
-        return logits, {name: found[name] for name in neurons} if collect else None
+        counts = {name: found[name] for name in neurons} if collect else None
+        if graph.class_names:
+            return found[LOGITS].astype(np.float64), counts
+        return {output.name: found[output.name] for output in graph.outputs}, counts
 
     return run
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
+from qsdformer.errors import UserError
 from qsdformer.files import atomic_path
 from qsdformer.graph.check import check_graph
 from qsdformer.graph.integer import IntegerGraph, Output
@@ -70,6 +71,11 @@ def export_onnx(
     graph: IntegerGraph, path: str | os.PathLike[str], arrangement: Arrangement = "onnxruntime"
 ) -> None:
     """Write `graph` as an ONNX file, whole or not at all; `UserError` if that is not possible."""
+    if graph.heads:
+        raise UserError(
+            "an ONNX file holds one graph, and this detector has others for its regions: export a "
+            ".qsd file"
+        )
     data = sign(onnx_model(graph, arrangement).SerializeToString())
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
@@ -166,7 +172,7 @@ class _Translation:
             kind = UINT8 if self.quantised else FLOAT
             self._named(op.name, "Identity", self.nodes.to(value, "NCHW"))
             outputs[op.name] = (kind, [f"{steps}*batch", *value.shape])
-        pixels: list[str | int] = ["batch", pre.channels, pre.image_size, pre.image_size]
+        pixels: list[str | int] = ["batch", pre.channels, *pre.sides]
         if self.graph.takes_frames:
             pixels.insert(0, steps)
         return self.nodes.model({PIXELS: (UINT8, pixels)}, outputs, metadata(self.graph))
@@ -201,7 +207,7 @@ class _Translation:
     def _normalised(self, op: Normalise) -> Value:
         pre = self.graph.preprocessing
         mean, std = np.array(pre.mean), np.array(pre.std)
-        shape = (pre.channels, pre.image_size, pre.image_size)
+        shape = (pre.channels, *pre.sides)
         unit = 2.0**-op.fraction
         x = PIXELS
         if self.graph.takes_frames:

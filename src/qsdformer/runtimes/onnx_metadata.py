@@ -6,14 +6,16 @@ artifacts. Neither PyTorch nor the package onnx is needed to check it; other run
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Any
 
+from qsdformer.data.base import as_image_size
 from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
+from qsdformer.graph.post import Post, post_values, read_post
 
 METADATA_KEY = "qsdformer"
 CHECKSUM_KEY = "qsdformer_sha256"
@@ -32,10 +34,12 @@ def metadata(graph: IntegerGraph) -> dict[str, str]:
     """The metadata of `graph`: class names, preprocessing, configuration, input, checksum."""
     description = {
         "class_names": list(graph.class_names),
-        "preprocessing": dataclasses.asdict(graph.preprocessing),
+        "preprocessing": graph.preprocessing.to_dict(),
         "config": graph.config,
         "input": FRAMES if graph.takes_frames else INPUT,
     }
+    if graph.post is not None:
+        description["post"] = post_values(graph.post)
     return {
         METADATA_KEY: json.dumps(description, ensure_ascii=False),
         CHECKSUM_KEY: "0" * DIGITS,  # a file gets the real one, see `sign`
@@ -77,9 +81,22 @@ def _digest(data: bytes, place: slice) -> bytes:
     return total.hexdigest().encode()
 
 
-def read_metadata(found: Mapping[str, str]) -> tuple[tuple[str, ...], Preprocessing]:
-    """Class names and preprocessing; KeyError, TypeError or ValueError if they are not there."""
+def read_metadata(
+    found: Mapping[str, str],
+) -> tuple[tuple[str, ...], Preprocessing, Post | None]:
+    """Class names, preprocessing and post-processing.
+
+    KeyError, TypeError or ValueError if they are not there.
+    """
     description = json.loads(found[METADATA_KEY])
     pre = description["preprocessing"]
-    lists = {name: tuple(map(float, pre[name])) for name in ("mean", "std")}
-    return tuple(map(str, description["class_names"])), Preprocessing(**{**pre, **lists})
+    lists: dict[str, Any] = {name: tuple(map(float, pre[name])) for name in ("mean", "std")}
+    lists["image_size"] = as_image_size(pre["image_size"])
+    if "placed" in pre:
+        lists["placed"] = tuple(map(int, pre["placed"]))
+    post = description.get("post")
+    return (
+        tuple(map(str, description["class_names"])),
+        Preprocessing(**{**pre, **lists}),
+        None if post is None else read_post(post),
+    )

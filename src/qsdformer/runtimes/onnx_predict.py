@@ -16,6 +16,7 @@ from qsdformer.errors import UserError
 from qsdformer.files import exported_kind
 from qsdformer.graph.classes import top_classes
 from qsdformer.graph.ops import Array
+from qsdformer.graph.post import Post
 from qsdformer.runtimes.onnx_metadata import NOT_OURS, check, read_metadata
 from qsdformer.runtimes.sessions import onnxruntime_session
 
@@ -27,6 +28,7 @@ class OnnxModel:
     session: Any
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
+    post: Post | None = None
 
     def logits(self, images: Array) -> Array:
         """Logits (B, classes) float32 of uint8 pixels (B, C, H, W), or frames (T, B, C, H, W)."""
@@ -65,7 +67,11 @@ def load_onnx(path: str | os.PathLike[str], threads: int = 0) -> OnnxModel:
     check(data, name)
     session = onnxruntime_session(data, threads, name=name)
     try:
-        class_names, preprocessing = read_metadata(session.get_modelmeta().custom_metadata_map)
+        class_names, preprocessing, post = read_metadata(
+            session.get_modelmeta().custom_metadata_map
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{name} {NOT_OURS}") from error
-    return OnnxModel(session=session, class_names=class_names, preprocessing=preprocessing)
+    return OnnxModel(
+        session=session, class_names=class_names, preprocessing=preprocessing, post=post
+    )

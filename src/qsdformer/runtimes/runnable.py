@@ -31,7 +31,9 @@ class Engine(Protocol):
         self, images: Array, collect: bool = True
     ) -> tuple[Array, dict[str, Array]]: ...
 
-    def run_outputs(self, images: Array) -> dict[str, Array]: ...
+    def run_results(
+        self, images: Array, collect: bool = True
+    ) -> tuple[dict[str, Array], dict[str, Array]]: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -79,9 +81,11 @@ class RunnableGraph(IntegerGraph):
         """As `IntegerGraph.run_with_counts`."""
         return self.engine.run_with_counts(images, collect)
 
-    def run_outputs(self, images: Array) -> dict[str, Array]:
-        """As `IntegerGraph.run_outputs`."""
-        return self.engine.run_outputs(images)
+    def run_results(
+        self, images: Array, collect: bool = True
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """As `IntegerGraph.run_results`."""
+        return self.engine.run_results(images, collect)
 
 
 def runnable(
@@ -96,10 +100,9 @@ def _fields(graph: IntegerGraph) -> dict[str, Any]:
 
 
 class _Exported:
-    """A graph in OpenVINO or ONNX Runtime, whose real logits are rounded to integers.
+    """A graph in OpenVINO or ONNX Runtime, whose real results are rounded to integers.
 
-    Counts, further outputs and a frame for each time step of an image network are left to the
-    reference.
+    Counts and a frame for each time step of an image network are left to the reference.
     """
 
     def __init__(self, graph: IntegerGraph, runtime: str, threads: int) -> None:
@@ -112,14 +115,26 @@ class _Exported:
     def run_with_counts(
         self, images: Array, collect: bool = True
     ) -> tuple[Array, dict[str, Array]]:
-        if collect or not self._graph.class_names or images.ndim != 4 + self._graph.takes_frames:
-            return self._graph.run_with_counts(images, collect)
-        self._graph.check_images(images)
-        logits = self._infer(images, [LOGITS])[LOGITS].astype(np.float64)
-        return np.rint(logits / self._graph.logit_scale).astype(np.int32), {}
+        if not self._graph.class_names:
+            return self._graph.run_with_counts(images, collect)  # which says that there are none
+        values, counts = self.run_results(images, collect)
+        return values[LOGITS][:, :, 0, 0], counts
 
-    def run_outputs(self, images: Array) -> dict[str, Array]:
-        return self._graph.run_outputs(images)
+    def run_results(
+        self, images: Array, collect: bool = True
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        if collect or images.ndim != 4 + self._graph.takes_frames:
+            return self._graph.run_results(images, collect)
+        self._graph.check_images(images)
+        results = self._graph.results
+        found = self._infer(images, [output.name for output in results])
+        values = {}
+        for output in results:
+            real = found[output.name].astype(np.float64)
+            real = real.reshape(*real.shape[:2], *(real.shape[2:] or (1, 1)))
+            scale = np.array(output.scale).reshape(-1, 1, 1)
+            values[output.name] = np.rint(real / scale).astype(np.int32)
+        return values, {}
 
 
 def _start(graph: IntegerGraph, threads: int, exact: bool) -> tuple[Engine, str]:

@@ -99,24 +99,13 @@ def onnxruntime_infer(model: bytes | str, threads: int = 1) -> Infer:
     return infer
 
 
-@functools.cache
-def openvino_core() -> Any:
-    """The one OpenVINO core of this process, which is never taken down.
-
-    Its CPU plugin (2026.4) sets an alternate signal stack on the thread that makes it and frees
-    that memory with itself. The next signal with a handler of Python's (Ctrl-C, SIGTERM, a loader
-    process that ends) would then end the process with a segmentation fault.
-    """
-    return require("openvino").Core()
-
-
 def openvino_compiled(model: bytes | str, threads: int) -> Any:
     """A compiled model of OpenVINO on the CPU, computing real numbers in 32 bits.
 
     By default OpenVINO rounds real numbers to bfloat16 where the processor has it, and to 8 bits
     the inputs of matrix products with 8-bit weights; both would move spike counts.
     """
-    core = openvino_core()
+    core = _openvino_core()
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": "f32",
@@ -128,6 +117,18 @@ def openvino_compiled(model: bytes | str, threads: int) -> Any:
     except RuntimeError as error:
         reason = one_line(error)
         raise UserError(f"OpenVINO cannot load the model: {reason}; export it again") from error
+
+
+@functools.cache
+def _openvino_core() -> Any:
+    """OpenVINO's plugins, loaded once and never unloaded.
+
+    Loading the one for CPUs gives the thread another stack for signal handlers, and unloading it
+    puts back the one before. Of two that are loaded, the first to be unloaded frees the stack that
+    the second puts back: the next signal with a handler, such as that of a data loader's process
+    which ends, would kill this one.
+    """
+    return require("openvino").Core()
 
 
 def openvino_infer(model: bytes | str, threads: int = 1) -> Infer:

@@ -92,7 +92,7 @@ def check_fits(model_classes: int, model_info: DataInfo | None, data: DataInfo) 
 def first_images(
     batches: Iterable[tuple[Tensor, Tensor]], limit: int | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first `limit` images of labelled batches; None for all."""
+    """The first `limit` images of labelled batches, tensors or lists; None for all."""
     if limit is None:
         yield from batches
         return

@@ -8,19 +8,28 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from qsdformer.data import DataConfig, DataInfo, DataModule
+from qsdformer.data import DataInfo, DataModule
 from qsdformer.data.base import numbered_classes
+from qsdformer.data.detection.voc import is_voc
 from qsdformer.data.image_folder import CROP_PCT
+from qsdformer.data.sections import DataSection
+from qsdformer.data.segmentation.config import FOLDER as MASK_FOLDER
+from qsdformer.data.segmentation.config import PUBLISHED
+from qsdformer.data.segmentation.files import class_names_in
 from qsdformer.errors import UserError
 from qsdformer.models.checkpoint import Loaded, load_checkpoint
+from qsdformer.recipes.dense import DetectionRecipe
 from qsdformer.recipes.recipe import parse_data, parse_value, with_keys
+from qsdformer.tasks.choice import data_module, data_options
 from qsdformer.tasks.evaluation import check_fits
 
 SIZE = "data.image_size"
+# A kind of data of each task, for reading keys that all of its kinds have.
+FOLDERS = {"classification": "image_folder", "segmentation": MASK_FOLDER, "detection": "coco"}
 
 
 def load_with_data(
@@ -39,8 +48,9 @@ def data_of(
     loaded: Loaded, path: str | Path, keys: Mapping[str, str], batch_size: int
 ) -> DataModule:
     """The data of the checkpoint at `path`, as `load_with_data` gives it."""
-    data = stored_data(path, loaded.recipe, keys, loaded.info, batch_size)
-    check_fits(loaded.model.num_classes, loaded.info, data.info)
+    recipe = {"task": loaded.task, **loaded.recipe}
+    data = stored_data(path, recipe, keys, loaded.info, batch_size)
+    check_fits(loaded.model.config.num_classes, loaded.info, data.info)
     return data
 
 
@@ -53,23 +63,37 @@ def stored_data(
 ) -> DataModule:
     """The data of a model file: its recipe's, some keys replaced.
 
-    They are prepared as `info` says, in the size of `keys` if that is given.
+    A file without a recipe gives its task, if that is not classification, in the key "task". They
+    are prepared as `info` says, in the size of `keys` if that is given.
     """
     seed = parse_value("seed", int, recipe.get("seed", 0))
     config = data_config(path, recipe, keys, info)
     if info is not None and config.image_size is not None:
         info = dataclasses.replace(info, image_size=config.image_size)
-    return DataModule(config, batch_size=batch_size, seed=seed, evaluate_as=info)
+    task = recipe.get("task", "classification")
+    section = DetectionRecipe.parse(recipe["detection"]) if "detection" in recipe else None
+    module = data_module(task)(
+        config,
+        batch_size=batch_size,
+        seed=seed,
+        evaluate_as=info,
+        **data_options(task, section),
+    )
+    return cast(DataModule, module)
 
 
 def data_config(
     path: str | Path, recipe: Mapping[str, Any], keys: Mapping[str, str], info: DataInfo | None
-) -> DataConfig:
-    """What `stored_data` loads; a folder without a name is an image folder."""
+) -> DataSection:
+    """What `stored_data` loads; a folder without a name is one of images, or of images and masks.
+
+    Masks are those of the published set whose classes the model has, if there is one.
+    """
+    task = recipe.get("task", "classification")
     values = with_keys({"data": recipe.get("data", {})}, keys)
     data = dict(values["data"])
     if "name" not in data and "root" in data:
-        data["name"] = "image_folder"
+        data["name"] = _folder_kind(task, data["root"], info)
     if "name" not in data:
         raise UserError(
             f"{path} does not say which images it was trained on: give --data.name, such as "
@@ -77,7 +101,21 @@ def data_config(
         )
     if info is not None and data.get("image_size") is None:
         data["image_size"] = info.image_size
-    return parse_data({"data": data})
+    if info is not None and data["name"] == MASK_FOLDER and data.get("classes") is None:
+        # A folder's own names are read all the same where it has them, and compared.
+        named = class_names_in(data.get("root"))
+        data["classes"] = list(named or info.class_names)
+    return parse_data({"task": task, "data": data})
+
+
+def _folder_kind(task: str, root: object, info: DataInfo | None) -> str:
+    """What a folder without a name is taken for."""
+    if task == "classification":
+        return "image_folder"
+    if task == "detection":
+        return "voc" if is_voc(str(root)) else "coco"
+    sets = {classes: name for name, (classes, _) in PUBLISHED.items()}
+    return sets.get(info.class_names, MASK_FOLDER) if info is not None else MASK_FOLDER
 
 
 def described_inputs(loaded: Loaded, path: str | Path, keys: Mapping[str, str]) -> DataInfo:
@@ -89,7 +127,10 @@ def described_inputs(loaded: Loaded, path: str | Path, keys: Mapping[str, str]) 
     info = loaded.info
     if set(keys) - {SIZE}:
         return data_of(loaded, path, keys, batch_size=1).info
-    size = parse_data(with_keys({"data": {"name": "image_folder"}}, keys)).image_size
+    size = None
+    if SIZE in keys:
+        named = {"task": loaded.task, "data": {"name": FOLDERS[loaded.task]}}
+        size = parse_data(with_keys(named, keys)).image_size
     if info is not None:
         return info if size is None else dataclasses.replace(info, image_size=size)
     if size is None or loaded.model.config.in_channels != 3:

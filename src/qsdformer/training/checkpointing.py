@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from qsdformer.errors import UserError
 from qsdformer.models import checkpoint as files
+from qsdformer.recipes.tasks import Measures
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 
@@ -34,37 +36,38 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 
 class RunCheckpoints(Checkpoint):
-    """Keeps best.ckpt, by validation accuracy, and last.ckpt in the run folder.
+    """Keeps best.ckpt, by what the task monitors, and last.ckpt in the run folder.
 
     Both are written after an epoch's validation. Lightning calls this callback after all others,
     so they hold every other callback's state of the same moment.
     """
 
-    def __init__(self, folder: Path, *, save_every: int) -> None:
+    def __init__(self, folder: Path, measures: Measures, *, save_every: int) -> None:
         self.best_path = folder / BEST
         self.last_path = folder / LAST
+        self.measures = measures
         self.save_every = save_every
-        self.best_accuracy = -1.0
+        self.best = -math.inf
         self.best_epoch = 0
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is due after this epoch."""
         epoch = trainer.current_epoch + 1
-        accuracy = float(trainer.callback_metrics["val_accuracy"])
-        if accuracy > self.best_accuracy:
-            self.best_accuracy, self.best_epoch = accuracy, epoch
+        value = float(trainer.callback_metrics[self.measures.monitored])
+        if value > self.best:
+            self.best, self.best_epoch = value, epoch
             trainer.save_checkpoint(self.best_path)
         ending = epoch == trainer.max_epochs or trainer.should_stop
         if epoch % self.save_every == 0 or ending:
             trainer.save_checkpoint(self.last_path)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best accuracy so far."""
-        return {"best_accuracy": self.best_accuracy, "best_epoch": self.best_epoch}
+        """The best value so far."""
+        return {f"best_{self.measures.name}": self.best, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the best accuracy so far."""
-        self.best_accuracy = state_dict["best_accuracy"]
+        """Go on from the best value so far."""
+        self.best = state_dict[f"best_{self.measures.name}"]
         self.best_epoch = state_dict["best_epoch"]
 
 

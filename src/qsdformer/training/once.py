@@ -16,10 +16,10 @@ from typing import Any
 from lightning.pytorch import Callback
 from rich.console import Console
 
-from qsdformer.data import DataModule
 from qsdformer.errors import UserError
 from qsdformer.models import checkpoint
 from qsdformer.recipes.recipe import Recipe, parse_recipe
+from qsdformer.tasks.choice import training_data
 from qsdformer.training.checkpointing import BEST, LAST, RunCheckpoints
 from qsdformer.training.folder import RESULT, TEACHER, Point, check_free, going_on, locked
 from qsdformer.training.processes import check_processes
@@ -42,10 +42,10 @@ INCIDENTAL = {
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """A finished run: its last checkpoint, and the accuracy of the evaluated weights in it."""
+    """A finished run: its last checkpoint, and what the task monitors of the weights in it."""
 
     path: Path
-    accuracy: float
+    score: float
 
 
 def train(
@@ -77,12 +77,7 @@ def train(
             check_free(folder)
         if resume is True and (start is None or start.path.name != LAST):
             _say(console, _beginning(folder, start))
-        data = DataModule(
-            recipe.data,
-            batch_size=recipe.train.batch_size,
-            eval_batch_size=recipe.train.eval_batch_size,
-            seed=recipe.seed,
-        )
+        data = training_data(recipe)
         data.check()
         teacher = None
         if recipe.distill is not None:
@@ -117,7 +112,7 @@ def train_once(
         train(recipe, resume=there is not None and not again, overwrite=again, console=console)
     last = Path(recipe.output) / LAST
     saved = checkpoint.read(last)[checkpoint.KEY]["extra"]
-    return Finished(path=last, accuracy=float(saved["val_accuracy"]))
+    return Finished(path=last, score=float(saved[recipe.measures.monitored]))
 
 
 def _trained(
@@ -133,7 +128,8 @@ def _trained(
             return path
     _say(console, f"its teacher comes first, in {wanted.output}:")
     trained = train_once(wanted, console=console, overwrite=overwrite, resume=resume)
-    _say(console, f"teacher {trained.path}: accuracy {trained.accuracy:.2%}")
+    word = wanted.measures.word
+    _say(console, f"teacher {trained.path}: {word} {trained.score:.2%}")
     return trained.path
 
 
@@ -149,16 +145,19 @@ def _finished(start: Point, recipe: Recipe, console: Console) -> TrainResult | N
     if start.path.resolve() != (folder / LAST).resolve() or start.epochs < recipe.train.epochs:
         return None
     saved = start.header["model_config"]
-    config = recipe.model.config(in_channels=saved["in_channels"], num_classes=saved["num_classes"])
+    channels = saved.get("backbone", saved)["in_channels"]
+    config = recipe.config_for(in_channels=channels, num_classes=saved["num_classes"])
     checkpoint.check_same_model(saved, config, start.path)
     best = start.content["callbacks"][RunCheckpoints.__qualname__]
     loaded = checkpoint.load_checkpoint(start.path)
     times = _times(folder / RESULT)
     _say(console, f"finished: {start.path} has been trained for all {start.epochs} epochs")
+    measures = recipe.measures
     result = TrainResult(
-        best_accuracy=best["best_accuracy"],
+        metric=measures.name,
+        best=best[f"best_{measures.name}"],
         best_epoch=best["best_epoch"],
-        last_accuracy=float(loaded.extra["val_accuracy"]),
+        last=float(loaded.extra[measures.monitored]),
         best_path=folder / BEST,
         last_path=start.path,
         seconds=times.get("seconds", 0.0),
@@ -166,7 +165,7 @@ def _finished(start: Point, recipe: Recipe, console: Console) -> TrainResult | N
         parameters=sum(p.numel() for p in loaded.model.parameters()),
     )
     if not is_worker(recipe):
-        finish(result, folder, console)
+        finish(result, measures, folder, console)
     return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +22,15 @@ from rich.progress import (
 from torch import Tensor
 
 from qsdformer.errors import UserError
-
-COLUMNS = (
-    "epoch",
-    "step",
-    "lr",
-    "train_loss",
-    "train_accuracy",
-    "val_loss",
-    "val_accuracy",
-    "val_top5",
-    "images_per_second",
-    "train_fgd_loss",
-    "train_logit_loss",
-    "train_activity_loss",
-)
+from qsdformer.recipes.tasks import Measures
 
 
 class MetricsFile:
     """A CSV file with a row every few steps and a row, with val_* filled, every epoch."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path = path
+        self.columns = columns
 
     def start(self, step: int) -> None:
         """Begin the file, or go on with the rows up to `step` of an interrupted run."""
@@ -60,7 +47,7 @@ class MetricsFile:
     def _write(self, mode: str, rows: list[dict[str, Any]], heading: bool = False) -> None:
         try:
             with self.path.open(mode, newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+                writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
                 if heading:
                     writer.writeheader()
                 writer.writerows(rows)
@@ -109,8 +96,9 @@ class Metrics(Callback):
     `latest` is the last epoch's row.
     """
 
-    def __init__(self, path: Path, *, every: int) -> None:
-        self.file = MetricsFile(path)
+    def __init__(self, path: Path, measures: Measures, *, every: int) -> None:
+        self.file = MetricsFile(path, measures.columns)
+        self.measures = measures
         self.every = every
         self.latest: dict[str, Any] = {}
         self._epoch, self._recent = Sums(), Sums()
@@ -146,7 +134,8 @@ class Metrics(Callback):
     ) -> None:
         """Add a step; write a row if one is due."""
         self._epoch.add(outputs)
-        self._recent.add({name: outputs[name] for name in ("loss", "accuracy")})
+        shown = {"loss", self.measures.trained}
+        self._recent.add({name: value for name, value in outputs.items() if name in shown})
         self._images += len(batch[1]) * trainer.world_size
         if trainer.global_step % self.every == 0:
             self._record(trainer, self._recent.means())
@@ -171,7 +160,7 @@ class Metrics(Callback):
         if trainer.is_global_zero:
             self.file.append({k: _short(v) for k, v in row.items()})
             names = {k: v for k, v in row.items() if k not in ("epoch", "step")}
-            kind = "epoch" if "val_accuracy" in values else "step"
+            kind = "epoch" if self.measures.monitored in values else "step"
             scalars = {f"{k}/{kind}" if k.startswith("train") else k: v for k, v in names.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(scalars, step=trainer.global_step)
@@ -237,8 +226,10 @@ class Report(Callback):
         elapsed = time.perf_counter() - self._since
         if elapsed <= (LINE_EVERY if self._bar is None else BAR_EVERY):
             return
-        loss, accuracy = float(outputs["loss"]), float(outputs["accuracy"])
-        numbers = f"{self._images / elapsed:,.0f} img/s  loss {loss:.3f}  acc {accuracy:.1%}"
+        trained = self.metrics.measures.trained
+        numbers = f"{_speed(self._images / elapsed)}  loss {float(outputs['loss']):.3f}"
+        if trained is not None:
+            numbers += f"  acc {float(outputs[trained]):.1%}"
         if self._bar is not None:
             self._bar.update(self._task, numbers=numbers)
         else:
@@ -252,13 +243,8 @@ class Report(Callback):
         self._close()
         row = self.metrics.latest
         if trainer.is_global_zero and row:
-            self.console.print(
-                f"epoch {row['epoch']:>3}/{trainer.max_epochs}  loss {row['train_loss']:.3f}  "
-                f"train {row['train_accuracy']:.2%}  val {row['val_accuracy']:.2%}  "
-                f"val loss {row['val_loss']:.3f}  {row['images_per_second']:,.0f} img/s",
-                highlight=False,
-                soft_wrap=True,
-            )
+            line = epoch_line(row, self.metrics.measures, int(trainer.max_epochs or 0))
+            self.console.print(line, highlight=False, soft_wrap=True)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -271,6 +257,24 @@ class Report(Callback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def epoch_line(row: Mapping[str, Any], measures: Measures, epochs: int) -> str:
+    """What an epoch's row of metrics.csv says, on one line."""
+    parts = [f"epoch {row['epoch']:>3}/{epochs}", f"loss {row['train_loss']:.3f}"]
+    if measures.trained is not None:
+        parts.append(f"train {row[f'train_{measures.trained}']:.2%}")
+    word = "" if measures.name == "accuracy" else f"{measures.word} "
+    parts.append(f"val {word}{row[measures.monitored]:.2%}")
+    if "val_loss" in row:
+        parts.append(f"val loss {row['val_loss']:.3f}")
+    return "  ".join([*parts, _speed(row["images_per_second"])])
+
+
+def _speed(images_per_second: float) -> str:
+    """Few images a second, as dense tasks have on a CPU, with one decimal."""
+    digits = 1 if images_per_second < 10 else 0
+    return f"{images_per_second:,.{digits}f} img/s"
 
 
 def _epoch(trainer: Trainer) -> str:

@@ -10,23 +10,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from qsdformer.data import DataModule
+from qsdformer.data.base import size_text
 from qsdformer.errors import UserError, one_line
 from qsdformer.files import write_json, write_text
 from qsdformer.models import checkpoint
-from qsdformer.models.base import SpikingTransformer
 from qsdformer.nn.config import NetworkConfig
-from qsdformer.recipes.recipe import Recipe, parse_recipe
-from qsdformer.tasks.classification import Classification
-from qsdformer.tasks.distillation import Distillation
+from qsdformer.recipes.recipe import AnyConfig, Recipe, parse_recipe
+from qsdformer.recipes.tasks import Measures
+from qsdformer.tasks.base import NetworkTask
+from qsdformer.tasks.choice import TaskData, make_task
 from qsdformer.tasks.teachers import Teacher
 from qsdformer.training.checkpointing import NonFiniteGuard, RunCheckpoints, SafeCheckpointIO
 from qsdformer.training.folder import RESULT, Point, clear
@@ -37,21 +37,33 @@ from qsdformer.training.stopping import StopOnSigterm
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a finished run has to show. Accuracies are fractions of the evaluation set."""
+    """What a finished run has to show.
 
-    best_accuracy: float
+    `best` and `last` are what the task monitors, named `metric`: for classification accuracy, a
+    fraction of the evaluation set.
+    """
+
+    metric: str
+    best: float
     best_epoch: int
-    last_accuracy: float
+    last: float
     best_path: Path
     last_path: Path
     seconds: float  # without its teacher's training
     cpu_seconds: float  # of this process, all threads
     parameters: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as result.json has them: best_accuracy, best_epoch, and so on."""
+        values = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
+        metric = values.pop("metric")
+        names = {"best": f"best_{metric}", "last": f"last_{metric}"}
+        return {names.get(name, name): value for name, value in values.items()}
+
 
 def fit(
     recipe: Recipe,
-    data: DataModule,
+    data: TaskData,
     *,
     teacher: Teacher | None = None,
     start: Point | None = None,
@@ -66,17 +78,15 @@ def fit(
     """
     begin, cpu_begin = time.perf_counter(), time.process_time()
     folder = Path(recipe.output)
-    if teacher is None:
-        task = Classification(recipe, data.info)
-    else:
-        task = Distillation(recipe, data.info, teacher)
+    task = make_task(recipe, data, teacher)
+    measures = recipe.measures
     if start is not None:
         check_resume(start, recipe, task.model.config, console)
     elif recipe.model.start_from is not None:
         for line in task.start_from(recipe.model.start_from):
             console.print(line, highlight=False, soft_wrap=True)
-    metrics = Metrics(folder / "metrics.csv", every=recipe.train.log_every)
-    saver = RunCheckpoints(folder, save_every=recipe.train.save_every)
+    metrics = Metrics(folder / "metrics.csv", measures, every=recipe.train.log_every)
+    saver = RunCheckpoints(folder, measures, save_every=recipe.train.save_every)
     guard = NonFiniteGuard(saver.last_path, every=recipe.train.log_every)
     stop = StopOnSigterm(saver.last_path, console)
     own = [guard, metrics, Report(console, metrics), saver, stop]
@@ -87,21 +97,24 @@ def fit(
         if start is None:
             clear(folder)
         write_text(folder / "recipe.yaml", recipe.to_yaml())
-        for line in (_heading(recipe, task.model, data), *(f"note: {n}" for n in data.notes)):
+        for line in (_heading(recipe, task, data), *(f"note: {n}" for n in data.notes)):
             console.print(line, highlight=False, soft_wrap=True, markup=False)
     advice = f"go on with --resume from {saver.last_path}, if there is one by now"
     with _quiet_lightning(), _plain_interrupts(), FAMILY.training(advice), stop:
         try:
             path = None if start is None else start.path
-            trainer.fit(task, datamodule=data, ckpt_path=path, weights_only=True)
+            trainer.fit(
+                task, datamodule=cast(LightningDataModule, data), ckpt_path=path, weights_only=True
+            )
         except Exception:
             if trainer.global_step == 0 and first:
                 clear(folder)
             raise
     result = TrainResult(
-        best_accuracy=saver.best_accuracy,
+        metric=measures.name,
+        best=saver.best,
         best_epoch=saver.best_epoch,
-        last_accuracy=float(trainer.callback_metrics.get("val_accuracy", saver.best_accuracy)),
+        last=float(trainer.callback_metrics.get(measures.monitored, saver.best)),
         best_path=saver.best_path,
         last_path=saver.last_path,
         seconds=time.perf_counter() - begin,
@@ -109,7 +122,7 @@ def fit(
         parameters=sum(p.numel() for p in task.model.parameters()),
     )
     if first:
-        finish(result, folder, console)
+        finish(result, measures, folder, console)
     return result
 
 
@@ -155,7 +168,7 @@ def _tensorboard(folder: Path) -> TensorBoardLogger | bool:
     return TensorBoardLogger(folder, name="tensorboard", version="") if installed else False
 
 
-def check_resume(start: Point, recipe: Recipe, config: NetworkConfig, console: Console) -> None:
+def check_resume(start: Point, recipe: Recipe, config: AnyConfig, console: Console) -> None:
     """Refuse a checkpoint of another model; say in which other keys the recipe has changed."""
     path = start.path
     checkpoint.check_same_model(start.header.get("model_config", {}), config, path)
@@ -183,8 +196,8 @@ def check_resume(start: Point, recipe: Recipe, config: NetworkConfig, console: C
 def _changes(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    for key in new:
-        before, now = old.get(key), new[key]
+    for key in {**new, **old}:
+        before, now = old.get(key), new.get(key)
         if isinstance(now, dict) and isinstance(before, dict):
             yield from _changes(before, now, f"{prefix}{key}.")
         elif before != now:
@@ -206,26 +219,29 @@ def _precision(recipe: Recipe) -> Any:
     return wanted
 
 
-def _heading(recipe: Recipe, model: SpikingTransformer, data: DataModule) -> str:
-    config = model.config
-    size = sum(p.numel() for p in model.parameters()) / 1e6
+def _heading(recipe: Recipe, task: NetworkTask, data: TaskData) -> str:
+    whole: Any = task.model.config
+    config: NetworkConfig = getattr(whole, "backbone", whole)
+    size = sum(p.numel() for p in task.model.parameters()) / 1e6
     bits = "fp32" if config.weight_bits is None else f"{config.weight_bits}-bit"
     kind = f"D={config.levels} T={config.time_steps}" if config.is_spiking else "ANN"
     name = recipe.model.name if recipe.model.start_from is None else "fine-tuned model"
+    if recipe.dense is not None:
+        neck = "fp32" if whole.bits is None else f"{whole.bits}-bit"
+        name += f" with {neck} {'spiking' if whole.heads.is_spiking else 'ANN'} neck and heads"
     return (
         f"{name} ({bits} weights, {config.neuron} {kind}, {size:.2f} M parameters) on "
         f"{recipe.data.name}: {data.train_size:,} training and {data.eval_size:,} evaluation "
-        f"images of {data.info.image_size} px, seed {recipe.seed}, into {recipe.output}"
+        f"images of {size_text(data.info.image_size)} px, seed {recipe.seed}, into {recipe.output}"
     )
 
 
-def finish(result: TrainResult, folder: Path, console: Console) -> None:
+def finish(result: TrainResult, measures: Measures, folder: Path, console: Console) -> None:
     """Write result.json and say what came out."""
-    values = {k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()}
-    write_json(folder / RESULT, values)
+    write_json(folder / RESULT, result.to_dict())
     console.print(
-        f"best accuracy {result.best_accuracy:.2%} in epoch {result.best_epoch}, last "
-        f"{result.last_accuracy:.2%}, {result.seconds:,.0f} s: {result.best_path}",
+        f"best {measures.word} {result.best:.2%} in epoch {result.best_epoch}, last "
+        f"{result.last:.2%}, {result.seconds:,.0f} s: {result.best_path}",
         highlight=False,
         soft_wrap=True,
     )

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from qsdformer.analysis.ledger import Ledger
 from qsdformer.analysis.subject import Analysis, Subject, analyze, load_run
 from qsdformer.analysis.twins import ann_ledger, twins
-from qsdformer.data import DataConfig, DataInfo
+from qsdformer.data import DataInfo
+from qsdformer.data.sections import DataSection
 from qsdformer.errors import UserError
 from qsdformer.graph.steps import Step, Traced
 from qsdformer.graph.trace import trace
@@ -23,7 +24,8 @@ from qsdformer.nn.attention import SpikeAttention, to_heads
 from qsdformer.nn.neurons import SpikingNeuron, counts_to_spikes
 from qsdformer.nn.taps import spiking_neurons, tap
 from qsdformer.recipes.recipe import parse_data
-from qsdformer.tasks.evaluation import evaluate, first_images
+from qsdformer.recipes.tasks import MEASURES
+from qsdformer.tasks.evaluation import evaluate
 
 MEMBRANE_RANGE = (-2.0, 3.0)
 MEMBRANE_BINS = 80
@@ -31,7 +33,8 @@ MEMBRANE_IMAGES = 128
 SAMPLES = 8
 RASTER_NEURONS = 96  # of each layer shown
 BEST, LAST = "best.ckpt", "last.ckpt"
-CURVES = ("train_loss", "val_loss", "val_accuracy")
+LOSSES = ("train_loss", "val_loss")
+SCORE = "score"  # the curve of what the run is judged by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,7 @@ class Run:
     weights: str
     subject: Subject
     curves: Mapping[str, list[tuple[float, float]]]
-    accuracy: float
+    accuracy: float | None  # None: the network has no logits
     ledger: Ledger
     analysis: Analysis | None = None  # None for an ANN
     twins: list[Ledger] = field(default_factory=list)
@@ -81,7 +84,7 @@ def collect(
         "images": images_text(subject.data.config),
         "weights": weights_text(checkpoint.name, subject),
         "subject": subject,
-        "curves": read_curves(folder / "metrics.csv"),
+        "curves": read_curves(folder / "metrics.csv", MEASURES[subject.task].monitored),
     }
     if spiking_neurons(subject.model):
         analysis = analyze(subject, limit=limit, device=device)
@@ -93,20 +96,21 @@ def collect(
             analysis=analysis,
             twins=twins(name, subject.model, analysis.measured),
         )
-    batches = first_images(subject.data.val_dataloader(), limit)
-    accuracy = evaluate(subject.model, batches, torch.device(device)).top1
+    if subject.task != "classification":
+        raise UserError(f"{path} is an ANN for {subject.task}: the report shows spiking ones")
+    accuracy = evaluate(subject.model, subject.batches(limit), torch.device(device)).top1
     subject.model.cpu()
-    size = subject.data.info.image_size
-    ledger = ann_ledger(name, subject.model, (size, size), accuracy)
+    ledger = ann_ledger(name, subject.model, subject.data.info.sides, accuracy)
     return Run(**common, accuracy=accuracy, ledger=ledger)
 
 
-def images_text(config: DataConfig) -> str:
+def images_text(config: DataSection) -> str:
     """The evaluation images of a data configuration, in words."""
-    if config.evaluate_on == "holdout":
+    if getattr(config, "evaluate_on", "test") == "holdout":
         return f"held-out training images of {config.name}"
-    if config.split != "val":
-        return f"images of {config.name} in {config.split}"
+    split = getattr(config, "split", "val")
+    if split != "val":
+        return f"images of {config.name} in {split}"
     return f"test images of {config.name}"
 
 
@@ -118,22 +122,27 @@ def weights_text(file: str, subject: Subject) -> str:
         return file
     config, stored = subject.data.config, parse_data(subject.recipe)
     same = all(
-        getattr(config, k) == getattr(stored, k) for k in ("name", "root", "split", "evaluate_on")
+        getattr(config, k, None) == getattr(stored, k, None)
+        for k in ("name", "root", "split", "evaluate_on")
     )
     which = "these very images" if same else images_text(stored)
     return f"{BEST}, of the epoch that was most accurate on {which}"
 
 
-def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """The epoch rows of a metrics.csv; empty lists where there is no such file or column."""
-    curves: dict[str, list[tuple[float, float]]] = {name: [] for name in CURVES}
+def read_curves(path: Path, score: str = "val_accuracy") -> dict[str, list[tuple[float, float]]]:
+    """The epoch rows of a metrics.csv; empty lists where there is no such file or column.
+
+    `score` is the column that becomes the curve `SCORE`.
+    """
+    columns = {**{name: name for name in LOSSES}, SCORE: score}
+    curves: dict[str, list[tuple[float, float]]] = {name: [] for name in columns}
     if not path.is_file():
         return curves
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            for name in CURVES if row.get("val_accuracy") else ():
-                if row.get(name):
-                    curves[name].append((float(row["epoch"]), float(row[name])))
+            for name, column in columns.items() if row.get(score) else ():
+                if row.get(column):
+                    curves[name].append((float(row["epoch"]), float(row[column])))
     return curves
 
 
@@ -168,9 +177,11 @@ def membranes(model: nn.Module, images: Tensor) -> dict[str, tuple[Tensor, Tenso
 
 
 def attention_maps(
-    model: nn.Module, images: Tensor, labels: Tensor, info: DataInfo
+    model: nn.Module, images: Tensor, labels: Tensor | None, info: DataInfo
 ) -> list[AttentionMap]:
     """Where q looks: q k^T, mean over heads, time steps and query tokens, for each image.
+
+    Images without `labels`, one class for each, are called by their numbers.
 
     Nothing for a network without attention.
     """
@@ -191,7 +202,7 @@ def attention_maps(
     return [
         AttentionMap(
             image=_visible(image, info),
-            label=info.class_names[int(labels[i])],
+            label=f"image {i + 1}" if labels is None else info.class_names[int(labels[i])],
             maps={title: _stretched(maps[i].numpy()) for title, maps in by_block.items()},
         )
         for i, image in enumerate(images)
@@ -229,7 +240,7 @@ def spike_raster(model: nn.Module, image: Tensor) -> dict[str, np.ndarray]:
     return rasters
 
 
-def samples(batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def samples(batches: Iterable[tuple[Tensor, Any]]) -> tuple[Tensor, Any]:
     """The first images and labels, `MEMBRANE_IMAGES` at most."""
     images, labels = next(iter(batches))
     return images[:MEMBRANE_IMAGES], labels[:MEMBRANE_IMAGES]

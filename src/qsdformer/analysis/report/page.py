@@ -98,17 +98,18 @@ def description(model: nn.Module) -> str:
 def _inside(runs: Sequence[Run]) -> list[str]:
     run = runs[0]
     model, data = run.subject.model, run.subject.data
-    images, labels = samples(data.val_dataloader())
+    images, labels = samples(run.subject.batches())
+    labels = labels[:SAMPLES] if run.subject.task == "classification" else None
     second = next((r for r in runs[1:] if spiking_neurons(r.subject.model)), None)
     other = None
     if second is not None:
-        theirs, _ = samples(second.subject.data.val_dataloader())
+        theirs, _ = samples(second.subject.batches())
         other = second.name, membranes(second.subject.model, theirs)
     window = (0.0, 1.0)
     first = next(iter(spiking_neurons(model).values()))
     if isinstance(first, LIF):
         window = (first.threshold, float("inf"))
-    maps = attention_maps(model, images[:SAMPLES], labels[:SAMPLES], data.info)
+    maps = attention_maps(model, images[:SAMPLES], labels, data.info)
     return [
         sections.membrane_figures(membranes(model, images), other, window),
         sections.count_figures(run),

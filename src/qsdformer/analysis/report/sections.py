@@ -15,12 +15,15 @@ from qsdformer.analysis.ledger import Ledger
 from qsdformer.analysis.report import svg
 from qsdformer.analysis.report.collect import (
     MEMBRANE_RANGE,
+    SCORE,
     AttentionMap,
     Run,
 )
 from qsdformer.analysis.report.svg import Axes, escape
+from qsdformer.analysis.shares import parts_of, shares
 from qsdformer.nn.quantizers import quantized_layers
 from qsdformer.nn.taps import spiking_neurons
+from qsdformer.recipes.tasks import MEASURES
 
 KIB = 1024
 Cell = tuple[str, float | None]  # text, and the number to sort by
@@ -74,7 +77,7 @@ def wat(model: nn.Module) -> str:
 def cards(run: Run) -> str:
     """The numbers to take home."""
     ledger = run.ledger
-    values = {"top-1 accuracy": f"{run.accuracy:.2%}"}
+    values = {} if run.accuracy is None else {"top-1 accuracy": f"{run.accuracy:.2%}"}
     if run.analysis is not None:
         measured = run.analysis.measured
         values |= {
@@ -107,14 +110,13 @@ def curves(runs: Sequence[Run]) -> str:
     }
     if losses:
         figures.append(figure("loss", "Loss", svg.lines(losses, "epoch", "loss")))
-    scores = {
-        r.name: [(e, 100 * a) for e, a in r.curves["val_accuracy"]]
-        for r in runs
-        if r.curves["val_accuracy"]
-    }
+    scores = {r.name: [(e, 100 * a) for e, a in r.curves[SCORE]] for r in runs if r.curves[SCORE]}
     if scores:
-        chart = svg.lines(scores, "epoch", "top-1 (%)")
-        figures.append(figure("accuracy", "Accuracy on evaluation images", chart))
+        tasks = {run.subject.task for run in runs}
+        word = MEASURES[tasks.pop()].word if len(tasks) == 1 else "score"
+        title = f"{word[0].upper()}{word[1:]} on evaluation images"
+        axis = "top-1 (%)" if word == "accuracy" else f"{word} (%)"
+        figures.append(figure("accuracy", title, svg.lines(scores, "epoch", axis)))
     return section("Training", *figures) if figures else ""
 
 
@@ -131,7 +133,7 @@ def run_table(runs: Sequence[Run]) -> str:
                 run.images,
                 run.weights.partition(",")[0],
                 wat(run.subject.model),
-                (f"{run.accuracy:.2%}", run.accuracy),
+                ("–" if run.accuracy is None else f"{run.accuracy:.2%}", run.accuracy),
                 (f"{ledger.parameters:,}", ledger.parameters),
                 (f"{ledger.packed_bytes / KIB:,.0f} KiB", ledger.packed_bytes),
                 ("–" if rate is None else f"{rate:.3f}", rate),
@@ -226,7 +228,11 @@ def ledger_section(run: Run) -> str:
     """Energy by kind and in total, the twins, and every row."""
     ledger = run.ledger
     parts = {name: ledger.by_kind(model) for name, model in COST_MODELS.items()}
-    titled = {n: {KINDS[k]: e for k, e in kinds.items()} for n, kinds in parts.items()}
+    left_out = {"post"} - {row.kind for row in ledger.rows}
+    titled = {
+        n: {KINDS[k]: e for k, e in kinds.items() if k not in left_out}
+        for n, kinds in parts.items()
+    }
     captions = {n: f"{n}: {energy_text(ledger.total(m))}" for n, m in COST_MODELS.items()}
     by_kind = figure("ledger", "Where the energy of an image goes", svg.stacked(titled, captions))
     models = "".join(
@@ -236,7 +242,28 @@ def ledger_section(run: Run) -> str:
         "twins", "The same network as an ANN, bit-aware", _twin_bars([ledger, *run.twins])
     )
     note = f"<details><summary>Cost models</summary><ul>{models}</ul></details>"
-    return section("Energy ledger", by_kind, twin) + note + ledger_table(ledger)
+    parts_table = share_section(run)
+    return section("Energy ledger", by_kind, twin) + note + ledger_table(ledger) + parts_table
+
+
+def share_section(run: Run) -> str:
+    """Backbone, neck and heads of a dense network; nothing for others."""
+    if run.analysis is None or not parts_of(run.analysis.network):
+        return ""
+    found = shares(run.analysis.network, run.ledger, list(COST_MODELS.values()))
+    rows: list[list[str | Cell]] = []
+    for s in found:
+        numbers = [s.parameters, s.packed_bytes, s.additions, s.macs]
+        rows.append(
+            [
+                s.part,
+                *((f"{n:,.0f}", float(n)) for n in numbers),
+                *((energy_text(e), e) for e in s.energy.values()),
+            ]
+        )
+    headings = ["part", "parameters", "packed bytes", "additions", "MACs", *COST_MODELS]
+    shown = table(headings, rows, "backbone, neck and heads")
+    return section("Backbone, neck and heads", shown, grid=False)
 
 
 def _twin_bars(ledgers: Sequence[Ledger]) -> str:
@@ -301,10 +328,10 @@ def pareto(runs: Sequence[Run]) -> str:
     """Accuracy against size and energy; only for several runs."""
     if len(runs) < 2:
         return ""
-    named = {run.name: run for run in runs}
-    size = {n: (r.ledger.packed_bytes / KIB, 100 * r.accuracy) for n, r in named.items()}
+    named = {r.name: (r.ledger, 100 * r.accuracy) for r in runs if r.accuracy is not None}
+    size = {n: (ledger.packed_bytes / KIB, share) for n, (ledger, share) in named.items()}
     model = cost_model("bit-aware")
-    energy = {n: (r.ledger.total(model) / 1e6, 100 * r.accuracy) for n, r in named.items()}
+    energy = {n: (ledger.total(model) / 1e6, share) for n, (ledger, share) in named.items()}
     return section(
         "Accuracy against size and energy",
         figure("pareto-size", "Size", svg.scatter(size, "packed (KiB)", "top-1 (%)")),

@@ -1,0 +1,125 @@
+"""Segmentation and detection: the ANN, a spiking backbone with float heads, and all of it spiking.
+
+    python benchmarks/dense_tasks.py SET --root DIR [--seeds 0 1 2] [--jobs 1] [--finished]
+
+SET is one of camvid, bccd and fashion-scenes. Each run is `qsd train` with a recipe of the package,
+in a process with 2 / jobs threads; a finished run is not repeated. Writes docs/results/SET.csv: a
+row a run, with what the task measures of the last and of the best epoch on the evaluation split,
+wall-clock and processor seconds, threads. The best epoch is chosen on the split it is measured on;
+figures that are quoted are those of the last one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+
+from qsdformer.files import atomic_path
+
+ANN, FLOAT_HEADS, SPIKING = "ANN", "4-bit spiking backbone", "+ spiking 4-bit neck and heads"
+# The recipes of each set, and what is measured.
+SETS: dict[str, dict[str, str]] = {
+    "camvid": {ANN: "camvid-ann", FLOAT_HEADS: "camvid-float-head", SPIKING: "camvid"},
+    "bccd": {ANN: "bccd-ann", FLOAT_HEADS: "bccd-float-heads", SPIKING: "bccd"},
+    "fashion-scenes": {
+        ANN: "fashion-scenes-ann",
+        FLOAT_HEADS: "fashion-scenes-float-heads",
+        SPIKING: "fashion-scenes",
+    },
+}
+METRICS = {"camvid": "miou", "bccd": "map50", "fashion-scenes": "map50"}
+CORES = 2
+COLUMNS = ["model", "seed", "last", "best", "seconds", "cpu_seconds", "threads", "parameters"]
+
+
+def result(folder: Path) -> dict[str, float] | None:
+    """The result of a finished run, or None."""
+    file = folder / "result.json"
+    values: dict[str, float] | None = json.loads(file.read_text()) if file.exists() else None
+    return values
+
+
+def run(folder: Path, recipe: str, seed: int, root: Path, threads: int) -> None:
+    """Train one model, unless it has been."""
+    if result(folder) is not None:
+        return
+    command = [sys.executable, "-m", "qsdformer", "train", recipe, "--seed", str(seed)]
+    command += ["--output", str(folder), "--data.root", str(root)]
+    command += ["--resume"] if (folder / "last.ckpt").exists() else []
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.log").open("a") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
+
+
+def main() -> None:
+    """Run what is missing, then write and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("set", choices=sorted(SETS))
+    parser.add_argument("--root", type=Path, help="the folder of the set")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--runs", type=Path, help="default: runs/SET")
+    parser.add_argument("--csv", type=Path, help="default: docs/results/SET.csv")
+    parser.add_argument(
+        "--finished", action="store_true", help="train nothing: the table of the finished runs"
+    )
+    options = parser.parse_args()
+    name = options.set
+    runs = options.runs or Path("runs") / name
+    threads = max(1, CORES // options.jobs)
+    cells = [
+        (label, seed, runs / f"{recipe}-{seed}", recipe)
+        for label, recipe in SETS[name].items()
+        for seed in options.seeds
+    ]
+    if not options.finished:
+        if options.root is None:
+            parser.error("--root is needed to train")
+        with ThreadPoolExecutor(options.jobs) as pool:
+            jobs = [
+                pool.submit(run, folder, recipe, seed, options.root.resolve(), threads)
+                for _, seed, folder, recipe in cells
+            ]
+            for job in jobs:
+                job.result()
+    metric = METRICS[name]
+    found = [(label, seed, result(folder)) for label, seed, folder, _ in cells]
+    with (
+        atomic_path(options.csv or Path(f"docs/results/{name}.csv")) as temporary,
+        temporary.open("w", newline="") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow([*COLUMNS, "metric", "torch"])
+        for label, seed, values in found:
+            if values is not None:
+                measured = [f"{values[f'{which}_{metric}']:.4f}" for which in ("last", "best")]
+                times = [round(values["seconds"]), round(values["cpu_seconds"])]
+                row = [label, seed, *measured, *times, threads, values["parameters"]]
+                writer.writerow([*row, metric, torch.__version__])
+    print(f"{platform.machine()}, {threads} thread(s) a run, {options.jobs} runs side by side")
+    means: dict[str, float] = {}
+    for label in SETS[name]:
+        own = [100 * v[f"last_{metric}"] for of, _, v in found if of == label and v is not None]
+        if not own:
+            continue
+        means[label] = mean(own)
+        spread = stdev(own) if len(own) > 1 else float("nan")
+        line = f"{label:32s} {metric} {means[label]:.2f} +- {spread:.2f} % (n={len(own)})"
+        if label != ANN and ANN in means:
+            line += f", {means[label] / means[ANN] - 1:+.1%} of the ANN's"
+        print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""What floating-point post-processing does for an image, as one row of the ledger.
+
+It is no part of the integer graph. Counted are, in fp32:
+
+- segmentation: scaling the map of logits up to the network's input size, four products and three
+  sums a value, and K - 1 comparisons a pixel to find the largest of K;
+- detection: of every anchor and class a sigmoid (an exponential and a division, two products and
+  two sums) and two comparisons (threshold, selection); of every candidate 8 products and 12 sums to
+  decode and clip its box; of every pair of candidates of one class, all that non-maximum
+  suppression could compare, 2 products and 9 sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qsdformer.analysis.energy import Row
+from qsdformer.graph.post import DetectionPost, Post
+
+NAME = "post-processing"
+RESIZE = (4, 3)  # products and sums of a value between four others
+SCORE = (2, 4)
+DECODE = (8, 12)
+PAIR = (2, 9)
+
+
+@dataclass
+class PostWork:
+    """Products and sums over `images` images."""
+
+    images: int = 0
+    products: float = 0.0
+    sums: float = 0.0
+
+    def add(self, post: Post, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> None:
+        """What `post` does with real `outputs` of a batch of images of `size` (H, W)."""
+        names = list(post.channels)
+        batch = len(outputs[names[0]])
+        self.images += batch
+        if not isinstance(post, DetectionPost):
+            pixels, classes = batch * size[0] * size[1], len(post.class_names)
+            self._note(pixels * classes, RESIZE)
+            self.sums += pixels * (classes - 1)
+            return
+        for i in range(batch):
+            self._detector(post, {name: outputs[name][i] for name in names})
+
+    def row(self) -> Row:
+        """The work of one image, the mean over all."""
+        products, sums = self.products / self.images, self.sums / self.images
+        return Row(
+            name=NAME,
+            kind="post",
+            images=self.images,
+            count=products + sums,
+            additions=sums,
+            multiplications=products,
+        )
+
+    def _note(self, count: int, work: tuple[int, int]) -> None:
+        self.products += count * work[0]
+        self.sums += count * work[1]
+
+    def _detector(self, post: DetectionPost, maps: Mapping[str, Tensor]) -> None:
+        for level in post.levels:
+            self._note(maps[level.scores].numel(), SCORE)
+        by_class = self._candidates(post, maps)
+        self._note(int(by_class.sum()), DECODE)
+        self._note(int((by_class * (by_class - 1) // 2).sum()), PAIR)
+
+    def _candidates(self, post: DetectionPost, maps: Mapping[str, Tensor]) -> Tensor:
+        """How many candidates each class has, (classes,)."""
+        found = []
+        for level in post.levels:
+            scores = maps[level.scores].unflatten(0, (-1, post.classes)).sigmoid()
+            above = scores > post.score_threshold
+            if int(above.sum()) > post.candidates:
+                above = scores >= scores.flatten().topk(post.candidates).values[-1]
+            found.append(above.sum(dim=(0, 2, 3)))
+        return torch.stack(found).sum(0)

@@ -1,0 +1,217 @@
+"""The Lightning data module for images with boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import lightning
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch.utils.data import DataLoader, Sampler
+
+from qsdformer.data.base import DataInfo
+from qsdformer.data.detection.coco import read_coco
+from qsdformer.data.detection.config import DetectionData
+from qsdformer.data.detection.dataset import DetectionBatch, DetectionDataset, Preparation
+from qsdformer.data.detection.records import DetectionSet, Record
+from qsdformer.data.detection.vary import Variation
+from qsdformer.data.detection.voc import class_names_of, read_voc
+from qsdformer.data.folders import check_images
+from qsdformer.data.module import batch_loader, resume_at
+from qsdformer.data.sampling import EvalSampler, TrainSampler
+from qsdformer.errors import UserError
+
+# Of grey images: ImageNet's, averaged over its channels.
+GREY_MEAN, GREY_STD = (0.449,), (0.226,)
+
+
+class DetectionDataModule(lightning.LightningDataModule):
+    """Training and evaluation batches of images with boxes, and masks if `masks`.
+
+    As `DataModule`, batches depend on (seed, epoch, rank) alone, and with `evaluate_as`, what a
+    trained model wants of its images, no training images are read; the data must have its classes.
+    `category_ids` are what the files call them. Raises `UserError` for data that cannot be used.
+    """
+
+    def __init__(
+        self,
+        config: DetectionData,
+        *,
+        masks: bool,
+        batch_size: int,
+        eval_batch_size: int | None = None,
+        seed: int = 0,
+        evaluate_as: DataInfo | None = None,
+    ) -> None:
+        super().__init__()
+        eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise ValueError(f"{name}={value!r}: must be at least 1")
+        if masks and config.name == "voc":
+            raise UserError(
+                "data.name=voc has boxes only: masks cannot be learned from it, choose "
+                "detection.detector faster_rcnn or retinanet"
+            )
+        self.config = config
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.seed = seed
+        self.preparation = Preparation.of(config, evaluate_as)
+        if config.root is None:
+            raise UserError("data.root is missing: give the folder with images and annotations")
+        known = None if evaluate_as is None else evaluate_as.class_names
+        if known is None and config.name == "voc":
+            known = class_names_of(config.root, (config.train_split, config.split))
+        evaluated = _read(config, config.split, masks, known)
+        if evaluate_as is not None:
+            _check_fits(evaluated, evaluate_as, config)
+        self._eval = DetectionDataset(
+            records=evaluated.records, preparation=self.preparation, masks=masks
+        )
+        self._train: DetectionDataset | None = None
+        notes = evaluated.notes
+        if evaluate_as is None:
+            trained = _read(config, config.train_split, masks, known)
+            _check_same(trained, evaluated, config)
+            self._train, more = self._training_set(trained, masks)
+            notes = (*trained.notes, *more, *notes)
+        self.notes: tuple[str, ...] = tuple(dict.fromkeys(notes))
+        self.category_ids = evaluated.category_ids
+        self.info = evaluate_as or described(config, evaluated.class_names)
+
+    def _training_set(
+        self, found: DetectionSet, masks: bool
+    ) -> tuple[DetectionDataset, tuple[str, ...]]:
+        config = self.config
+        records, notes = _usable(found, config)
+        if config.train_limit is not None:
+            if config.train_limit > len(records):
+                raise UserError(
+                    f"train_limit={config.train_limit}: there are only {len(records)} training "
+                    "images; lower it or leave it out"
+                )
+            records = records[: config.train_limit]
+        if not any((~record.iscrowd).any() for record in records):
+            raise UserError(f"no object to learn in the split {config.train_split}")
+        variation = Variation(
+            sizes=config.train_sizes or (),
+            hflip=config.hflip,
+            vflip=config.vflip,
+            random_crop=config.random_crop,
+        )
+        dataset = DetectionDataset(
+            records=records,
+            preparation=self.preparation,
+            masks=masks,
+            seed=self.seed,
+            variation=variation,
+        )
+        return dataset, notes
+
+    @property
+    def _training(self) -> DetectionDataset:
+        if self._train is None:
+            raise RuntimeError("this data module is for evaluation and has no training images")
+        return self._train
+
+    @property
+    def train_size(self) -> int:
+        """Images trained on, before the last incomplete batch is left out."""
+        return len(self._training)
+
+    @property
+    def eval_size(self) -> int:
+        """Images evaluated on."""
+        return len(self._eval)
+
+    def check(self) -> None:
+        """`UserError` that counts and names unreadable images; made before training starts."""
+        records = (*self._training.records, *self._eval.records)
+        check_images([record.image for record in records if isinstance(record.image, str)])
+
+    def train_dataloader(self) -> DataLoader[DetectionBatch]:
+        """Shuffled, varied batches."""
+        sampler = TrainSampler(self.train_size, batch_size=self.batch_size, seed=self.seed)
+        if self.trainer is not None:
+            resume_at(sampler, self.trainer)
+        return self._loader(self._training, sampler, self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[DetectionBatch]:
+        """The images of the evaluated split, in order, each once."""
+        return self._loader(self._eval, EvalSampler(self.eval_size), self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader[DetectionBatch]:
+        """The same as `val_dataloader`."""
+        return self.val_dataloader()
+
+    def _loader(
+        self, dataset: DetectionDataset, sampler: Sampler[int], batch_size: int
+    ) -> DataLoader[DetectionBatch]:
+        return batch_loader(dataset, sampler, batch_size, self.config.workers)
+
+
+def described(config: DetectionData, class_names: Sequence[str]) -> DataInfo:
+    """What a model needs to know of the images that a recipe's section says."""
+    grey = config.channels == 1
+    return DataInfo(
+        image_size=config.image_size,
+        channels=config.channels,
+        class_names=tuple(class_names),
+        mean=GREY_MEAN if grey else IMAGENET_DEFAULT_MEAN,
+        std=GREY_STD if grey else IMAGENET_DEFAULT_STD,
+        fit="pad" if config.keep_aspect else "stretch",
+    )
+
+
+def _read(
+    config: DetectionData, split: str, masks: bool, known: Sequence[str] | None
+) -> DetectionSet:
+    assert config.root is not None
+    if config.name == "voc":
+        return read_voc(config.root, split, class_names=known)
+    return read_coco(config.root, split, segments=masks)
+
+
+def _check_same(train: DetectionSet, val: DetectionSet, config: DetectionData) -> None:
+    """`UserError` unless both splits call the same ids the same."""
+    mine = dict(zip(train.category_ids, train.class_names, strict=True))
+    theirs = dict(zip(val.category_ids, val.class_names, strict=True))
+    for number in sorted({*mine, *theirs}):
+        if mine.get(number) != theirs.get(number):
+            raise UserError(
+                f"category {number} is {mine.get(number)!r} in {config.train_split} but "
+                f"{theirs.get(number)!r} in {config.split}: both need the same categories"
+            )
+
+
+def _check_fits(found: DetectionSet, info: DataInfo, config: DetectionData) -> None:
+    """`UserError` unless the data has the classes of a trained model."""
+    if found.class_names == info.class_names:
+        return
+    pairs = zip(found.class_names, info.class_names, strict=False)
+    differing = next(((a, b) for a, b in pairs if a != b), None)
+    what = (
+        f"it has {len(found.class_names)} classes, the model {len(info.class_names)}"
+        if differing is None
+        else f"the model's class {differing[1]!r} is {differing[0]!r} there"
+    )
+    raise UserError(f"{config.root} is not for this model: {what}")
+
+
+def _usable(
+    found: DetectionSet, config: DetectionData
+) -> tuple[tuple[Record, ...], tuple[str, ...]]:
+    """The records to train on, and a note on those that are left out."""
+    records, notes = found.records, []
+    if config.skip_empty:
+        kept = tuple(r for r in records if (~r.iscrowd).any())
+        if len(kept) < len(records):
+            count = len(records) - len(kept)
+            notes.append(f"training images without objects, left out: {count:,}")
+        records = kept
+    large = tuple(r for r in records if r.size is None or min(r.size) >= config.min_size)
+    if len(large) < len(records):
+        count = len(records) - len(large)
+        notes.append(f"training images smaller than {config.min_size} pixels, left out: {count:,}")
+    if not large:
+        raise UserError(f"no image to train on is left in the split {config.train_split}")
+    return large, tuple(notes)

@@ -1,0 +1,41 @@
+"""Parameter groups with a factor on the learning rate: lower in early layers, higher in heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.optim import param_groups_layer_decay
+
+from qsdformer.models.dense.base import DenseNetwork
+
+
+def layerwise_groups(
+    network: DenseNetwork,
+    *,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    head_rate: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Groups for an optimiser, each with "lr_scale" to multiply the learning rate by.
+
+    timm counts the layers by the backbone's `group_matcher`: each is `layer_decay` times as fast
+    as the next, and neck and heads are the last. `head_rate` multiplies the heads' factor, not
+    the neck's. Weight decay is for tensors of two or more dimensions. What is frozen is in none.
+    """
+    groups: list[dict[str, Any]] = param_groups_layer_decay(
+        network,
+        weight_decay=weight_decay,
+        no_weight_decay_list=network.no_weight_decay(),
+        layer_decay=layer_decay,
+    )
+    if head_rate == 1.0:
+        return groups
+    heads = {id(p) for module in network.part("heads") for p in module.parameters()}
+    found = []
+    for group in groups:
+        for is_head, factor in ((False, 1.0), (True, head_rate)):
+            parameters = [p for p in group["params"] if (id(p) in heads) == is_head]
+            if parameters:
+                rate = group["lr_scale"] * factor
+                found.append({**group, "params": parameters, "lr_scale": rate})
+    return found

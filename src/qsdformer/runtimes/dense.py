@@ -1,0 +1,108 @@
+"""Exported dense networks in place of trained ones: images in, maps or boxes out.
+
+The integers of a graph, in whatever runtime it is, and the floating-point post-processing that its
+section `post` describes (`runtimes/post.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qsdformer.data.preprocessing import Preprocessing
+from qsdformer.errors import UserError
+from qsdformer.graph.integer import IntegerGraph
+from qsdformer.graph.ops import Array
+from qsdformer.graph.post import DetectionPost, RegionPost, SegmentationPost
+from qsdformer.runtimes.executors import to_pixels
+from qsdformer.runtimes.onnx_predict import OnnxModel
+from qsdformer.runtimes.post import Size, detections, scaled
+from qsdformer.runtimes.regions import Run, region_detections
+from qsdformer.runtimes.runnable import RunnableGraph, runnable
+from qsdformer.tasks.network_images import normalised, placed, whole
+
+Model = IntegerGraph | OnnxModel
+MASK_THRESHOLD = 0.5  # of the probability that a pixel is the object's
+
+
+def real_outputs(model: Model, pixels: Array) -> dict[str, Array]:
+    """The real outputs by name of uint8 pixels (B, C, H, W), of an artifact or an ONNX file."""
+    if isinstance(model, OnnxModel):
+        return model.outputs(pixels)
+    return model.real_outputs(pixels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedSegmenter:
+    """A segmentation network of `qsd export`: normalised images to logits, as the trained one's."""
+
+    model: Model
+    post: SegmentationPost
+
+    @property
+    def pre(self) -> Preprocessing:
+        """What images the network takes."""
+        return self.model.preprocessing
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits (B, K, H, W) of images (B, C, H, W) that are at most of the network's size."""
+        height, width = images.shape[-2:]
+        if height > self.pre.sides[0] or width > self.pre.sides[1]:
+            raise UserError(
+                f"images of {height}x{width} pixels (height x width), but the exported network "
+                f"takes {self.pre.sides[0]}x{self.pre.sides[1]}: leave out --inference whole"
+            )
+        pixels = to_pixels(whole(images, self.pre), self.pre)
+        maps = real_outputs(self.model, pixels)[self.post.output]
+        logits = scaled(torch.from_numpy(maps).float(), self.pre.sides)
+        return {self.post.output: logits[..., :height, :width]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedDetector:
+    """A detector of `qsd export`: images to boxes, as the trained one's in eval mode."""
+
+    model: Model
+    post: DetectionPost | RegionPost
+
+    @property
+    def pre(self) -> Preprocessing:
+        """What images the network takes."""
+        return self.model.preprocessing
+
+    @functools.cached_property
+    def heads(self) -> dict[str, tuple[IntegerGraph, Run]]:
+        """The graphs for regions, in the runtime of the whole."""
+        found: dict[str, tuple[IntegerGraph, Run]] = {}
+        for name, head in self.model.heads.items() if isinstance(self.model, IntegerGraph) else ():
+            runner: IntegerGraph = head
+            if isinstance(self.model, RunnableGraph):
+                runner = runnable(head, self.model.threads, exact=self.model.exact)
+            found[name] = head, runner.real_outputs
+        return found
+
+    def detect(self, images: Sequence[Tensor], sizes: Sequence[Size]) -> list[dict[str, Tensor]]:
+        """Boxes, labels and scores of images (C, h, w) in 0..1, for the sizes of their files."""
+        found = real_outputs(self.model, fitted_pixels(images, self.pre))
+        places = [self.pre.place_of((image.shape[-2], image.shape[-1])) for image in images]
+        if isinstance(self.post, RegionPost):
+            seen = (self.pre.sides, places, sizes)
+            regions = region_detections(self.post, found, self.heads, *seen)
+            return [_with_plain_masks(one) for one in regions]
+        return detections(self.post, found, self.pre.sides, places, sizes)
+
+
+def _with_plain_masks(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Masks as (N, H, W) bool in place of probabilities (N, 1, H, W)."""
+    if "masks" not in found:
+        return found
+    return {**found, "masks": found["masks"][:, 0] > MASK_THRESHOLD}
+
+
+def fitted_pixels(images: Sequence[Tensor], pre: Preprocessing) -> Array:
+    """The pixels (B, C, H, W) uint8 that a network sees of images (C, h, w) in 0..1."""
+    return to_pixels(torch.cat([placed(normalised(image, pre), pre) for image in images]), pre)

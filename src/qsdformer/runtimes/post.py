@@ -1,0 +1,117 @@
+"""Floating-point post-processing: from the real outputs of a dense network to classes and boxes.
+
+What to do says the section `post` of a graph (`graph/post.py`), so that an artifact needs nothing
+else. The integers end where this begins: scaling maps up, sigmoids, decoding of boxes and
+non-maximum suppression are torchvision's, in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import resize_boxes
+from torchvision.ops import batched_nms, clip_boxes_to_image
+
+from qsdformer.data.preprocessing import Preprocessing
+from qsdformer.graph.ops import Array
+from qsdformer.graph.post import DetectionPost, Level, SegmentationPost
+
+Size = tuple[int, int]  # height, width
+BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+
+
+def class_maps(
+    post: SegmentationPost,
+    outputs: Mapping[str, Array],
+    pre: Preprocessing,
+    sizes: Sequence[Size],
+) -> list[Tensor]:
+    """The class of every pixel, (height, width) int64, of images of these own `sizes`."""
+    logits = torch.from_numpy(np.ascontiguousarray(outputs[post.output], np.float32))
+    whole, found = scaled(logits, pre.sides), []
+    for one, size in zip(whole, sizes, strict=True):
+        height, width = pre.place_of(size)
+        found.append(scaled(one[None, :, :height, :width], size)[0].argmax(0))
+    return found
+
+
+def scaled(maps: Tensor, size: Size) -> Tensor:
+    """Maps (B, C, h, w) as (B, C, *size), bilinear with half-pixel centres."""
+    if maps.shape[-2:] == torch.Size(size):
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def detections(
+    post: DetectionPost,
+    outputs: Mapping[str, Array],
+    image: Size,
+    places: Sequence[Size],
+    sizes: Sequence[Size],
+) -> list[dict[str, Tensor]]:
+    """Boxes (N, 4), labels from 1 (N,) and scores (N,) of each image, best first.
+
+    `image` is the size that the network takes, `places` what of it shows each image, `sizes` the
+    images' own, in whose pixels the boxes are.
+    """
+    real = {
+        name: torch.from_numpy(np.asarray(value, np.float32)) for name, value in outputs.items()
+    }
+    anchors = anchors_of(post, real, image)
+    found = []
+    for i, (place, size) in enumerate(zip(places, sizes, strict=True)):
+        maps = {name: value[i] for name, value in real.items()}
+        result = _of_image(post, maps, anchors, place)
+        result["boxes"] = resize_boxes(result["boxes"], list(place), list(size))
+        found.append(result)
+    return found
+
+
+def anchors_of(post: DetectionPost, outputs: Mapping[str, Tensor], image: Size) -> list[Tensor]:
+    """The anchors of each level, (H_i * W_i * A, 4), for maps of these outputs."""
+    generator = AnchorGenerator(
+        tuple(level.sizes for level in post.levels),
+        tuple(level.aspect_ratios for level in post.levels),
+    )
+    maps = [outputs[level.scores][:1] for level in post.levels]
+    blank = ImageList(torch.zeros(1, 1, *image), [image])
+    (anchors,) = generator(blank, maps)
+    pairs = zip(maps, post.levels, strict=True)
+    return list(anchors.split([m.shape[-2] * m.shape[-1] * level.anchors for m, level in pairs]))
+
+
+def candidates(post: DetectionPost, level: Level, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, anchors and classes of what is decoded of a level, from its logits (A*K, H, W)."""
+    flat = by_anchor(scores, post.classes).sigmoid().flatten()
+    kept = torch.where(flat > post.score_threshold)[0]
+    best, order = flat[kept].topk(min(post.candidates, len(kept)))
+    chosen = kept[order]
+    return best, torch.div(chosen, post.classes, rounding_mode="floor"), chosen % post.classes
+
+
+def by_anchor(values: Tensor, each: int) -> Tensor:
+    """A map (A * each, H, W) as (H * W * A, each)."""
+    return values.unflatten(0, (-1, each)).permute(2, 3, 0, 1).reshape(-1, each)
+
+
+def _of_image(
+    post: DetectionPost, maps: Mapping[str, Tensor], anchors: Sequence[Tensor], size: Size
+) -> dict[str, Tensor]:
+    coder = BoxCoder(weights=BOX_WEIGHTS)
+    boxes, scores, labels = [], [], []
+    for level, own in zip(post.levels, anchors, strict=True):
+        best, places, classes = candidates(post, level, maps[level.scores])
+        deltas = by_anchor(maps[level.boxes], 4)[places]
+        boxes.append(clip_boxes_to_image(coder.decode_single(deltas, own[places]), size))
+        scores.append(best)
+        labels.append(classes + (post.classes == len(post.class_names)))
+    all_boxes, all_scores, all_labels = (torch.cat(parts) for parts in (boxes, scores, labels))
+    kept = batched_nms(all_boxes, all_scores, all_labels, post.nms_threshold)[: post.detections]
+    return {"boxes": all_boxes[kept], "labels": all_labels[kept], "scores": all_scores[kept]}

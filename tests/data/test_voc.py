@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data.detection_files import voc_object, write_voc
+from qsdformer.data.detection.voc import class_names_of, read_voc
+from qsdformer.errors import UserError
+
+
+def error(root: Path, **options: object) -> str:
+    with pytest.raises(UserError) as caught:
+        read_voc(root, "val", **options)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_boxes_count_pixels_from_one_and_include_the_last(tmp_path: Path) -> None:
+    write_voc(tmp_path, objects={"a": [voc_object(box=(1, 1, 48, 40)), voc_object("WBC")]})
+    found = read_voc(tmp_path, "val")
+    assert found.class_names == ("RBC", "WBC")
+    record = found.records[0]
+    assert record.boxes.tolist() == [[0, 0, 48, 40], [4, 6, 24, 16]]
+    assert record.labels.tolist() == [1, 2]
+    assert record.pixels(3).size == (48, 40)
+
+
+def test_objects_beyond_the_border_are_cut_and_those_outside_left_out(tmp_path: Path) -> None:
+    boxes = [(41, 31, 60, 50), (50, 1, 60, 10), (9, 9, 9, 20), (2, 2, 9, 9)]
+    write_voc(tmp_path, objects={"a": [voc_object(box=box) for box in boxes]})
+    found = read_voc(tmp_path, "val")
+    assert found.records[0].boxes.tolist() == [[40, 30, 48, 40], [1, 1, 9, 9]]
+    assert [note.rpartition(": ")[2] for note in found.notes] == ["1", "1", "1"]
+    assert [note.split(" in ")[0] for note in found.notes] == [
+        "boxes beyond the image's border",
+        "boxes of zero area",
+        "boxes outside the image",
+    ]
+
+
+def test_difficult_objects_are_not_learned(tmp_path: Path) -> None:
+    write_voc(tmp_path, objects={"a": [voc_object(difficult=1), voc_object()]})
+    record = read_voc(tmp_path, "val").records[0]
+    assert record.iscrowd.tolist() == [True, False]
+
+
+def test_classes_are_those_of_both_splits_or_of_the_model(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train", {"a": [voc_object("WBC")]})
+    write_voc(tmp_path, "val", {"b": [voc_object("RBC")], "c": []})
+    assert class_names_of(tmp_path, ("train", "val")) == ("RBC", "WBC")
+    found = read_voc(tmp_path, "val", class_names=("WBC", "RBC"))
+    assert found.records[0].labels.tolist() == [2]
+    assert found.records[1].boxes.shape == (0, 4)
+    assert "'RBC', which is none of WBC" in error(tmp_path, class_names=("WBC",))
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    assert "does not exist" in error(tmp_path / "nothing")
+    write_voc(tmp_path, "train")
+    message = error(tmp_path)
+    assert "val.txt" in message
+    assert "there is train" in message
+    write_voc(tmp_path, objects={"a": [voc_object()]})
+    (tmp_path / "JPEGImages" / "a.jpg").unlink()
+    assert "no a.jpg in" in error(tmp_path)
+    (tmp_path / "Annotations" / "a.xml").unlink()
+    assert "no annotation file" in error(tmp_path)
+
+
+def test_damaged_lists_are_refused(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    names = tmp_path / "ImageSets" / "Main" / "val.txt"
+    names.write_text("\n")
+    assert "names no images" in error(tmp_path)
+    names.write_text("val_1 1\nval_1 -1\n")
+    assert "more than once" in error(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("inner", "words"),
+    [
+        (voc_object(box=(5, 7, "x", 16)), "bndbox/xmax is 'x'"),
+        (voc_object(box=(5, 7, "nan", 16)), "bndbox/xmax"),
+        ("<object><name>RBC</name></object>", "bndbox/xmin is None"),
+        (voc_object(name=""), "has no name"),
+        ("<object>", "not XML, or cut short"),
+    ],
+)
+def test_damaged_annotations_are_refused(tmp_path: Path, inner: str, words: str) -> None:
+    write_voc(tmp_path, objects={"a": [inner]})
+    assert words in error(tmp_path)
+
+
+def test_entities_that_could_blow_up_are_refused(tmp_path: Path) -> None:
+    write_voc(tmp_path, objects={"a": [voc_object()]})
+    file = tmp_path / "Annotations" / "a.xml"
+    file.write_text('<!DOCTYPE a [<!ENTITY x "y">]>' + file.read_text())
+    assert "entities" in error(tmp_path)
+
+
+def test_a_split_without_objects_is_refused(tmp_path: Path) -> None:
+    write_voc(tmp_path, objects={"a": []})
+    assert "needs at least one" in error(tmp_path)
+
+
+def test_the_image_may_have_the_name_that_its_annotation_gives(tmp_path: Path) -> None:
+    write_voc(tmp_path, objects={"a": [voc_object()]})
+    (tmp_path / "JPEGImages" / "a.jpg").rename(tmp_path / "JPEGImages" / "other.bmp.jpg")
+    file = tmp_path / "Annotations" / "a.xml"
+    file.write_text(file.read_text().replace("a.jpg", "other.bmp.jpg"))
+    assert read_voc(tmp_path, "val").records[0].pixels(3).size == (48, 40)

@@ -1,0 +1,82 @@
+"""Tiny dense networks with settled statistics, for tests of what is made of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from qsdformer.data.base import DataInfo, ImageSize
+from qsdformer.models.dense.base import DenseNetwork
+from qsdformer.models.dense.building import build_dense
+from qsdformer.models.dense.config import DenseConfig, DetectionConfig, SegmentationConfig
+from qsdformer.models.dense.maps import convolutional_part
+from qsdformer.models.registry import model_config
+from qsdformer.tasks.deployment import deployable
+
+CLASSES = ("one", "two", "three")
+SIZES: tuple[ImageSize, ...] = (32, (32, 48))
+
+
+def backbone(**fields: Any) -> Any:
+    tiny = {"dims": (8, 8, 12, 16), "depth": 4, "heads": 2, "fully_spiking": True}
+    return model_config("metaspikeformer_tiny", **{**tiny, **fields})
+
+
+def info_of(size: ImageSize) -> DataInfo:
+    return DataInfo(
+        image_size=size,
+        channels=3,
+        class_names=CLASSES,
+        mean=(0.5, 0.4, 0.3),
+        std=(0.25, 0.25, 0.3),
+        fit="stretch",
+    )
+
+
+def segmentation_config(**fields: Any) -> SegmentationConfig:
+    own = {"num_classes": len(CLASSES), "neck_width": 8, "head_width": 6}
+    return SegmentationConfig(backbone=backbone(), **{**own, **fields})
+
+
+def detection_config(**fields: Any) -> DetectionConfig:
+    own: dict[str, Any] = {
+        "num_classes": len(CLASSES),
+        "neck_width": 8,
+        "head_width": 6,
+        "detector": "retinanet",
+        "head_convs": 1,
+        "fc_width": 8,
+        "box_size": 4,
+        "mask_size": 4,
+        "mask_convs": 1,
+        "canonical_scale": 32,
+        "anchor_sizes": (6, 12, 24, 32),
+        "anchor_octaves": 2,
+        "score_threshold": 0.01,
+        "proposals": 12,
+        "detections": 10,
+    }
+    return DetectionConfig(backbone=backbone(), **{**own, **fields})
+
+
+def settled(config: DenseConfig, size: ImageSize = 32) -> DenseNetwork:
+    """A network in eval mode with statistics of random images."""
+    torch.manual_seed(0)
+    network = build_dense(config, info_of(size)).train()
+    part = convolutional_part(network)
+    heads = deployable(network, info_of(size)).heads.values()
+    with torch.no_grad():
+        for _ in range(5):
+            part(torch.randn(4, 3, *info_of(size).sides))
+            for head in heads:
+                side = head.info.image_size
+                head.part(0.5 + 0.5 * torch.randn(20, head.info.channels, side, side))
+    return network.eval()
+
+
+def pixels_of(size: ImageSize, count: int = 3) -> np.ndarray:
+    """(count, 3, H, W) uint8."""
+    shape = (count, 3, *info_of(size).sides)
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
