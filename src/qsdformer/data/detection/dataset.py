@@ -5,7 +5,6 @@ A batch is a pair of lists: images (C, H, W) float32 in [0, 1], and as many targ
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -97,10 +96,10 @@ class DetectionDataset:
             ]
         return [image for image, _ in pairs], [target for _, target in pairs]
 
-    def select(self, kept: Sequence[bool]) -> DetectionDataset:
-        """The same dataset with only some of its records."""
-        records = tuple(r for r, keep in zip(self.records, kept, strict=True) if keep)
-        return dataclasses.replace(self, records=records)
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """The image files that are decoded only when asked for."""
+        return tuple(r.image for r in self.records if isinstance(r.image, str))
 
     def _evaluated(self, record: Record) -> tuple[Tensor, Target]:
         image = record.pixels(self.preparation.channels)

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import lightning
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch.utils.data import DataLoader, Sampler
 
 from qsdformer.data.base import DataInfo
 from qsdformer.data.detection.coco import read_coco
 from qsdformer.data.detection.config import DetectionData
-from qsdformer.data.detection.dataset import DetectionBatch, DetectionDataset, Preparation
+from qsdformer.data.detection.dataset import DetectionDataset, Preparation
 from qsdformer.data.detection.records import DetectionSet, Record
 from qsdformer.data.detection.vary import Variation
 from qsdformer.data.detection.voc import class_names_of, read_voc
-from qsdformer.data.folders import check_images
-from qsdformer.data.module import batch_loader, resume_at
-from qsdformer.data.sampling import EvalSampler, TrainSampler
+from qsdformer.data.loading import SplitModule
 from qsdformer.errors import UserError
 
 # Of grey images: ImageNet's, averaged over its channels.
 GREY_MEAN, GREY_STD = (0.449,), (0.226,)
 
 
-class DetectionDataModule(lightning.LightningDataModule):
+class DetectionDataModule(SplitModule[DetectionDataset]):
     """Training and evaluation batches of images with boxes, and masks if `masks`.
 
-    As `DataModule`, batches depend on (seed, epoch, rank) alone, and with `evaluate_as`, what a
-    trained model wants of its images, no training images are read; the data must have its classes.
+    With `evaluate_as`, what a trained model wants of its images, no training images are read; the
+    data must have its classes.
     `category_ids` are what the files call them. Raises `UserError` for data that cannot be used.
     """
 
@@ -42,19 +38,18 @@ class DetectionDataModule(lightning.LightningDataModule):
         seed: int = 0,
         evaluate_as: DataInfo | None = None,
     ) -> None:
-        super().__init__()
-        eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value < 1:
-                raise ValueError(f"{name}={value!r}: must be at least 1")
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            seed=seed,
+            workers=config.workers,
+        )
         if masks and config.name == "voc":
             raise UserError(
                 "data.name=voc has boxes only: masks cannot be learned from it, choose "
                 "detection.detector faster_rcnn or retinanet"
             )
         self.config = config
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.seed = seed
         self.preparation = Preparation.of(config, evaluate_as)
         if config.root is None:
             raise UserError("data.root is missing: give the folder with images and annotations")
@@ -67,7 +62,7 @@ class DetectionDataModule(lightning.LightningDataModule):
         self._eval = DetectionDataset(
             records=evaluated.records, preparation=self.preparation, masks=masks
         )
-        self._train: DetectionDataset | None = None
+        self._train = None
         notes = evaluated.notes
         if evaluate_as is None:
             trained = _read(config, config.train_split, masks, known)
@@ -106,47 +101,6 @@ class DetectionDataModule(lightning.LightningDataModule):
             variation=variation,
         )
         return dataset, notes
-
-    @property
-    def _training(self) -> DetectionDataset:
-        if self._train is None:
-            raise RuntimeError("this data module is for evaluation and has no training images")
-        return self._train
-
-    @property
-    def train_size(self) -> int:
-        """Images trained on, before the last incomplete batch is left out."""
-        return len(self._training)
-
-    @property
-    def eval_size(self) -> int:
-        """Images evaluated on."""
-        return len(self._eval)
-
-    def check(self) -> None:
-        """`UserError` that counts and names unreadable images; made before training starts."""
-        records = (*self._training.records, *self._eval.records)
-        check_images([record.image for record in records if isinstance(record.image, str)])
-
-    def train_dataloader(self) -> DataLoader[DetectionBatch]:
-        """Shuffled, varied batches."""
-        sampler = TrainSampler(self.train_size, batch_size=self.batch_size, seed=self.seed)
-        if self.trainer is not None:
-            resume_at(sampler, self.trainer)
-        return self._loader(self._training, sampler, self.batch_size)
-
-    def val_dataloader(self) -> DataLoader[DetectionBatch]:
-        """The images of the evaluated split, in order, each once."""
-        return self._loader(self._eval, EvalSampler(self.eval_size), self.eval_batch_size)
-
-    def test_dataloader(self) -> DataLoader[DetectionBatch]:
-        """The same as `val_dataloader`."""
-        return self.val_dataloader()
-
-    def _loader(
-        self, dataset: DetectionDataset, sampler: Sampler[int], batch_size: int
-    ) -> DataLoader[DetectionBatch]:
-        return batch_loader(dataset, sampler, batch_size, self.config.workers)
 
 
 def described(config: DetectionData, class_names: Sequence[str]) -> DataInfo:
