@@ -85,7 +85,7 @@ def test_class_folders_give_the_same_pixels_as_their_files(tmp_path: Path) -> No
     root = tiny.write_class_folders(tmp_path / "root")
     data = module(root)
     assert (data.train_size, data.eval_size) == (20, 10)
-    images, labels = next(iter(data._loader(data._eval, range(10), 10)))  # type: ignore[arg-type]
+    images, labels = next(iter(data.val_dataloader()))
     first = int((labels == 3).nonzero()[0])
     with Image.open(root / "val/cat/0.png") as file:
         raw = torch.from_numpy(np.array(file)).permute(2, 0, 1) / 255
