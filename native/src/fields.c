@@ -138,12 +138,14 @@ static int read_plain(qsd_graph *graph, qsd_op *op, int field, const qsd_json *n
 }
 
 static int known_fields(int number, const qsd_op *op, const qsd_json *nodes, const qsd_json *entry,
-                        qsd_error *error) {
+                        int version, qsd_error *error) {
   for (uint32_t i = entry->child; i; i = nodes[i].next) {
     qsd_text key = nodes[i].key;
     bool known = qsd_is(key, "op") || qsd_is(key, "name") || qsd_is(key, "inputs");
     for (int f = 0; f < FIELDS && !known; f++)
       known = KINDS[op->kind].fields & BIT(f) && qsd_is(key, NAMES[f]);
+    known |= version > 2 && KINDS[op->kind].fields & BIT(A_CODES) &&
+             qsd_is(key, "same");
     if (!known) return wrong(error, number, "has unknown fields");
   }
   return QSD_OK;
@@ -183,7 +185,7 @@ int qsd_read_op(qsd_graph *graph, int number, const qsd_json *nodes, const qsd_j
     found++;
   if (found == OP_KINDS) return wrong(error, number, "is of an unknown kind");
   op->kind = (qsd_kind)found;
-  int status = known_fields(number, op, nodes, entry, error);
+  int status = known_fields(number, op, nodes, entry, version, error);
   if (!status) status = read_inputs(graph, op, number, nodes, entry, error);
   if (!status) status = read_name(graph, op, number, qsd_json_get(nodes, entry, "name"), error);
   bool arrays = false;

@@ -240,6 +240,10 @@ static int read_classes(qsd_graph *graph, const qsd_json *nodes, const qsd_json 
   return QSD_OK;
 }
 
+static bool has_codes(const qsd_op *op) {
+  return op->kind == OP_CONV || op->kind == OP_CONVT;
+}
+
 static int read_ops(qsd_graph *graph, const qsd_json *nodes, const qsd_json *list, int version,
                     const tensor *tensors, qsd_error *error) {
   const qsd_json *defaults = qsd_json_get(nodes, nodes, "defaults");
@@ -247,6 +251,13 @@ static int read_ops(qsd_graph *graph, const qsd_json *nodes, const qsd_json *lis
   int number = 0, status = QSD_OK;
   for (uint32_t i = list->child; i && !status; i = nodes[i].next, number++) {
     const tensor *t = &tensors[number];
+    const qsd_json *same = version > 2 ? qsd_json_get(nodes, &nodes[i], "same") : NULL;
+    if (same) { /* the codes of an earlier layer */
+      if (same->type != JSON_INT || same->integer < 0 || same->integer >= number || t->given ||
+          !tensors[same->integer].given || !has_codes(&graph->ops[same->integer]))
+        return DAMAGED("operation %d shares codes that are not there", number);
+      t = &tensors[same->integer];
+    }
     status = qsd_read_op(graph, number, nodes, &nodes[i], defaults, version,
                          t->given ? t->data : NULL, (size_t)t->size, error);
   }

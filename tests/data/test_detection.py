@@ -185,6 +185,16 @@ def test_a_crop_without_an_object_drops_it(sample: Sample) -> None:
     assert empty.kept.tolist() == [False]
 
 
+def test_a_box_that_vanishes_by_rounding_is_not_learned(tmp_path: Path) -> None:
+    thin = annotation(1, 1, bbox=[40.0, 6, 1e-6, 10], segmentation=[[40, 6, 41, 6, 41, 16]])
+    write_coco(tmp_path, "train", annotations=[thin, annotation(2, 1), annotation(3, 2)])
+    write_coco(tmp_path, "val")
+    _, targets = batches(module(tmp_path))[0]
+    assert [len(target["boxes"]) for target in targets] == [1, 1]
+    assert [len(target["masks"]) for target in targets] == [1, 1]
+    assert [target["labels"].tolist() for target in targets] == [[1], [1]]
+
+
 def test_the_published_crop_is_of_384_to_600_pixels(sample: Sample) -> None:
     variation = Variation(random_crop=True)
     sizes = [variation(sample, np.random.default_rng(seed))[0].image.size for seed in range(40)]

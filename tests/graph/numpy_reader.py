@@ -40,7 +40,8 @@ def read(path):
         op.setdefault("op", content["defaults"]["op"])
         op.setdefault("name", f"#{number}")
         op.setdefault("inputs", [number - 1])
-        here = start + header.get(str(number), {"data_offsets": [0]})["data_offsets"][0]
+        tensor = header.get(str(op.pop("same", number)), {"data_offsets": [0]})
+        here = start + tensor["data_offsets"][0]
         for name in ARRAYS:
             if name in op:
                 width, *shape = op[name]

@@ -162,7 +162,7 @@ def _predictor(
 ) -> Predict:
     from qsdformer.data.detection.drawing import drawn
     from qsdformer.tasks.detecting import coco_results
-    from qsdformer.tasks.pictures import LIKELY, as_drawn
+    from qsdformer.tasks.pictures import as_drawn
 
     pictures = Pictures(Path(options.output))
     results: list[dict[str, Any]] = []
@@ -170,7 +170,9 @@ def _predictor(
     def predict(opened: Sequence[tuple[str, Image.Image]]) -> Iterator[Found]:
         for path, image in opened:
             (found,) = detect([prepare(image)], [(image.height, image.width)])
-            kept = {key: value[found["scores"] >= LIKELY] for key, value in found.items()}
+            kept = {
+                key: value[found["scores"] >= options.min_score] for key, value in found.items()
+            }
             picture = pictures.name_for(path)
             pictures.save(drawn(image, as_drawn(kept), names), picture)
             listed = coco_results(found, pictures.count, category_ids)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from qsdformer.commands.arguments import add_threads_argument, positive
+from qsdformer.commands.arguments import add_threads_argument, positive, share
 from qsdformer.data.decoding import EXTENSIONS, find_images, open_image
 from qsdformer.errors import UserError
 
@@ -65,6 +65,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for pictures of what a segmentation or detection model finds "
         "(default: predictions)",
+    )
+    parser.add_argument(
+        "--min-score",
+        type=share,
+        default=0.3,
+        metavar="X",
+        help="detection: draw and name what is at least this likely (default: 0.3)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON (default: text)")
 

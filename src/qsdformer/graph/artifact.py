@@ -61,6 +61,7 @@ KINDS: dict[int, dict[str, type[Op]]] = {
     FORMAT_VERSION: OPS,
     DENSE_VERSION: OPS,
 }
+SHARING = (Conv, ConvTranspose)  # operations that may have the codes of an earlier one
 HEAD = "head."  # begins the names of tensors that are whole artifacts, of graphs for regions
 ARRAY_TYPES = {
     "table": np.int32,
@@ -97,7 +98,7 @@ def export(
 def to_bytes(graph: IntegerGraph) -> bytes:
     """The artifact of `graph`; the same bytes for the same graph, on any machine."""
     index = {op.name: i for i, op in enumerate(graph.ops)}
-    defaults = _defaults(graph.ops)
+    defaults, same = _defaults(graph.ops), _same_codes(graph.ops)
     tensors: dict[str, bytes] = {}
     description: dict[str, Any] = {
         "format_version": _version(graph),
@@ -107,7 +108,7 @@ def to_bytes(graph: IntegerGraph) -> bytes:
         "membrane_bits": graph.membrane_bits,
         "membrane_fraction": graph.membrane_fraction,
         "defaults": defaults,
-        "ops": [_describe(op, index, defaults, tensors) for op in graph.ops],
+        "ops": [_describe(op, index, defaults, tensors, same) for op in graph.ops],
     }
     if graph.outputs:
         description["outputs"] = [
@@ -125,7 +126,7 @@ def _version(graph: IntegerGraph) -> int:
     """The oldest version that has all that is in `graph`, of those that are written."""
     pre = graph.preprocessing
     plain = graph.post is None and isinstance(pre.image_size, int)
-    plain = plain and pre.fit == "crop" and pre.placed is None
+    plain = plain and pre.fit == "crop" and pre.placed is None and not _same_codes(graph.ops)
     return FORMAT_VERSION if plain else DENSE_VERSION
 
 
@@ -255,7 +256,9 @@ def _graph(description: dict[str, Any], tensors: dict[str, memoryview]) -> Integ
     names: list[str] = []
     ops: list[Op] = []
     for i, entry in enumerate(_typed(description["ops"], list)):
-        ops.append(_op(i, entry, kinds, defaults, names, unused))
+        ops.append(
+            _op(i, _shared(i, entry, version, ops, tensors, unused), kinds, defaults, names, unused)
+        )
         names.append(ops[-1].name)
     if unused:
         raise ValueError(f"{len(unused)} tensors belong to no operation")
@@ -300,8 +303,27 @@ def _defaults(ops: Sequence[Op]) -> dict[str, Any]:
     return {name: json.loads(counts.most_common(1)[0][0]) for name, counts in seen.items()}
 
 
+def _same_codes(ops: Sequence[Op]) -> dict[int, int]:
+    """Operations whose codes an earlier one has too, whose number is given.
+
+    So it is where maps share a layer, as in the heads of detectors: the codes are stored once.
+    """
+    first: dict[tuple[Any, ...], int] = {}
+    found: dict[int, int] = {}
+    for number, op in enumerate(ops):
+        if isinstance(op, SHARING):
+            key = (op.bits, op.codes.shape, op.codes.tobytes())
+            if first.setdefault(key, number) != number:
+                found[number] = first[key]
+    return found
+
+
 def _describe(
-    op: Op, index: dict[str, int], defaults: dict[str, Any], tensors: dict[str, bytes]
+    op: Op,
+    index: dict[str, int],
+    defaults: dict[str, Any],
+    tensors: dict[str, bytes],
+    same: Mapping[int, int],
 ) -> dict[str, Any]:
     """`op` as plain values; its arrays go to one tensor, only their width and shape stay here."""
     number = index[op.name]
@@ -315,10 +337,32 @@ def _describe(
         value = getattr(op, name)
         width = op.bits if isinstance(op, (Conv, ConvTranspose)) else needed_width(value)
         entry[name] = [width, *value.shape]
-        parts.append(pack(value, width))
+        if number in same:
+            entry["same"] = same[number]
+        else:
+            parts.append(pack(value, width))
     if parts:
         tensors[str(number)] = b"".join(parts)
     return entry
+
+
+def _shared(
+    number: int,
+    entry: Any,
+    version: int,
+    ops: Sequence[Op],
+    tensors: Mapping[str, memoryview],
+    unused: dict[str, memoryview],
+) -> Any:
+    """`entry` without "same", the earlier operation whose tensor is then the one of this too."""
+    if version != DENSE_VERSION or not isinstance(entry, dict) or "same" not in entry:
+        return entry
+    earlier, own = _typed(entry["same"], int), str(number)
+    known = 0 <= earlier < number and isinstance(ops[earlier], SHARING)
+    if not known or str(earlier) not in tensors or own in tensors:
+        raise ValueError(f"operation {number} shares codes that are not there")
+    unused[own] = tensors[str(earlier)]
+    return {name: value for name, value in entry.items() if name != "same"}
 
 
 def _op(

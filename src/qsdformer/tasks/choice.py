@@ -78,11 +78,15 @@ def data_module(task: str) -> Callable[..., Any]:
 
 
 def data_options(task: str, section: DetectionRecipe | None) -> dict[str, Any]:
-    """What a data module has to know beside the data's own section: whether masks are wanted."""
+    """What a data module has to know beside the data's own section: whether masks are wanted.
+
+    An exported detector, which has no section, finds boxes only.
+    """
     if task != "detection":
         return {}
-    fields = {} if section is None else section.fields
-    return {"masks": fields.get("detector", DetectionConfig.detector) == "mask_rcnn"}
+    if section is None:
+        return {"masks": False}
+    return {"masks": section.fields.get("detector", DetectionConfig.detector) == "mask_rcnn"}
 
 
 def make_task(recipe: Recipe, data: TaskData, teacher: Teacher | None = None) -> NetworkTask:

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
@@ -57,6 +58,16 @@ class DetectionEvaluation:
     results: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
 
+class _Precision(MeanAveragePrecision):
+    """torchmetrics' own, for processes that may have seen different numbers of images."""
+
+    def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
+        for name in self._defaults:
+            shares: list[Any] = [None] * dist.get_world_size(process_group)
+            dist.all_gather_object(shares, getattr(self, name), process_group)
+            setattr(self, name, [entry for share in shares for entry in share])
+
+
 class BoxScores(nn.Module):
     """Average precision of all images given, over all processes."""
 
@@ -64,7 +75,7 @@ class BoxScores(nn.Module):
         super().__init__()
         self.classes = classes
         self.kinds = ("bbox", "segm") if masks else ("bbox",)
-        self.metric = MeanAveragePrecision(
+        self.metric = _Precision(
             iou_type=cast(Any, self.kinds),
             backend="faster_coco_eval",
             class_metrics=True,

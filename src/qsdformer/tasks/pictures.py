@@ -16,7 +16,7 @@ from qsdformer.data import DataInfo
 from qsdformer.data.detection.drawing import Drawn, beside, drawn
 from qsdformer.data.segmentation.overlay import coloured, overlaid
 
-LIKELY = 0.5  # score from which a detection is drawn
+LIKELY = 0.3  # score from which a detection is drawn
 
 
 def shown_image(image: Tensor, info: DataInfo) -> np.ndarray:

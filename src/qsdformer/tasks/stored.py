@@ -71,7 +71,7 @@ def stored_data(
     if info is not None and config.image_size is not None:
         info = dataclasses.replace(info, image_size=config.image_size)
     task = recipe.get("task", "classification")
-    section = DetectionRecipe.parse(recipe.get("detection")) if task == "detection" else None
+    section = DetectionRecipe.parse(recipe["detection"]) if "detection" in recipe else None
     module = data_module(task)(
         config,
         batch_size=batch_size,

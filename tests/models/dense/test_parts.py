@@ -1,15 +1,19 @@
-"""Parts of a dense network: rates of learning, weight decay, shares of parameters and bytes."""
+"""Parts of a dense network: rates of learning, weight decay, what the docs say of their shares."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from models.dense.small import DETECTORS, HEADS, detection, made, objects, pixels, segmentation
+from qsdformer.analysis.information import packed_bytes_by_tensor
+from qsdformer.models.dense.building import build_dense
+from qsdformer.models.dense.config import DetectionConfig
 from qsdformer.models.dense.rates import layerwise_groups
-from qsdformer.models.dense.shares import shares, shares_table
+from qsdformer.models.registry import model_config
 
 NETWORKS: dict[str, Any] = {
     "segmentation": segmentation(),
@@ -82,36 +86,27 @@ def test_recomputing_blocks_changes_no_gradient(name: str) -> None:
     assert all(torch.allclose(found[0][n], g, rtol=1e-3, atol=1e-5) for n, g in found[1].items())
 
 
-@pytest.mark.parametrize("kind", list(HEADS))
-@pytest.mark.parametrize("name", list(NETWORKS))
-def test_shares_are_counted_parameter_by_parameter(name: str, kind: str) -> None:
-    network = made(NETWORKS[name].replace(**HEADS[kind]))
-    found = shares(network)
-    assert [s.part for s in found] == ["backbone", "neck", "heads", "total"]
-    named = {n: p for n, p in network.named_parameters() if not n.endswith("log_step_size")}
-    assert found[-1].parameters == sum(p.numel() for p in named.values())
-    assert found[-1].full_bytes == 4 * found[-1].parameters
-    assert found[-1].packed_bytes == sum(s.packed_bytes for s in found[:-1])
-    for share in found[1:3]:
-        packed = share.packed_bytes / share.full_bytes
-        assert packed == 1.0 if kind == "float" else packed < 0.8
-
-
-def test_packed_bytes_of_a_layer_are_those_of_its_codes_step_sizes_and_norm() -> None:
-    network = made(segmentation(bits=3))
-    neck, bits = shares(network)[1], 3
-    weights = {"lateral": (2, 4, 6, 8), "smooth": (6 * 9,) * 4}
-    codes = sum(-(-6 * n * bits // 8) for each in weights.values() for n in each)
-    norms, step_sizes = 8 * 6 * 2 * 4, 8 * 6 * 4
-    assert neck.packed_bytes == codes + norms + step_sizes
-
-
-def test_the_table_has_a_line_for_each_part_and_its_shares() -> None:
-    table = shares_table(shares(made(segmentation()))).splitlines()
-    assert [line.split("|")[1].strip() for line in table[2:]] == [
-        "backbone",
-        "neck",
-        "heads",
-        "total",
-    ]
-    assert table[-1].count("100.0 %") == 2
+def test_the_documented_shares_are_those_of_the_networks() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "dense.md").read_text(encoding="utf-8")
+    config = DetectionConfig(backbone=model_config("metaspikeformer_15m"), num_classes=80)
+    with torch.device("meta"):
+        float_heads, spiking = (
+            build_dense(config.replace(**kind)) for kind in reversed(HEADS.values())
+        )
+    lines = []
+    totals = [sum(packed_bytes_by_tensor(n).values()) for n in (float_heads, spiking)]
+    for part, paths in spiking.PARTS.items():
+        inside = tuple(f"{path}." for path in paths)
+        count = sum(
+            p.numel()
+            for name, p in float_heads.named_parameters()
+            if name.startswith(inside) and not name.endswith("log_step_size")
+        )
+        cells = [f"{count / 1e6:.2f} M", f"{4 * count / 1e6:.1f} MB"]
+        for network, total in zip((float_heads, spiking), totals, strict=True):
+            sizes = packed_bytes_by_tensor(network).items()
+            packed = sum(size for name, size in sizes if name.startswith(inside))
+            cells.append(f"{packed / 1e6:.1f} MB ({packed / total:.0%})".replace("%", " %"))
+        lines.append(f"| {part} | {' | '.join(cells)} |")
+    assert all(line in text for line in lines), lines
+    assert all(f" {total / 1e6:.1f} MB |" in text for total in totals)

@@ -45,3 +45,8 @@ def test_a_depth_of_five_is_one_too_many() -> None:
 
 def test_a_pyramid_needs_upsampling_2() -> None:
     assert smp.FPN(TINY, **DEPTH)(torch.randn(2, 3, 64, 64)).shape == (2, 5, 128, 128)
+
+
+def test_a_decoder_that_wants_another_output_stride_is_refused() -> None:
+    with pytest.raises((TypeError, ValueError), match="output_stride"):
+        smp.DeepLabV3Plus(TINY, **DEPTH)

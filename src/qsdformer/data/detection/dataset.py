@@ -26,6 +26,7 @@ from qsdformer.data.detection.vary import (
     resized,
     resized_image,
     to_tensor,
+    without_vanished,
 )
 
 # boxes (K, 4) float32, labels (K,) int64, iscrowd (K,) int64, area (K,) float32, masks (K, H, W)
@@ -124,7 +125,7 @@ class DetectionDataset:
         if self.variation is not None:
             sample, shorter = self.variation(sample, rng)
         now = sample.image.height, sample.image.width
-        sample = resized(sample, self.preparation.target_size(now, shorter))
+        sample = without_vanished(resized(sample, self.preparation.target_size(now, shorter)))
         return to_tensor(sample.image), _target(record.select(sample.kept), sample, size)
 
 

@@ -89,16 +89,26 @@ def cropped(sample: Sample, box: tuple[int, int, int, int]) -> Sample:
     boxes = sample.boxes - np.array([left, top, left, top], np.float32)
     boxes[:, 0::2] = boxes[:, 0::2].clip(0, right - left)
     boxes[:, 1::2] = boxes[:, 1::2].clip(0, bottom - top)
-    there: Flags = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     masks = sample.masks
+    cut = replace(
+        sample,
+        image=sample.image.crop(box),
+        boxes=boxes,
+        masks=None if masks is None else masks[:, top:bottom, left:right],
+    )
+    return without_vanished(cut)
+
+
+def without_vanished(sample: Sample) -> Sample:
+    """The sample without boxes of no extent, which rounding too can make of thin ones."""
+    boxes, masks = sample.boxes, sample.masks
+    there: Flags = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    if there.all():
+        return sample
     kept = sample.kept.copy()
     kept[kept] = there
-    return Sample(
-        image=sample.image.crop(box),
-        boxes=boxes[there],
-        masks=None if masks is None else masks[there, top:bottom, left:right],
-        kept=kept,
-    )
+    masks = None if masks is None else masks[there]
+    return replace(sample, boxes=boxes[there], masks=masks, kept=kept)
 
 
 @dataclass(frozen=True, kw_only=True)
