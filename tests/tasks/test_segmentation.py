@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,14 +18,18 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from qsdformer.cli import run as command
+from qsdformer.data import DataModule
 from qsdformer.data.base import DataInfo
 from qsdformer.data.segmentation.labels import IGNORE
 from qsdformer.data.segmentation.names import CAMVID
 from qsdformer.errors import UserError
+from qsdformer.models.building import build
 from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.models.dense.config import SegmentationConfig
 from qsdformer.recipes.dense import SegmentationRecipe
 from qsdformer.recipes.recipe import Recipe, load_recipe, parse_recipe
+from qsdformer.tasks.dense_distillation import TaughtSegmentation
+from qsdformer.tasks.fgd import fgd_loss
 from qsdformer.tasks.segmentation import Segmentation, balanced
 from qsdformer.tasks.segmenting import (
     MaskScores,
@@ -34,6 +38,7 @@ from qsdformer.tasks.segmenting import (
     logits_at,
     window_starts,
 )
+from qsdformer.tasks.teachers import Teacher
 from qsdformer.training import train
 
 X = IGNORE  # in the tables below
@@ -340,6 +345,44 @@ def test_spikes_are_penalised_in_neck_and_head_too(files: Path, tmp_path: Path) 
     assert float(last["train_activity_loss"]) > 0
 
 
+def test_a_teacher_of_the_same_kind_is_trained_first_and_its_tokens_compared(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"distill.teacher": "ann", "train.epochs": "1", "data.root": str(files)}
+    recipe = load_recipe("camvid", {**SMALL, **keys, "output": str(tmp_path / "run")})
+    train(recipe, console=Console(width=200))
+    assert "its teacher comes first" in capsys.readouterr().out
+    teacher = load_checkpoint(tmp_path / "run/teacher/last.ckpt")
+    assert not teacher.model.config.is_spiking
+    with (tmp_path / "run/metrics.csv").open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert float(last["train_fgd_loss"]) > 0
+    student = load_checkpoint(tmp_path / "run/last.ckpt")
+    assert student.task == "segmentation"
+    assert not any("teacher" in name for name in student.model.state_dict())
+
+
+def test_the_tokens_of_a_teacher_that_is_the_student_are_no_loss(
+    files: Path, tmp_path: Path
+) -> None:
+    keys = {"distill.teacher": "ann", "train.batch_size": "2"}
+    recipe = load_recipe("camvid", {**SMALL, **keys, "data.root": str(files)})
+    data = DataModule(recipe.data, batch_size=2)
+    model = build(recipe.model_config(data.info))
+    task = TaughtSegmentation(recipe, data.info, Teacher(cast(Any, model).body))
+    cast(Any, model).load_state_dict(task.model.state_dict())
+    task.on_fit_start()
+    task.model.eval()
+    task.network.backbone.training = True  # its pass is noted in training only
+    images, _ = next(iter(data.val_dataloader()))
+    with torch.no_grad():
+        task.model(images)
+    _, own = task._teacher(task.teacher_images(images))
+    assert task._reader is not None
+    assert fgd_loss(task._reader.blocks(), own).item() == 0
+    task.on_fit_end()
+
+
 def test_the_backbone_starts_from_a_classifier(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -368,7 +411,7 @@ def test_the_backbone_starts_from_a_classifier(
         ({"segmentation": {"bits": 1}}, r"segmentation\.bits=1: must be 2 to 8 bits"),
         ({"segmentation": {"neck": 1}}, r"unknown recipe key segmentation\.neck"),
         ({"detection": {}}, "detection is a section for task: detection"),
-        ({"distill": {}}, "distill is for classification"),
+        ({"distill": {"logit_weight": 1.0}}, "learns from the teacher's tokens alone"),
         ({"data": {"name": "digits"}}, r"data\.name='digits': must be one of mask_folder"),
         ({"task": "colouring"}, "task='colouring': must be one of classification"),
         ({"model": {"name": "sdt_tiny"}}, "one token grid"),

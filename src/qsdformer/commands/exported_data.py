@@ -13,6 +13,7 @@ from qsdformer.data.base import as_image_size, size_text
 from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
+from qsdformer.graph.post import DetectionPost, RegionPost
 from qsdformer.runtimes.executors import to_pixels
 from qsdformer.runtimes.onnx_predict import OnnxModel
 from qsdformer.tasks.evaluation import check_fits, first_images
@@ -45,7 +46,10 @@ def data_for(
 ) -> DataModule:
     """The data that `keys` name; a `UserError` if they name none, or none that fits the model."""
     info, task = info_of(model), task_of(model)
-    recipe = {} if task == "classification" else {"task": task}
+    recipe: dict[str, Any] = {} if task == "classification" else {"task": task}
+    if isinstance(model.post, DetectionPost | RegionPost):
+        detector = "mask_rcnn" if model.post.has_masks else "faster_rcnn"
+        recipe["detection"] = {"detector": detector}
     data = stored_data(path, recipe, keys, info, batch_size)
     check_fits(len(info.class_names), info, data.info)
     if data.info.image_size != info.image_size:

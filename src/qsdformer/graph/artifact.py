@@ -98,10 +98,11 @@ def export(
 def to_bytes(graph: IntegerGraph) -> bytes:
     """The artifact of `graph`; the same bytes for the same graph, on any machine."""
     index = {op.name: i for i, op in enumerate(graph.ops)}
-    defaults, same = _defaults(graph.ops), _same_codes(graph.ops)
+    defaults, version = _defaults(graph.ops), _version(graph)
+    same = _same_codes(graph.ops) if version == DENSE_VERSION else {}
     tensors: dict[str, bytes] = {}
     description: dict[str, Any] = {
-        "format_version": _version(graph),
+        "format_version": version,
         "config": graph.config,
         "preprocessing": graph.preprocessing.to_dict(),
         "class_names": list(graph.class_names),
@@ -126,7 +127,9 @@ def _version(graph: IntegerGraph) -> int:
     """The oldest version that has all that is in `graph`, of those that are written."""
     pre = graph.preprocessing
     plain = graph.post is None and isinstance(pre.image_size, int)
-    plain = plain and pre.fit == "crop" and pre.placed is None and not _same_codes(graph.ops)
+    plain = plain and pre.fit == "crop" and pre.placed is None
+    if not graph.class_names:  # a classifier is written as it always was
+        plain = plain and not _same_codes(graph.ops)
     return FORMAT_VERSION if plain else DENSE_VERSION
 
 

@@ -337,8 +337,11 @@ def parse_recipe(values: Mapping[str, Any]) -> Recipe:
         raise UserError(f"seed={recipe.seed}: must be between 0 and 2147483647")
     # Impossible sizes are found here, before any data is read; 3 and 1000 stand for the data's.
     recipe.config_for(in_channels=3, num_classes=1000)
-    if recipe.dense is not None and recipe.distill is not None:
-        raise UserError(f"distill is for classification, not for {task}: leave it out")
+    if recipe.dense is not None and recipe.distill is not None and recipe.distill.logit_weight > 0:
+        raise UserError(
+            f"distill.logit_weight={recipe.distill.logit_weight}: {task} learns from the teacher's "
+            "tokens alone: leave it out"
+        )
     return recipe
 
 

@@ -11,7 +11,6 @@ from qsdformer.models.dense.config import DetectionConfig
 from qsdformer.recipes.dense import DetectionRecipe
 from qsdformer.recipes.recipe import Recipe
 from qsdformer.tasks.base import NetworkTask
-from qsdformer.tasks.distillation import Distillation
 from qsdformer.tasks.teachers import Teacher
 
 # "module:class" of what is trained, and of what serves its batches.
@@ -19,6 +18,12 @@ TASKS = {
     "classification": "qsdformer.tasks.classification:Classification",
     "segmentation": "qsdformer.tasks.segmentation:Segmentation",
     "detection": "qsdformer.tasks.detection:Detection",
+}
+# The same with a teacher.
+TAUGHT = {
+    "classification": "qsdformer.tasks.distillation:Distillation",
+    "segmentation": "qsdformer.tasks.dense_distillation:TaughtSegmentation",
+    "detection": "qsdformer.tasks.dense_distillation:TaughtDetection",
 }
 DATA = {
     "classification": "qsdformer.data.module:DataModule",
@@ -86,9 +91,10 @@ def data_options(task: str, section: DetectionRecipe | None) -> dict[str, Any]:
 
 def make_task(recipe: Recipe, data: TaskData, teacher: Teacher | None = None) -> NetworkTask:
     """The module that trains a network as the recipe says, with new weights."""
-    if teacher is not None:
-        return Distillation(recipe, data.info, teacher)
-    task = _named(TASKS[recipe.task])(recipe, data.info)
+    if teacher is None:
+        task = _named(TASKS[recipe.task])(recipe, data.info)
+    else:
+        task = _named(TAUGHT[recipe.task])(recipe, data.info, teacher)
     assert isinstance(task, NetworkTask)
     task.use_data(data)
     return task

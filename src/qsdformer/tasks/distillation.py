@@ -1,4 +1,4 @@
-"""Classification with a teacher: cross entropy, fine-grained distillation and loss on logits."""
+"""Tasks with a teacher: fine-grained distillation and loss on logits beside the task's own loss."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from torch import Tensor
 from qsdformer.data import DataInfo
 from qsdformer.data.base import size_text
 from qsdformer.errors import UserError, one_line
+from qsdformer.models.base import SpikingTransformer
 from qsdformer.recipes.learning import DistillConfig
 from qsdformer.recipes.recipe import Recipe
+from qsdformer.tasks.base import NetworkTask
 from qsdformer.tasks.classification import Classification
 from qsdformer.tasks.fgd import (
     fgd_loss,
@@ -21,8 +23,8 @@ from qsdformer.tasks.fgd import (
 from qsdformer.tasks.teachers import FeatureReader, Teacher
 
 
-class Distillation(Classification):
-    """Trains the student in attribute `model` against a frozen teacher.
+class Taught(NetworkTask):
+    """Mixed into a task: trains the student in attribute `model` against a frozen teacher too.
 
     The teacher is no submodule, so it is in no checkpoint and no optimiser. Raises `UserError` if
     token grids differ, or class spaces where logits are compared.
@@ -41,6 +43,15 @@ class Distillation(Classification):
         self._matched = self._match()
         if self.train_config.compile:
             teacher.compile()
+
+    @property
+    def student(self) -> SpikingTransformer:
+        """The network whose attention is compared with the teacher's."""
+        return self.model
+
+    def teacher_images(self, images: Tensor) -> Tensor:
+        """What the teacher is shown for a batch of `images` (B, C, H, W)."""
+        return self._laid_out(images)
 
     def on_fit_start(self) -> None:
         """Take the teacher along to the student's device, and read the student from now on."""
@@ -70,7 +81,7 @@ class Distillation(Classification):
         losses = super().extra_losses(images, logits)
         if factor == 0:
             return losses
-        target_logits, target_blocks = self._teacher(self._laid_out(images))
+        target_logits, target_blocks = self._teacher(self.teacher_images(images))
         if config.fgd_weight > 0:
             assert self._reader is not None
             targets = [target_blocks[i] for i in self._matched]
@@ -83,10 +94,10 @@ class Distillation(Classification):
 
     def _open_reader(self) -> None:
         if self.distill.fgd_weight > 0 and self._reader is None:
-            self._reader = FeatureReader(self.model, self.distill.features, self.distill.source)
+            self._reader = FeatureReader(self.student, self.distill.features, self.distill.source)
 
     def _check_classes(self) -> None:
-        own, other = self.model.num_classes, self._teacher.num_classes
+        own, other = self.student.num_classes, self._teacher.num_classes
         if self.distill.logit_weight > 0 and own != other:
             raise UserError(
                 f"the teacher {self._teacher.name} has {other} classes and the data {own}: set "
@@ -97,11 +108,11 @@ class Distillation(Classification):
         """The teacher's block for each of the student's, from one pass of a blank image."""
         if self.distill.fgd_weight == 0:
             return []
-        blank = torch.zeros(1, self.info.channels, *self.info.sides)
+        blank = self.blank()
         self.model.eval()
-        reader = FeatureReader(self.model, self.distill.features)
+        reader = FeatureReader(self.student, self.distill.features)
         with torch.no_grad():
-            self.model.forward(blank)
+            self.student.forward(blank)
         own = reader.blocks()
         reader.close()
         self.model.train()
@@ -110,6 +121,10 @@ class Distillation(Classification):
         tokens, theirs = ([block[name].shape[-2] for block in one] for one in blocks)
         self._note = single_token_note(self.distill, tokens)
         return match_blocks(tokens, theirs)
+
+    def blank(self) -> Tensor:
+        """An image (1, C, H, W) of the size that the student sees."""
+        return torch.zeros(1, self.info.channels, *self.info.sides)
 
     def _teacher_blocks(self, images: Tensor) -> list[dict[str, Tensor]]:
         try:
@@ -122,3 +137,7 @@ class Distillation(Classification):
             raise UserError(
                 f"the teacher {self._teacher.name} does not take images of {size} px: {reason}"
             ) from error
+
+
+class Distillation(Taught, Classification):
+    """Classification with a teacher."""

@@ -20,6 +20,7 @@ from qsdformer.data import DataInfo
 from qsdformer.errors import UserError, one_line
 from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.checkpoint import load_checkpoint, load_tensors
+from qsdformer.models.dense.base import DenseNetwork
 from qsdformer.nn.taps import tap
 from qsdformer.recipes.learning import FEATURES
 from qsdformer.tasks.fgd import Features, token_features
@@ -148,7 +149,10 @@ def _reader(model: nn.Module, features: Sequence[str], name: str) -> FeatureRead
 
 
 def checkpoint_teacher(path: str | Path, info: DataInfo, features: Sequence[str]) -> Teacher:
-    """A teacher from a checkpoint of ours, for images described by `info`."""
+    """A teacher from a checkpoint of ours, for images described by `info`.
+
+    Of a dense network it is the backbone, which gives features in place of logits.
+    """
     loaded = load_checkpoint(path)
     channels = loaded.model.config.in_channels
     if channels != info.channels:
@@ -157,7 +161,9 @@ def checkpoint_teacher(path: str | Path, info: DataInfo, features: Sequence[str]
             "train a teacher on this data"
         )
     own = loaded.info or info
-    return Teacher(loaded.model, features, name=str(path), info=info, mean=own.mean, std=own.std)
+    whole: nn.Module = loaded.model
+    model = whole.body if isinstance(whole, DenseNetwork) else whole
+    return Teacher(model, features, name=str(path), info=info, mean=own.mean, std=own.std)
 
 
 def timm_teacher(
