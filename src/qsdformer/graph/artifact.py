@@ -186,7 +186,7 @@ def from_bytes(data: bytes, name: str = "artifact") -> IntegerGraph:
                 f"{name}: artifact format {version}, but this qsdformer reads formats 1 to "
                 f"{DENSE_VERSION}: use the version that wrote it, or a newer one"
             )
-        graph = _graph(description, tensors)
+        graph = _graph(description, tensors, name)
         check_graph(graph)
     except UserError:
         raise
@@ -246,14 +246,14 @@ def _tensors(header: dict[str, Any], body: memoryview) -> Iterator[tuple[str, me
         raise ValueError(f"{len(body) - expected} bytes after the last tensor")
 
 
-def _graph(description: dict[str, Any], tensors: dict[str, memoryview]) -> IntegerGraph:
+def _graph(description: dict[str, Any], tensors: dict[str, memoryview], file: str) -> IntegerGraph:
     version = description["format_version"]
     names_of_heads = description.get("heads", []) if version == DENSE_VERSION else []
     unused = dict(tensors)
     heads: dict[str, IntegerGraph] = {}
     for name in _typed(names_of_heads, list):
         part = unused.pop(f"{HEAD}{_typed(name, str)}")
-        heads[name] = from_bytes(bytes(part), f"the graph {name[:40]!r}")
+        heads[name] = from_bytes(bytes(part), f"{file}: the graph {name[:40]!r}")
     kinds = KINDS[version]
     defaults = _typed(description["defaults"], dict)
     names: list[str] = []
