@@ -57,8 +57,18 @@ def lowered(name, size):
     return network, found, lower_all(found, info_of(size))
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("segmenter", 32),
+        ("segmenter", (32, 48)),
+        ("segmenter, nearest", 32),
+        ("RetinaNet", 32),
+        ("RetinaNet", (32, 48)),
+        ("Faster R-CNN", (32, 48)),
+    ],
+    ids=str,
+)
 def test_a_dense_network_gives_the_same_counts_and_maps_in_every_way(name, size):
     _, found, graph = lowered(name, size)
     pixels = pixels_of(graph.preprocessing.sides)
@@ -178,7 +188,8 @@ def test_the_heads_for_regions_agree_in_every_way():
         counts = np.random.default_rng(0).integers(0, 5, size).astype(np.uint8)
         report = verify(head.part, torch.from_numpy(counts), head.info)
         assert report.ok
-        assert all(not row.differing and row.agreement > 0.99 for row in report.rows)
+        assert all(not row.differing and row.agreement == 1 for row in report.rows)
+        assert all(row.logit_difference < 1e-5 for row in report.rows)
 
 
 def test_graphs_for_regions_are_those_that_post_processing_needs():

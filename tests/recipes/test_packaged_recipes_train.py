@@ -81,7 +81,7 @@ MAKERS: dict[str, tuple[Callable[[Path], object] | None, int]] = {
     "fashion_mnist": (fashion_mnist, 32),  # 16 would leave one token, and nothing to compare
     "image_folder": (image_folder, 32),
     "cifar10": (write_tiny_cifar10, 16),
-    "camvid": (write_camvid, 16),
+    "camvid": (write_camvid, 32),
     "ade20k": (write_ade20k, 16),
     "coco": (coco, 32),
     "voc": (voc, 32),

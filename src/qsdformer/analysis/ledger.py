@@ -65,17 +65,22 @@ class Ledger:
 
 
 def make_ledger(
-    name: str, model: nn.Module, measured: Measured, network: nn.Module | None = None
+    name: str,
+    model: nn.Module,
+    measured: Measured,
+    network: nn.Module | None = None,
+    more: Sequence[Row] = (),
 ) -> Ledger:
     """The ledger of a spiking `model` from its spikes on some images.
 
-    Sizes are those of the whole `network` that it is a part of, where there is one.
+    Sizes are those of the whole `network` that it is a part of, where there is one; `more` are rows
+    of other parts.
     """
     found = operations(model, measured.size)
     network = model if network is None else network
     return Ledger(
         name=name,
-        rows=(*spiking_rows(found, measured, firing_rates(measured)), *post_rows(measured)),
+        rows=(*spiking_rows(found, measured, firing_rates(measured)), *more, *post_rows(measured)),
         parameters=sum(p.numel() for p in network.parameters()),
         packed_bytes=packed_bytes(network),
         float_bytes=float_bytes(network),

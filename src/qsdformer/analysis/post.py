@@ -7,7 +7,10 @@ It is no part of the integer graph. Counted are, in fp32:
 - detection: of every anchor and class a sigmoid (an exponential and a division, two products and
   two sums) and two comparisons (threshold, selection); of every candidate 8 products and 12 sums to
   decode and clip its box; of every pair of candidates of one class, all that non-maximum
-  suppression could compare, 2 products and 9 sums.
+  suppression could compare, 2 products and 9 sums;
+- an R-CNN (`regions.py`) besides: of every value that RoIAlign reads, four products and four sums
+  for each point that it is the mean of; of every region the class scores, boxes and pairs as above;
+  of every mask a sigmoid a value, and its scaling to the size of its box.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import torch
 from torch import Tensor
 
 from qsdformer.analysis.energy import Row
-from qsdformer.graph.post import DetectionPost, Post
+from qsdformer.graph.post import DetectionPost, Post, RegionPost, SegmentationPost
 
 NAME = "post-processing"
 RESIZE = (4, 3)  # products and sums of a value between four others
@@ -41,9 +44,9 @@ class PostWork:
         names = list(post.channels)
         batch = len(outputs[names[0]])
         self.images += batch
-        if not isinstance(post, DetectionPost):
+        if isinstance(post, SegmentationPost):
             pixels, classes = batch * size[0] * size[1], len(post.class_names)
-            self._note(pixels * classes, RESIZE)
+            self.note(pixels * classes, RESIZE)
             self.sums += pixels * (classes - 1)
             return
         for i in range(batch):
@@ -61,16 +64,23 @@ class PostWork:
             multiplications=products,
         )
 
-    def _note(self, count: int, work: tuple[int, int]) -> None:
+    def note(self, count: int, work: tuple[int, int]) -> None:
+        """`count` times so many products and sums."""
         self.products += count * work[0]
         self.sums += count * work[1]
 
-    def _detector(self, post: DetectionPost, maps: Mapping[str, Tensor]) -> None:
+    def _detector(self, post: DetectionPost | RegionPost, maps: Mapping[str, Tensor]) -> None:
         for level in post.levels:
-            self._note(maps[level.scores].numel(), SCORE)
+            self.note(maps[level.scores].numel(), SCORE)
+        if isinstance(post, RegionPost):  # proposals; see regions.py for what follows them
+            for level in post.levels:
+                count = min(post.candidates, maps[level.scores].numel())
+                self.note(count, DECODE)
+                self.note(count * (count - 1) // 2, PAIR)
+            return
         by_class = self._candidates(post, maps)
-        self._note(int(by_class.sum()), DECODE)
-        self._note(int((by_class * (by_class - 1) // 2).sum()), PAIR)
+        self.note(int(by_class.sum()), DECODE)
+        self.note(int((by_class * (by_class - 1) // 2).sum()), PAIR)
 
     def _candidates(self, post: DetectionPost, maps: Mapping[str, Tensor]) -> Tensor:
         """How many candidates each class has, (classes,)."""

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qsdformer.analysis.energy import Row
 from qsdformer.analysis.information import histogram_entropy, qkv_histograms
 from qsdformer.analysis.ledger import Ledger, make_ledger
 from qsdformer.analysis.measure import Measured, firing_rates, measure
 from qsdformer.analysis.operations import require_neurons
+from qsdformer.analysis.regions import add_regions
 from qsdformer.data import DataModule
 from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError
@@ -100,14 +102,21 @@ def analyze(
     subject: Subject, *, limit: int | None = None, device: torch.device | str = "cpu"
 ) -> Analysis:
     """Measure `subject` on its evaluation images, the first `limit` of them."""
-    measured = measure(subject.model, subject.batches(limit), device, subject.found.post)
+    found = subject.found
+    measured = measure(subject.model, subject.batches(limit), device, found.post)
+    more: tuple[Row, ...] = ()
+    if found.heads:
+        found.network.to(device)
+        batches = first_images(subject.data.val_dataloader(), limit)
+        more = add_regions(found, batches, measured.post)
+    ledger = make_ledger(subject.name, subject.model, measured, found.network, more)
     return Analysis(
         name=subject.name,
         model=subject.model,
         data_name=subject.data.config.name,
         measured=measured,
         rates=firing_rates(measured),
-        ledger=make_ledger(subject.name, subject.model, measured, subject.found.network),
-        network=subject.found.network,
-        left_out=subject.found.left_out,
+        ledger=ledger,
+        network=found.network,
+        left_out=found.left_out,
     )

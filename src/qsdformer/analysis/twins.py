@@ -28,6 +28,7 @@ from qsdformer.analysis.ledger import (
     float_bytes,
     is_float,
     make_ledger,
+    post_rows,
     reached_by,
     real_input,
 )
@@ -45,7 +46,7 @@ def twins(name: str, model: nn.Module, measured: Measured) -> list[Ledger]:
     found = operations(model, measured.size)
     ann = Ledger(
         name=f"{name} ann",
-        rows=_ann_rows(found),
+        rows=(*_ann_rows(found), *post_rows(measured)),
         parameters=spiking.parameters,
         packed_bytes=spiking.float_bytes,
         float_bytes=spiking.float_bytes,
@@ -59,7 +60,7 @@ def twins(name: str, model: nn.Module, measured: Measured) -> list[Ledger]:
     quantised = replace(
         spiking,
         name=f"{name} quantised-ann",
-        rows=_quantised_rows(found, levels),
+        rows=(*_quantised_rows(found, levels), *post_rows(measured)),
         accuracy=same,
     )
     if steps > 1:
@@ -67,7 +68,7 @@ def twins(name: str, model: nn.Module, measured: Measured) -> list[Ledger]:
     skipping = replace(
         quantised,
         name=f"{name} quantised-ann-skip",
-        rows=_quantised_rows(found, levels, measured),
+        rows=(*_quantised_rows(found, levels, measured), *post_rows(measured)),
     )
     return [ann, quantised, skipping]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from qsdformer.analysis.energy import COST_MODELS, CostModel, cost_model
 from qsdformer.commands.arguments import add_execution_arguments, add_limit
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
+from qsdformer.errors import UserError
 from qsdformer.files import write_json
 
 if TYPE_CHECKING:
@@ -61,6 +62,12 @@ def run(options: argparse.Namespace) -> int:
     device = pick_device(options.device)
     # All are loaded before the first is measured, so that a mistake shows at once.
     subjects = [load_subject(path, keys, options.batch_size) for path in options.checkpoints]
+    for subject in subjects if options.twins else ():
+        if subject.found.heads:
+            raise UserError(
+                f"--twins: {subject.name} has heads for regions, whose twins are not known; leave "
+                "it out"
+            )
     console = Console()
     if not console.is_terminal:
         console = Console(width=FILE_WIDTH)

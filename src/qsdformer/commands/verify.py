@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
 
 from qsdformer.commands.arguments import add_device_argument, add_limit, positive
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
@@ -13,9 +14,12 @@ from qsdformer.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-    from qsdformer.data import DataModule
+    from qsdformer.data import DataInfo, DataModule
     from qsdformer.data.preprocessing import Preprocessing
     from qsdformer.graph.integer import IntegerGraph
+
+
+REGION_IMAGES = 4  # whose regions the heads of a detector are verified on
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +84,42 @@ def run(options: argparse.Namespace) -> int:
     Console(width=110).print(report.table())
     for name in report.missing:
         print(f"{name}: not installed")
-    return 0 if report.ok else 1
+    heads_ok = [_verify_head(name, options, subject, total) for name in subject.heads]
+    return 0 if report.ok and all(heads_ok) else 1
+
+
+def _verify_head(name: str, options: argparse.Namespace, subject: _Subject, total: int) -> bool:
+    """Print how the executions of a head compare on the regions of the images."""
+    import torch
+    from rich.console import Console
+
+    from qsdformer.graph.post import RegionPost
+    from qsdformer.runtimes.dense import ExportedDetector
+    from qsdformer.runtimes.runnable import runnable
+    from qsdformer.runtimes.verify import verify
+    from qsdformer.tasks.evaluation import first_images
+
+    assert subject.graph is not None
+    post = subject.graph.post
+    assert isinstance(post, RegionPost)
+    detector = ExportedDetector(model=runnable(subject.graph), post=post)
+    batches = first_images(subject.data.val_dataloader(), min(total, REGION_IMAGES))
+    counts = (detector.region_counts(cast(Any, images)) for images, _ in batches)
+    regions = [torch.from_numpy(found[name]) for found in counts if name in found]
+    if not regions:
+        print(f"no regions reach the head {name!r}")
+        return True
+    model, info = subject.heads[name]
+    report = verify(
+        model,
+        regions,
+        info,
+        executors=options.executor,
+        membrane_bits=options.membrane_bits,
+    )
+    print(f"the head {name!r}, on the regions of the images")
+    Console(width=110).print(report.table())
+    return report.ok
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +132,10 @@ class _Subject:
     task: str
     multiple: int = 1
     left_out: str | None = None
+    graph: IntegerGraph | None = None  # of a detector with heads for regions
+    heads: Mapping[str, tuple[nn.Module | IntegerGraph, DataInfo | None]] = field(
+        default_factory=dict
+    )
 
 
 def _load(options: argparse.Namespace) -> _Subject:
@@ -101,7 +144,7 @@ def _load(options: argparse.Namespace) -> _Subject:
     from qsdformer.devices import pick_device
     from qsdformer.graph.integer import IntegerGraph
     from qsdformer.runtimes.exported import load_exported
-    from qsdformer.tasks.deployment import deployable
+    from qsdformer.tasks.deployment import deployable, lowered
     from qsdformer.tasks.stored import load_with_data
 
     keys = given_keys(options)
@@ -110,6 +153,8 @@ def _load(options: argparse.Namespace) -> _Subject:
         device = pick_device(options.device)
         loaded, data = load_with_data(options.model, keys, options.batch_size)
         found = deployable(loaded.model, loaded.info or data.info)
+        bits = options.membrane_bits
+        graph = lowered(found, data.info, membrane_bits=bits) if found.heads else None
         return _Subject(
             model=found.part.to(device),
             data=data,
@@ -117,6 +162,8 @@ def _load(options: argparse.Namespace) -> _Subject:
             task=loaded.task,
             multiple=found.multiple,
             left_out=found.left_out,
+            graph=graph,
+            heads={name: (head.part, head.info) for name, head in found.heads.items()},
         )
     if not isinstance(exported, IntegerGraph):
         raise UserError(
@@ -124,4 +171,11 @@ def _load(options: argparse.Namespace) -> _Subject:
             "or a .qsd file, or measure its accuracy with qsd eval"
         )
     data = data_for(options.model, exported, keys, options.batch_size)
-    return _Subject(model=exported, data=data, pre=exported.preprocessing, task=task_of(exported))
+    return _Subject(
+        model=exported,
+        data=data,
+        pre=exported.preprocessing,
+        task=task_of(exported),
+        graph=exported if exported.heads else None,
+        heads={name: (head, None) for name, head in exported.heads.items()},
+    )

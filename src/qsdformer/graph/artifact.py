@@ -98,10 +98,11 @@ def export(
 def to_bytes(graph: IntegerGraph) -> bytes:
     """The artifact of `graph`; the same bytes for the same graph, on any machine."""
     index = {op.name: i for i, op in enumerate(graph.ops)}
-    defaults, same = _defaults(graph.ops), _same_codes(graph.ops)
+    defaults, version = _defaults(graph.ops), _version(graph)
+    same = _same_codes(graph.ops) if version == DENSE_VERSION else {}
     tensors: dict[str, bytes] = {}
     description: dict[str, Any] = {
-        "format_version": _version(graph),
+        "format_version": version,
         "config": graph.config,
         "preprocessing": graph.preprocessing.to_dict(),
         "class_names": list(graph.class_names),
@@ -126,7 +127,9 @@ def _version(graph: IntegerGraph) -> int:
     """The oldest version that has all that is in `graph`, of those that are written."""
     pre = graph.preprocessing
     plain = graph.post is None and isinstance(pre.image_size, int)
-    plain = plain and pre.fit == "crop" and pre.placed is None and not _same_codes(graph.ops)
+    plain = plain and pre.fit == "crop" and pre.placed is None
+    if not graph.class_names:  # a classifier is written as it always was
+        plain = plain and not _same_codes(graph.ops)
     return FORMAT_VERSION if plain else DENSE_VERSION
 
 
@@ -183,7 +186,7 @@ def from_bytes(data: bytes, name: str = "artifact") -> IntegerGraph:
                 f"{name}: artifact format {version}, but this qsdformer reads formats 1 to "
                 f"{DENSE_VERSION}: use the version that wrote it, or a newer one"
             )
-        graph = _graph(description, tensors)
+        graph = _graph(description, tensors, name)
         check_graph(graph)
     except UserError:
         raise
@@ -243,14 +246,14 @@ def _tensors(header: dict[str, Any], body: memoryview) -> Iterator[tuple[str, me
         raise ValueError(f"{len(body) - expected} bytes after the last tensor")
 
 
-def _graph(description: dict[str, Any], tensors: dict[str, memoryview]) -> IntegerGraph:
+def _graph(description: dict[str, Any], tensors: dict[str, memoryview], file: str) -> IntegerGraph:
     version = description["format_version"]
     names_of_heads = description.get("heads", []) if version == DENSE_VERSION else []
     unused = dict(tensors)
     heads: dict[str, IntegerGraph] = {}
     for name in _typed(names_of_heads, list):
         part = unused.pop(f"{HEAD}{_typed(name, str)}")
-        heads[name] = from_bytes(bytes(part), f"the graph {name[:40]!r}")
+        heads[name] = from_bytes(bytes(part), f"{file}: the graph {name[:40]!r}")
     kinds = KINDS[version]
     defaults = _typed(description["defaults"], dict)
     names: list[str] = []

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,6 +85,24 @@ class ExportedDetector:
                 runner = runnable(head, self.model.threads, exact=self.model.exact)
             found[name] = head, runner.real_outputs
         return found
+
+    def region_counts(self, images: Sequence[Tensor]) -> dict[str, Array]:
+        """The spike counts (N, C, size, size) that graphs for regions get of images, by name."""
+        seen: dict[str, list[Array]] = {name: [] for name in self.heads}
+
+        def recorded(name: str, run: Run) -> Run:
+            def kept(pixels: Array) -> dict[str, Array]:
+                seen[name].append(pixels)
+                return run(pixels)
+
+            return kept
+
+        assert isinstance(self.post, RegionPost)
+        found = real_outputs(self.model, fitted_pixels(images, self.pre))
+        places = [self.pre.place_of((image.shape[-2], image.shape[-1])) for image in images]
+        heads = {name: (graph, recorded(name, run)) for name, (graph, run) in self.heads.items()}
+        region_detections(self.post, found, heads, self.pre.sides, places, places)
+        return {name: np.concatenate(parts) for name, parts in seen.items() if parts}
 
     def detect(self, images: Sequence[Tensor], sizes: Sequence[Size]) -> list[dict[str, Tensor]]:
         """Boxes, labels and scores of images (C, h, w) in 0..1, for the sizes of their files."""

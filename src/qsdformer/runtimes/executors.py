@@ -140,9 +140,11 @@ def named_outputs(found: Any) -> dict[str, Tensor]:
 
 
 def _results(graph: IntegerGraph, outputs: dict[str, Tensor]) -> Results:
-    """A model's outputs as executors give them."""
+    """A model's outputs as executors give them; vectors are maps of one place."""
     found = {name: _array(value) for name, value in outputs.items()}
-    return next(iter(found.values())) if graph.class_names else found
+    if graph.class_names:
+        return next(iter(found.values()))
+    return {n: v[:, :, None, None] if v.ndim == 2 else v for n, v in found.items()}
 
 
 def _device(model: nn.Module) -> torch.device:

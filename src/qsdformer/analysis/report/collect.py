@@ -94,7 +94,8 @@ def collect(
             accuracy=analysis.measured.accuracy,
             ledger=analysis.ledger,
             analysis=analysis,
-            twins=twins(name, subject.model, analysis.measured),
+            # Heads for regions have no twins: the comparison would leave them out on one side.
+            twins=[] if subject.found.heads else twins(name, subject.model, analysis.measured),
         )
     if subject.task != "classification":
         raise UserError(f"{path} is an ANN for {subject.task}: the report shows spiking ones")

@@ -1,0 +1,101 @@
+"""The heads of an R-CNN in the ledger: they run once for each region, of which images have many.
+
+The detector runs in floating point on images of a set; what RoIAlign reads is kept, and measured in
+the heads as images are in a network. Their rows are scaled to an image by its mean number of
+regions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qsdformer.analysis.energy import Row
+from qsdformer.analysis.ledger import make_ledger
+from qsdformer.analysis.measure import measure
+from qsdformer.analysis.post import DECODE, PAIR, RESIZE, SCORE, PostWork
+from qsdformer.graph.post import BOX, MASK, RegionPost
+from qsdformer.tasks.deployment import Deployable
+
+MODULES = {BOX: "roi_heads.box_head", MASK: "roi_heads.mask_head"}
+POOL = (4, 4)  # products and sums of a point of RoIAlign, which goes into a mean
+SCALED = ("count", "estimate", "additions", "multiplications", "moved")
+
+
+@torch.inference_mode()
+def add_regions(
+    found: Deployable, batches: Iterable[tuple[Any, Any]], work: PostWork
+) -> tuple[Row, ...]:
+    """The rows of the heads for regions, an image; what is done around them is added to `work`.
+
+    Batches are those of a detection set: lists of images (C, h, w) in 0..1.
+    """
+    network: Any = found.network
+    post = found.post
+    assert isinstance(post, RegionPost)
+    regions: dict[str, list[Tensor]] = {name: [] for name in found.heads}
+    images = 0
+    for shown, _ in batches:
+        device = next(network.parameters()).device
+        with _kept(network, regions):
+            results = network.eval()([image.to(device) for image in shown])
+        images += len(shown)
+        if post.has_masks:
+            _note_masks(post, work, [result["boxes"] for result in results])
+    rows: list[Row] = []
+    for name, head in found.heads.items():
+        read = [values for values in regions[name] if len(values)]
+        if not read:
+            continue
+        measured = measure(head.part, ((values, None) for values in read), read[0].device)
+        _note_regions(post, name, work, [len(values) for values in read], read[0][0].numel())
+        ledger = make_ledger(name, head.part, measured)
+        rows += [_of_image(row, measured.images / images, images) for row in ledger.rows]
+    return tuple(rows)
+
+
+@contextlib.contextmanager
+def _kept(network: nn.Module, regions: dict[str, list[Tensor]]) -> Iterator[None]:
+    """What the heads read inside the block, appended to `regions`."""
+    with contextlib.ExitStack() as stack:
+        for name, kept in regions.items():
+            module = network.get_submodule(MODULES[name])
+
+            def keep(_: nn.Module, given: tuple[Tensor], kept: list[Tensor] = kept) -> None:
+                kept.append(given[0])
+
+            stack.callback(module.register_forward_pre_hook(keep).remove)
+        yield
+
+
+def _note_regions(
+    post: RegionPost, name: str, work: PostWork, counts: list[int], values: int
+) -> None:
+    """RoIAlign of all regions, and of the box head softmax, decoding and suppression."""
+    total = sum(counts)
+    work.note(total * values * post.sampling**2, POOL)
+    if name == BOX:
+        classes = len(post.class_names)
+        work.note(total * (classes + 1), SCORE)
+        work.note(total * classes, DECODE)
+        work.note(sum(classes * n * (n - 1) // 2 for n in counts), PAIR)
+
+
+def _note_masks(post: RegionPost, work: PostWork, boxes: list[Tensor]) -> None:
+    """Sigmoids of masks, and scaling each to the size of its box."""
+    for found in boxes:
+        area = (found[:, 2:] - found[:, :2]).clamp(min=0).prod(1).sum()
+        work.note(len(found) * (2 * post.mask_size) ** 2, SCORE)
+        work.note(int(area), RESIZE)
+
+
+def _of_image(row: Row, regions: float, images: int) -> Row:
+    """The row of a head for an image with so many regions."""
+    scaled = {name: getattr(row, name) * regions for name in SCALED}
+    macs = round(row.dense_macs * regions)
+    return dataclasses.replace(row, images=images, dense_macs=macs, **scaled)

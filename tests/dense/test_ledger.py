@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dense.networks import detection_config, info_of, pixels_of, segmentation_config, settled
+from qsdformer.analysis.energy import COST_MODELS
+from qsdformer.analysis.ledger import make_ledger
+from qsdformer.analysis.measure import measure
+from qsdformer.analysis.regions import add_regions
+from qsdformer.analysis.shares import shares
+from qsdformer.runtimes.binary import run_binary
+from qsdformer.tasks.deployment import deployable
+
+
+def counted(rows):
+    return {row.name: row.total for row in rows if row.kind in ("ac", "attention")}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [segmentation_config(), detection_config(), detection_config(detector="faster_rcnn")],
+    ids=["segmenter", "RetinaNet", "Faster R-CNN"],
+)
+def test_exact_additions_are_those_of_binary_execution(config):
+    found = deployable(settled(config), info_of(32))
+    images = torch.randn(3, 3, 32, 32)
+    measured = measure(found.part, [(images, None)], post=found.post)
+    ledger = make_ledger("it", found.part, measured, found.network)
+    assert counted(ledger.rows) == run_binary(found.part, images).additions
+    assert ledger.accuracy is None
+    assert [row.kind for row in ledger.rows].count("post") == 1
+
+
+def test_heads_for_regions_have_rows_of_their_own_scaled_to_an_image():
+    network = settled(detection_config(detector="mask_rcnn"))
+    found = deployable(network, info_of(32))
+    images = [torch.from_numpy(image) / 255 for image in pixels_of(32, 2)]
+    kept: dict[str, list[torch.Tensor]] = {"box_head": [], "mask_head": []}
+    hooks = []
+    for name, values in kept.items():
+        module = network.get_submodule(f"roi_heads.{name}")
+        hook = module.register_forward_pre_hook(lambda _, x, values=values: values.append(x[0]))
+        hooks.append(hook)
+    with torch.no_grad():
+        network(images)
+    for hook in hooks:
+        hook.remove()
+    measured = measure(found.part, [(torch.randn(2, 3, 32, 32), None)], post=found.post)
+    before = measured.post.products
+    rows = add_regions(found, [(images, None)], measured.post)
+    expected = {}
+    for name, head in zip(kept, found.heads.values(), strict=True):
+        expected |= run_binary(head.part, torch.cat(kept[name])).additions
+    assert counted(rows) == expected
+    assert all(row.count == pytest.approx(row.total / 2) for row in rows)
+    regions, size, sampling = len(kept["box_head"][0]), 8 * 4 * 4, 4
+    masks = len(kept["mask_head"][0])
+    assert regions > masks > 0
+    pooled = 4 * sampling * size * (regions + masks)
+    assert measured.post.products - before > pooled
+    ledger = make_ledger("it", found.part, measured, network, rows)
+    by_part = {share.part: share for share in shares(network, ledger, [*COST_MODELS.values()])}
+    assert by_part["heads"].additions > sum(expected.values()) / 2
+    total = sum(share.energy["bit-aware"] for share in by_part.values())
+    assert total == pytest.approx(ledger.total(COST_MODELS["bit-aware"]))
+
+
+def test_a_detectors_post_processing_is_counted_by_its_candidates():
+    found = deployable(settled(detection_config(score_threshold=1.0)), info_of(32))
+    measured = measure(found.part, [(torch.randn(2, 3, 32, 32), None)], post=found.post)
+    places = 8 * 8 + 4 * 4 + 2 * 2 + 1
+    scores = places * 6 * 4  # anchors (two octaves, three ratios) and classes with background
+    assert measured.post.row().multiplications == 2 * scores  # and no candidate
+    assert measured.post.row().additions == 4 * scores
