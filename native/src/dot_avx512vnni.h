@@ -149,6 +149,45 @@ static void dot(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, c
   else dot4(d, in, pixel, pixels, codes, start, sums);
 }
 
+/* The same by lists of groups. */
+INLINE void listed_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const int pixels,
+                        const int vectors, const qsd_common *common, size_t list,
+                        const int8_t *codes, int32_t *sums) {
+  __m512i acc[TILE][4];
+#pragma GCC unroll 14
+  for (int p = 0; p < pixels; p++)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) acc[p][v] = _mm512_setzero_si512();
+  for (int at = 0; at < d->positions; at++, codes += (size_t)d->groups * vectors * LANES * 4) {
+    const uint8_t *from = in + d->offsets[at];
+    const uint16_t *next = common->lists + (list + (size_t)at) * common->pitch;
+    for (const uint16_t *end = next + common->counts[list + (size_t)at]; next < end; next++) {
+      const uint8_t *x = from + 4 * (size_t)*next, *half = x + 7 * pixel;
+      const int8_t *code = codes + (size_t)*next * (vectors * LANES * 4);
+      __m512i w[4];
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; v++) w[v] = _mm512_loadu_si512(code + 64 * v);
+#pragma GCC unroll 14
+      for (int p = 0; p < pixels; p++) {
+        __m512i value = four(p < 7 ? x + (size_t)p * pixel : half + (size_t)(p - 7) * pixel);
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) acc[p][v] = _mm512_dpbusd_epi32(acc[p][v], value, w[v]);
+      }
+    }
+  }
+#pragma GCC unroll 14
+  for (int p = 0; p < pixels; p++)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) _mm512_storeu_si512(sums + (p * vectors + v) * LANES, acc[p][v]);
+}
+
+static void dot_listed(const qsd_dot *d, const uint8_t *in, size_t pixel, const qsd_common *common,
+                       size_t list, const int8_t *codes, int32_t *sums) {
+  if (d->vectors == 1) listed_tile(d, in, pixel, TILE, 1, common, list, codes, sums);
+  else if (d->vectors == 2) listed_tile(d, in, pixel, TILE, 2, common, list, codes, sums);
+  else listed_tile(d, in, pixel, TILE / 2, 4, common, list, codes, sums);
+}
+
 /* 64 channels of four rows, column by column, as [channel][row]. */
 static void interleave(const uint8_t *const row[4], size_t pixel, int columns, uint8_t *to) {
   /* Unpacking works within quarters of a vector: each gets 4 of every 16 channels. */

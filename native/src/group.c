@@ -95,7 +95,8 @@ void qsd_find_tile(const qsd_runner *r, int n, int y, int x, qsd_tile *tile) {
 }
 
 /* A span of a row: where its pixels lie in everything that the step reads and writes. */
-void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int x, int pixels, bool fresh) {
+void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int x, int pixels, bool fresh,
+                  const qsd_common *common) {
   const qsd_step *step = r->step;
   int n = outer * step->steps;
   qsd_row row;
@@ -104,6 +105,7 @@ void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int x, int p
   row.y = y;
   row.fresh = fresh;
   row.scratch = r->scratch;
+  row.common = common;
   qsd_tile *tile = &row.tile;
   tile->residual = NULL;
   tile->out = NULL;
@@ -165,7 +167,7 @@ static void run_block(const qsd_runner *r, int block, int64_t first, int64_t las
     int from = step->width * span / spans, to = step->width * (span + 1) / spans;
     if (codes && ahead) fetch(ahead, (size_t)unit * share, share, codes);
     for (int x = from; x < to; x += most)
-      qsd_run_span(r, block, outer, row, x, (int)qsd_min(most, to - x), fresh);
+      qsd_run_span(r, block, outer, row, x, (int)qsd_min(most, to - x), fresh, NULL);
     fresh = false;
     if (++row < rows) continue;
     row = 0;

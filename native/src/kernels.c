@@ -123,7 +123,7 @@ static void depthwise(const qsd_depthwise *dw, const void *in, size_t pixel, int
 }
 
 /* Sums of pixels x.. of the row, into scratch memory, for each time step. */
-INLINE void tile_sums(const qsd_row *r, qsd_tile *t, int x) {
+INLINE void tile_sums(const qsd_row *r, qsd_tile *t, int x, int tile) {
   const qsd_step *step = r->step;
   size_t wide = (size_t)step->vectors * LANES;
   t->sums = r->scratch;
@@ -135,6 +135,13 @@ INLINE void tile_sums(const qsd_row *r, qsd_tile *t, int x) {
     if (step->kind == STEP_DOT) {
       const int8_t *codes = step->dot.codes + (size_t)r->block * step->dot.block_codes;
       const int32_t *start = step->dot.start ? step->dot.start + (size_t)r->block * wide : NULL;
+#ifdef QSD_OWN_EVENTS
+      if (r->common && t->pixels == tile) {
+        size_t at = (size_t)(x / tile * t->steps + s) * (size_t)step->dot.positions;
+        dot_listed(&step->dot, in, r->in_pixel, r->common, at, codes, sums);
+        continue;
+      }
+#endif
       dot(&step->dot, in, r->in_pixel, t->pixels, codes, start, sums);
       continue;
     }
@@ -163,10 +170,10 @@ static void row(const qsd_row *r) {
     return;
   }
   qsd_tile t = r->tile;
-  int tile = r->step->kind == STEP_DOT && r->step->vectors == 4 ? TILE / 2 : TILE;
+  const int tile = qsd_tile_pixels(r->step);
   for (int x = 0; x < r->tile.pixels; x += tile) {
     t.pixels = (int)qsd_min(tile, r->tile.pixels - x);
-    tile_sums(r, &t, x);
+    tile_sums(r, &t, x, tile);
     finish(r->step->finish, &t);
     if (t.residual) t.residual += (size_t)tile * t.residual_pixel;
     if (t.out) t.out += (size_t)tile * t.out_pixel;
@@ -206,10 +213,10 @@ static void planes(const int32_t *values, int channels, uint32_t bias, int count
 
 #ifdef QSD_OWN_EVENTS
 #include "events_avx512vnni.h"
-#define EVENTS events, .find_active = find_active, .list_active = list_active
+#define EVENTS \
+  events, .find_active = find_active, .list_active = list_active, .list_common = list_common
 #else
 #define EVENTS NULL
-
 #endif
 
 #ifdef QSD_OWN_SCALE

@@ -95,6 +95,7 @@ static qsd_events_mode events_mode(void) {
   const char *word = getenv("QSD_NATIVE_EVENTS");
   if (word && strcmp(word, "never") == 0) return EVENTS_NEVER;
   if (word && strcmp(word, "always") == 0) return EVENTS_ALWAYS;
+  if (word && strcmp(word, "tiles") == 0) return EVENTS_TILES;
   return EVENTS_CHOSEN;
 }
 

@@ -103,6 +103,12 @@ typedef struct {
 
 typedef struct qsd_step qsd_step;
 
+/* Groups of 4 channels that are active in any window of a tile, of [tile][time step][position]. */
+typedef struct {
+  const uint16_t *lists, *counts;
+  size_t pitch; /* from one list to the next */
+} qsd_common;
+
 /* A row of pixels: `in` is where the first one's window begins; strides in bytes. */
 typedef struct {
   const qsd_step *step;
@@ -113,6 +119,7 @@ typedef struct {
   bool fresh; /* the row before was not row y - 1 of the same block */
   int32_t *scratch; /* of a tile's sums, and rows interleaved */
   qsd_tile tile;    /* all its pixels */
+  const qsd_common *common; /* or NULL: all groups are multiplied */
 } qsd_row;
 
 /* Sums of pixels by their active groups of 4 channels alone, rows * pixels of them. Groups have
@@ -121,7 +128,7 @@ typedef struct {
   const qsd_dot *dot;
   const int8_t *codes; /* of the first block */
   int vectors;         /* 1, 2, 4, or 8, in as many blocks as it takes */
-  bool sparse;         /* few are active */
+  int part;            /* groups of 8 vectors whose codes fit the nearest cache */
   /* The row of the input where the first pixel's window begins, and the next ones. */
   const uint8_t *row;
   const uint64_t *mask;  /* which groups are active */
@@ -136,7 +143,7 @@ typedef struct {
   int32_t *sums; /* [rows * pixels][vectors * LANES] */
 } qsd_events;
 
-typedef enum { EVENTS_CHOSEN, EVENTS_NEVER, EVENTS_ALWAYS } qsd_events_mode;
+typedef enum { EVENTS_CHOSEN, EVENTS_NEVER, EVENTS_ALWAYS, EVENTS_TILES } qsd_events_mode;
 
 typedef struct {
   const char *name;
@@ -145,8 +152,13 @@ typedef struct {
   /* Sets a bit for every 4 bytes that are not all 0, and says how many these are. NULL: there are
    * no kernels by events. */
   int64_t (*find_active)(const uint8_t *values, size_t bytes, uint64_t *mask);
-  /* The numbers of the bits that are set, and how many these are; up to 16 more are written. */
-  size_t (*list_active)(const uint64_t *mask, size_t words, uint16_t *list);
+  /* The numbers of the bits that are set, from list + before on, where the list is after each word,
+   * and how long it is now; up to 16 more are written. */
+  uint32_t (*list_active)(const uint64_t *mask, size_t words, uint32_t before, uint32_t *ranks,
+                          uint16_t *list);
+  /* Groups that are active in any of the windows of e->pixels pixels, for each position; how many
+   * these are in all. Up to 16 more are written to each list. */
+  size_t (*list_common)(const qsd_events *e, size_t pitch, uint16_t *lists, uint16_t *counts);
   void (*events)(const qsd_events *events);
   void (*attention)(const qsd_attention *head);
   void (*planes)(const int32_t *values, int channels, uint32_t bias, int planes, size_t plane,
@@ -179,11 +191,11 @@ struct qsd_step {
   int stride; /* of the convolution */
   int channels; /* of the map that it makes */
   const qsd_op *pad_op; /* the convolution */
-  /* By events: vectors at a time, rows or pixels of a band, and the share of active groups up to
-   * which it pays. */
+  /* By events: vectors at a time, rows or pixels of a band, and what they cost, whatever is active
+   * and for the share of active groups, where dense products cost 1. */
   bool by_events;
   int event_vectors, band_rows, band_pixels;
-  double event_share;
+  double event_fixed, event_slope, tile_slope; /* the last of groups that tiles have in common */
   const uint16_t *rows_at, *bits_at; /* of each position: its row, and its first group in it */
   const int8_t *ahead;  /* codes of the next products, at least as many as of a block here; NULL */
 };
@@ -197,6 +209,7 @@ typedef struct {
   int *leading; /* time steps of each value */
   int *input_of;  /* operation to the tensor that holds its value, -1 */
   const int32_t **tables; /* of `normalise`, by operation */
+  int near_groups;  /* groups of 8 vectors whose codes fit the nearest cache */
   uint64_t arena;   /* bytes of all tensors */
   uint64_t scratch; /* bytes for each thread */
 } qsd_plan;
@@ -269,7 +282,13 @@ typedef struct {
 
 void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_step *step,
                    uint8_t *arena, int32_t *scratch, int part, int parts);
-void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int x, int pixels, bool fresh);
+/* `common` is NULL where all groups are multiplied. */
+void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int x, int pixels, bool fresh,
+                  const qsd_common *common);
+/* Pixels of which sums are held at a time. */
+static inline int qsd_tile_pixels(const qsd_step *step) {
+  return step->kind == STEP_DOT && step->vectors == 4 ? TILE / 2 : TILE;
+}
 /* Where the tile's pixels, from (n, y, x) on, lie in what is written and in the shortcut. */
 void qsd_find_tile(const qsd_runner *r, int n, int y, int x, qsd_tile *tile);
 void qsd_share(const qsd_runner *r, int64_t each, int blocks, int block, int part, int parts,
@@ -278,8 +297,10 @@ void qsd_share(const qsd_runner *r, int64_t each, int blocks, int block, int par
 bool qsd_widens(const qsd_plan *plan, const qsd_step *step);
 /* By the active groups alone; false where this does not pay. */
 bool qsd_run_events(const qsd_runner *r, int part, int parts);
-/* The share of active groups up to which events pay for a step. */
-double qsd_event_share(const qsd_kernels *kernels, const qsd_step *step);
+/* Finds what events cost for a step, where dense products cost 1; false where it is not known. */
+bool qsd_event_costs(const qsd_kernels *kernels, qsd_step *step);
+/* Groups of 8 vectors whose codes fit the nearest cache. */
+int qsd_near_groups(void);
 bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode mode,
                      qsd_plan *plan);
 void qsd_clear_border(const qsd_tensor *tensor, uint8_t *memory);
