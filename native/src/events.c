@@ -124,7 +124,6 @@ static void find_all(finder *f) {
 static void list_all(finder *f) {
   if (f->listed) return;
   f->listed = true;
-  size_t words = (size_t)(f->in->n * f->rows) * f->words;
   uint32_t before = 0;
   for (int i = 0; i < f->in->n * f->rows; i++) {
     size_t at = (size_t)i * f->words;

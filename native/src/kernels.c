@@ -125,6 +125,7 @@ static void depthwise(const qsd_depthwise *dw, const void *in, size_t pixel, int
 /* Sums of pixels x.. of the row, into scratch memory, for each time step. */
 INLINE void tile_sums(const qsd_row *r, qsd_tile *t, int x, int tile) {
   const qsd_step *step = r->step;
+  (void)tile;
   size_t wide = (size_t)step->vectors * LANES;
   t->sums = r->scratch;
   t->sums_pixel = step->kind == STEP_DEPTHWISE ? (size_t)t->vectors * LANES : wide;

@@ -78,8 +78,11 @@ def test_membranes_of_either_width_give_the_integers_of_the_reference(bits: int,
 
 @pytest.mark.parametrize("share", [0, 0.02, 0.3, 0.8])
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_silent_pixels_and_rows_are_skipped_exactly(share: float, kernel: int, monkeypatch):
-    monkeypatch.setenv("QSD_NATIVE_EVENTS", "always")
+@pytest.mark.parametrize("way", ["always", "tiles"])
+def test_silent_pixels_and_rows_are_skipped_exactly(
+    way: str, share: float, kernel: int, monkeypatch
+):
+    monkeypatch.setenv("QSD_NATIVE_EVENTS", way)
     graph = wide_graph(kernel)
     pixels = np.zeros((2, 1, SIZE, SIZE), np.uint8)
     pixels[:, :, 5:20] = 255 * (np.random.default_rng(0).random((2, 1, 15, SIZE)) < share)
