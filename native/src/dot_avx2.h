@@ -42,9 +42,9 @@ enum { PIXELS = 3, HALVES = 4 };
 
 /* Up to 3 pixels by 4 halves of vectors, those from `first` on. */
 INLINE void dot_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const int pixels,
-                     const int halves, int first, const int8_t *codes, const int32_t *start,
-                     int32_t *sums) {
-  const size_t wide = (size_t)d->vectors * LANES;
+                     const int halves, int first, size_t wide, const int8_t *codes,
+                     const int32_t *start, int32_t *sums) {
+  const size_t stored = (size_t)d->vectors * LANES * 4;
   __m256i acc[PIXELS][HALVES];
 #pragma GCC unroll 3
   for (int p = 0; p < pixels; p++)
@@ -59,7 +59,7 @@ INLINE void dot_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const in
         for (int v = 0; v < halves; v++) acc[p][v] = _mm256_slli_epi32(acc[p][v], 8);
     for (int at = 0; at < d->positions; at++) {
       const uint8_t *x = in + (size_t)plane * d->plane_size + d->offsets[at];
-      for (int g = 0; g < d->groups; g++, x += 4, code += 4 * wide) {
+      for (int g = 0; g < d->groups; g++, x += 4, code += stored) {
 #pragma GCC unroll 3
         for (int p = 0; p < pixels; p++) {
           __m256i value = four(x + (size_t)p * pixel);
@@ -84,24 +84,25 @@ INLINE void dot_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const in
     }
 }
 
-static void dot(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, const int8_t *codes,
-                const int32_t *start, int32_t *sums) {
-  const int halves = 2 * d->vectors;
+static void dot(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, int vectors,
+                const int8_t *codes, const int32_t *start, int32_t *sums) {
+  const int halves = 2 * vectors;
+  const size_t wide = (size_t)vectors * LANES;
   for (int p = 0; p < pixels; p += PIXELS) {
     const uint8_t *x = in + (size_t)p * pixel;
-    int32_t *y = sums + (size_t)(p * d->vectors * LANES);
+    int32_t *y = sums + (size_t)p * wide;
     bool full = pixels - p >= PIXELS;
     for (int first = 0; first < halves; first += HALVES) {
       if (full && halves >= HALVES) {
-        dot_tile(d, x, pixel, PIXELS, HALVES, first, codes, start, y);
+        dot_tile(d, x, pixel, PIXELS, HALVES, first, wide, codes, start, y);
         continue;
       }
       int rest = full ? PIXELS : pixels - p;
       for (int q = 0; q < rest; q++) {
-        int32_t *z = y + (size_t)(q * d->vectors * LANES);
+        int32_t *z = y + (size_t)q * wide;
         if (halves >= HALVES)
-          dot_tile(d, x + (size_t)q * pixel, pixel, 1, HALVES, first, codes, start, z);
-        else dot_tile(d, x + (size_t)q * pixel, pixel, 1, 2, first, codes, start, z);
+          dot_tile(d, x + (size_t)q * pixel, pixel, 1, HALVES, first, wide, codes, start, z);
+        else dot_tile(d, x + (size_t)q * pixel, pixel, 1, 2, first, wide, codes, start, z);
       }
     }
   }

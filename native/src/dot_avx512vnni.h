@@ -82,6 +82,7 @@ INLINE __m512i four(const uint8_t *x) {
 /* `pixels` and `vectors` are constants where this is inlined. */
 INLINE void dot_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const int pixels,
                      const int vectors, const int8_t *codes, const int32_t *start, int32_t *sums) {
+  const size_t stored = (size_t)d->vectors * LANES * 4;
   __m512i acc[TILE][4];
 #pragma GCC unroll 14
   for (int p = 0; p < pixels; p++)
@@ -97,7 +98,7 @@ INLINE void dot_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const in
     for (int at = 0; at < d->positions; at++) {
       const uint8_t *x = in + (size_t)plane * d->plane_size + d->offsets[at];
       const uint8_t *half = x + 7 * pixel;
-      for (int g = 0; g < d->groups; g++, x += 4, half += 4, code += vectors * LANES * 4) {
+      for (int g = 0; g < d->groups; g++, x += 4, half += 4, code += stored) {
         __m512i w[4];
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) w[v] = _mm512_loadu_si512(code + 64 * v);
@@ -142,10 +143,10 @@ static void dot4(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, 
   switch (pixels) { TILES(CASE4) }
 }
 
-static void dot(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, const int8_t *codes,
-                const int32_t *start, int32_t *sums) {
-  if (d->vectors == 1) dot1(d, in, pixel, pixels, codes, start, sums);
-  else if (d->vectors == 2) dot2(d, in, pixel, pixels, codes, start, sums);
+static void dot(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, int vectors,
+                const int8_t *codes, const int32_t *start, int32_t *sums) {
+  if (vectors == 1) dot1(d, in, pixel, pixels, codes, start, sums);
+  else if (vectors == 2) dot2(d, in, pixel, pixels, codes, start, sums);
   else dot4(d, in, pixel, pixels, codes, start, sums);
 }
 
@@ -153,17 +154,18 @@ static void dot(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, c
 INLINE void listed_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const int pixels,
                         const int vectors, const qsd_common *common, size_t list,
                         const int8_t *codes, int32_t *sums) {
+  const size_t stored = (size_t)d->vectors * LANES * 4;
   __m512i acc[TILE][4];
 #pragma GCC unroll 14
   for (int p = 0; p < pixels; p++)
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) acc[p][v] = _mm512_setzero_si512();
-  for (int at = 0; at < d->positions; at++, codes += (size_t)d->groups * vectors * LANES * 4) {
+  for (int at = 0; at < d->positions; at++, codes += (size_t)d->groups * stored) {
     const uint8_t *from = in + d->offsets[at];
     const uint16_t *next = common->lists + (list + (size_t)at) * common->pitch;
     for (const uint16_t *end = next + common->counts[list + (size_t)at]; next < end; next++) {
       const uint8_t *x = from + 4 * (size_t)*next, *half = x + 7 * pixel;
-      const int8_t *code = codes + (size_t)*next * (vectors * LANES * 4);
+      const int8_t *code = codes + (size_t)*next * stored;
       __m512i w[4];
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; v++) w[v] = _mm512_loadu_si512(code + 64 * v);
@@ -181,10 +183,13 @@ INLINE void listed_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const
     for (int v = 0; v < vectors; v++) _mm512_storeu_si512(sums + (p * vectors + v) * LANES, acc[p][v]);
 }
 
-static void dot_listed(const qsd_dot *d, const uint8_t *in, size_t pixel, const qsd_common *common,
-                       size_t list, const int8_t *codes, int32_t *sums) {
-  if (d->vectors == 1) listed_tile(d, in, pixel, TILE, 1, common, list, codes, sums);
-  else if (d->vectors == 2) listed_tile(d, in, pixel, TILE, 2, common, list, codes, sums);
+static void dot_listed(const qsd_dot *d, const uint8_t *in, size_t pixel, int vectors,
+                       const qsd_common *common, size_t list, const int8_t *codes, int32_t *sums) {
+  if (d->vectors < 4 && vectors == 1)
+    listed_tile(d, in, pixel, TILE, 1, common, list, codes, sums);
+  else if (d->vectors < 4) listed_tile(d, in, pixel, TILE, 2, common, list, codes, sums);
+  else if (vectors == 1) listed_tile(d, in, pixel, TILE / 2, 1, common, list, codes, sums);
+  else if (vectors == 2) listed_tile(d, in, pixel, TILE / 2, 2, common, list, codes, sums);
   else listed_tile(d, in, pixel, TILE / 2, 4, common, list, codes, sums);
 }
 

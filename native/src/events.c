@@ -3,8 +3,11 @@
 #include "plan.h"
 
 #define SPARSE 0.06
-/* More than dense products cost, by the groups that a tile has in common. */
+/* By the groups that a tile has in common: more than dense products cost, and cycles for finding
+ * these groups, for 64 of a position and for each pixel. */
 #define TILES_WORSE 1.04
+#define TILE_CYCLES 40.
+#define PIXEL_CYCLES 5.
 enum { BAND = 112, PIECE = 28, EVENT_VECTORS = 8 };
 
 static int mask_rows(const qsd_tensor *in) { return in->height + 2 * in->pad; }
@@ -97,11 +100,14 @@ bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode
     int all = step->blocks * step->vectors;
     step->event_vectors = all >= 8 ? 8 : all >= 4 ? 4 : all >= 2 ? 2 : 1;
     if (!qsd_event_costs(kernels, step)) continue;
-    step->by_events = true;
     step->tile_slope = TILES_WORSE;
+    int tile = qsd_tile_pixels(step), words = (step->dot.groups + 63) / 64;
+    step->tile_fixed = width < tile ? 1 : words * (TILE_CYCLES + PIXEL_CYCLES * tile) /
+                                              ((double)step->dot.groups * step->event_vectors * tile);
     if (mode == EVENTS_ALWAYS) step->event_fixed = step->event_slope = 0;
-    if (mode == EVENTS_TILES) step->tile_slope = 0;
-    if (mode == EVENTS_TILES) step->event_fixed = 1;
+    if (mode == EVENTS_TILES) step->tile_fixed = step->tile_slope = 0, step->event_fixed = 1;
+    step->by_events = step->event_fixed < 1 || step->tile_fixed < 1;
+    if (!step->by_events) continue;
     size_t bytes = find_places(step, in).size;
     if (bytes > plan->scratch) plan->scratch = bytes;
     if (!find_positions(pool, step, in)) return false;
@@ -243,7 +249,7 @@ static double cost_of_events(const qsd_step *step, double share) {
 /* What a band costs at least, where dense products cost 1. */
 static double least_cost(const finder *f, int n, int y, int rows) {
   double share = share_of(f, n, y, rows), events = cost_of_events(f->r->step, share);
-  double tiles = f->r->step->tile_slope * share; /* they have no fewer groups than that */
+  double tiles = f->r->step->tile_fixed + f->r->step->tile_slope * share; /* or more groups */
   return events < tiles ? events : tiles;
 }
 
@@ -254,8 +260,8 @@ static void run_blocks(finder *f, int block, int count, int outer, int y, int ro
   const int n = outer * step->steps;
   double share = share_of(f, n, y, rows), events = cost_of_events(step, share), tiles = 1;
   if (!(share <= 1)) events = tiles; /* there is nothing to read */
-  else if (step->tile_slope * share < (events < 1 ? events : 1))
-    tiles = step->tile_slope * find_common(f, n, y, rows, x, pixels);
+  else if (step->tile_fixed + step->tile_slope * share < (events < 1 ? events : 1))
+    tiles = step->tile_fixed + step->tile_slope * find_common(f, n, y, rows, x, pixels);
   if (events < tiles && events < 1) {
     list_all(f);
     run_band(f, block, count * step->vectors, n, y, rows, x, pixels, share);
@@ -299,12 +305,12 @@ bool qsd_run_events(const qsd_runner *r, int part, int parts) {
   int groups = 0;
   bool any = false;
   for (int block = 0; block < step->blocks; block += together(step, block)) groups++;
-  for (int i = 0; i < step->outer * bands && !any; i++) {
+  for (int i = 0; i < step->maps * bands && !any; i++) {
     int y = i % bands * step->band_rows;
     any = least_cost(&f, i / bands * step->steps, y, (int)qsd_min(step->band_rows, height - y)) < 1;
   }
   if (!any) return false;
-  const int64_t each = (int64_t)step->outer * bands * spans;
+  const int64_t each = (int64_t)step->maps * bands * spans;
   for (int block = 0, group = 0; block < step->blocks; block += together(step, block), group++) {
     int64_t first, last;
     qsd_share(r, each, groups, group, part, parts, &first, &last);

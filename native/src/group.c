@@ -46,12 +46,6 @@ static qsd_map find_map(const qsd_plan *plan, uint8_t *arena, int number) {
                    .image = qsd_image_size(t) * bytes};
 }
 
-/* Of pixel (n, y, x) of the step's map, in which all rows may be one. */
-static uint8_t *at_pixel(const qsd_map *map, int n, int y, int x, int channel) {
-  return map->first + (size_t)n * map->image + (size_t)y * map->row + (size_t)x * map->pixel +
-         (size_t)channel * map->bytes;
-}
-
 /* Bytes as 32-bit numbers, [steps][pixels][channels of the tile], in scratch memory. */
 static const int32_t *widened(const qsd_map *map, const uint8_t *from, qsd_tile *tile, int32_t *to,
                               size_t *pixel, size_t *step) {
@@ -69,7 +63,7 @@ static const int32_t *widened(const qsd_map *map, const uint8_t *from, qsd_tile 
 
 static const int32_t *operand(const qsd_map *map, int n, int y, int x, qsd_tile *tile,
                               int32_t *scratch, size_t *pixel, size_t *step) {
-  const uint8_t *from = at_pixel(map, n, y, x, tile->channel);
+  const uint8_t *from = qsd_at_pixel(map, n, y, x, tile->channel);
   if (map->bytes == 1) return widened(map, from, tile, scratch, pixel, step);
   *pixel = map->pixel / sizeof(int32_t);
   *step = map->image / sizeof(int32_t);
@@ -83,12 +77,12 @@ void qsd_find_tile(const qsd_runner *r, int n, int y, int x, qsd_tile *tile) {
                              &tile->residual_step);
   }
   if (r->out.first) {
-    tile->out = (int32_t *)(void *)at_pixel(&r->out, n, y, x, tile->channel);
+    tile->out = (int32_t *)(void *)qsd_at_pixel(&r->out, n, y, x, tile->channel);
     tile->out_pixel = r->out.pixel / sizeof(int32_t);
     tile->out_step = r->out.image / sizeof(int32_t);
   }
   if (r->counts.first) {
-    tile->counts = at_pixel(&r->counts, n, y, x, tile->channel);
+    tile->counts = qsd_at_pixel(&r->counts, n, y, x, tile->channel);
     tile->counts_pixel = r->counts.pixel;
     tile->counts_step = r->counts.image;
   }
@@ -117,7 +111,7 @@ void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int x, int p
   if (step->kind == STEP_LOAD) {
     tile->sums = operand(&r->in, n, y, x, tile, r->scratch, &tile->sums_pixel, &tile->sums_step);
   } else {
-    row.in = at_pixel(&r->in, n, y, x, 0);
+    row.in = qsd_at_pixel(&r->in, n, y, x, 0);
     row.in_pixel = r->in.pixel;
     row.in_step = r->in.image;
     row.rows = r->in_rows - y * step->stride;
@@ -211,5 +205,7 @@ void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_s
   if (part == 0 && step->out >= 0) qsd_clear_border(&plan->tensors[step->out], arena + plan->tensors[step->out].offset);
   if (part == 0 && step->counts >= 0)
     qsd_clear_border(&plan->tensors[step->counts], arena + plan->tensors[step->counts].offset);
-  if (!qsd_run_events(&r, part, parts)) run_dense(&r, part, parts);
+  if (qsd_run_events(&r, part, parts)) return;
+  if (step->packed) qsd_run_packed(&r, part, parts);
+  else run_dense(&r, part, parts);
 }

@@ -123,12 +123,12 @@ static void depthwise(const qsd_depthwise *dw, const void *in, size_t pixel, int
 }
 
 /* Sums of pixels x.. of the row, into scratch memory, for each time step. */
-INLINE void tile_sums(const qsd_row *r, qsd_tile *t, int x, int tile) {
+INLINE void tile_sums(const qsd_row *r, qsd_tile *t, int x) {
   const qsd_step *step = r->step;
-  (void)tile;
   size_t wide = (size_t)step->vectors * LANES;
   t->sums = r->scratch;
-  t->sums_pixel = step->kind == STEP_DEPTHWISE ? (size_t)t->vectors * LANES : wide;
+  const int vectors = step->kind == STEP_DOT ? qsd_made_vectors(t->vectors) : t->vectors;
+  t->sums_pixel = (size_t)vectors * LANES;
   t->sums_step = wide * TILE;
   int32_t *sums = r->scratch;
   const uint8_t *in = r->in + (size_t)x * r->in_pixel;
@@ -137,13 +137,13 @@ INLINE void tile_sums(const qsd_row *r, qsd_tile *t, int x, int tile) {
       const int8_t *codes = step->dot.codes + (size_t)r->block * step->dot.block_codes;
       const int32_t *start = step->dot.start ? step->dot.start + (size_t)r->block * wide : NULL;
 #ifdef QSD_OWN_EVENTS
-      if (r->common && t->pixels == tile) {
-        size_t at = (size_t)(x / tile * t->steps + s) * (size_t)step->dot.positions;
-        dot_listed(&step->dot, in, r->in_pixel, r->common, at, codes, sums);
+      if (r->common && t->pixels == qsd_tile_pixels(step)) {
+        size_t at = (size_t)(x / t->pixels * t->steps + s) * (size_t)step->dot.positions;
+        dot_listed(&step->dot, in, r->in_pixel, vectors, r->common, at, codes, sums);
         continue;
       }
 #endif
-      dot(&step->dot, in, r->in_pixel, t->pixels, codes, start, sums);
+      dot(&step->dot, in, r->in_pixel, t->pixels, vectors, codes, start, sums);
       continue;
     }
 #ifdef QSD_OWN_DEPTHWISE
@@ -165,6 +165,24 @@ INLINE void tile_sums(const qsd_row *r, qsd_tile *t, int x, int tile) {
   }
 }
 
+static void gather(const qsd_dot *d, const uint8_t *const *from, int pixels, size_t size,
+                   uint8_t *to) {
+  typedef struct { /* in one go */
+    char bytes[64];
+  } line;
+  const size_t bytes = (size_t)d->groups * 4;
+  for (int p = 0; p < pixels; p++, to += size)
+    for (int at = 0; at < d->positions; at++) {
+      const uint8_t *x = from[p] + d->offsets[at];
+      uint8_t *y = to + (size_t)at * bytes;
+      for (size_t i = 0; i < bytes; i += sizeof(line)) {
+        line found;
+        memcpy(&found, x + i, sizeof found);
+        memcpy(y + i, &found, sizeof found);
+      }
+    }
+}
+
 static void row(const qsd_row *r) {
   if (r->step->kind == STEP_LOAD) {
     finish(r->step->finish, &r->tile);
@@ -174,7 +192,7 @@ static void row(const qsd_row *r) {
   const int tile = qsd_tile_pixels(r->step);
   for (int x = 0; x < r->tile.pixels; x += tile) {
     t.pixels = (int)qsd_min(tile, r->tile.pixels - x);
-    tile_sums(r, &t, x, tile);
+    tile_sums(r, &t, x);
     finish(r->step->finish, &t);
     if (t.residual) t.residual += (size_t)tile * t.residual_pixel;
     if (t.out) t.out += (size_t)tile * t.out_pixel;
@@ -229,5 +247,5 @@ static void planes(const int32_t *values, int channels, uint32_t bias, int count
 extern const qsd_kernels JOIN(qsd_kernels_, QSD_SET);
 const qsd_kernels JOIN(qsd_kernels_, QSD_SET) = {
     .name = QSD_NAME, .row = row, .finish = finish,
-    .events = EVENTS, .attention = attention, .planes = planes,
+    .dot = dot, .gather = gather, .events = EVENTS, .attention = attention, .planes = planes,
     .pixel_planes = pixel_planes, .split_codes = SPLIT, .wide_products = WIDE};

@@ -61,7 +61,7 @@ typedef struct {
 
 /* Sums of products of bytes: for planes, positions and groups of 4 channels. */
 typedef struct {
-  int vectors, blocks; /* output channels are blocks * vectors * LANES */
+  int vectors, blocks; /* output channels are blocks * vectors * LANES, the last ones unused */
   int positions, groups, planes;
   size_t plane_size;
   const size_t *offsets; /* of positions, in bytes */
@@ -166,6 +166,12 @@ typedef struct {
   /* Rows of pixels [channels][map] by tables [channels][256], each + bias, as byte planes. */
   void (*pixel_planes)(const uint8_t *pixels, size_t map, int channels, const int32_t *table,
                        int width, uint32_t bias, int planes, size_t plane, uint8_t *to);
+  /* Sums of pixels [pixels][vectors * LANES], of the first `vectors` of a block: 1, 2 or 4. */
+  void (*dot)(const qsd_dot *dot, const uint8_t *in, size_t pixel, int pixels, int vectors,
+              const int8_t *codes, const int32_t *start, int32_t *sums);
+  /* The windows of pixels one after the other, `size` bytes each; up to 63 more are written. */
+  void (*gather)(const qsd_dot *dot, const uint8_t *const *from, int pixels, size_t size,
+                 uint8_t *to);
   bool wide_products; /* products of 64 bits are as good as such of 32 */
   int split_codes; /* products of bytes must be split where they could pass 16 bits */
 } qsd_kernels;
@@ -187,7 +193,9 @@ struct qsd_step {
   qsd_dot dot;
   qsd_depthwise dw;
   bool flat; /* the map is one row of pixels */
+  int packed; /* pixels whose windows are put together, of whatever row and map; or 0 */
   int rows, width, spans, blocks, outer, vectors;
+  int maps; /* of which the neuron makes one each */
   int stride; /* of the convolution */
   int channels; /* of the map that it makes */
   const qsd_op *pad_op; /* the convolution */
@@ -195,13 +203,15 @@ struct qsd_step {
    * and for the share of active groups, where dense products cost 1. */
   bool by_events;
   int event_vectors, band_rows, band_pixels;
-  double event_fixed, event_slope, tile_slope; /* the last of groups that tiles have in common */
+  double event_fixed, event_slope;
+  double tile_fixed, tile_slope; /* the same by groups that tiles have in common */
   const uint16_t *rows_at, *bits_at; /* of each position: its row, and its first group in it */
   const int8_t *ahead;  /* codes of the next products, at least as many as of a block here; NULL */
 };
 
 typedef struct {
   bool frames;
+  int images; /* that run at once, as so many maps of every value */
   int step_count, tensor_count;
   qsd_step *steps;
   qsd_tensor *tensors;
@@ -229,7 +239,7 @@ int qsd_root(const qsd_graph *graph, const qsd_plan *plan, int number);
 void qsd_find_lives(const qsd_graph *graph, const bool *result, qsd_plan *plan);
 /* Gives tensors that live at once places apart. */
 bool qsd_place_tensors(qsd_pool *pool, qsd_plan *plan);
-int qsd_build_plan(qsd_builder *builder, bool frames, qsd_plan *plan);
+int qsd_build_plan(qsd_builder *builder, bool frames, int images, qsd_plan *plan);
 /* Packs the weights of a step's convolution and finds the offsets of its positions. */
 int qsd_pack_dot(qsd_builder *builder, const qsd_plan *plan, qsd_step *step);
 int qsd_pack_depthwise(qsd_builder *builder, const qsd_plan *plan, qsd_step *step);
@@ -285,6 +295,9 @@ void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_s
 /* `common` is NULL where all groups are multiplied. */
 void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int x, int pixels, bool fresh,
                   const qsd_common *common);
+/* Of the vectors of sums that are needed, how many are made. */
+static inline int qsd_made_vectors(int vectors) { return vectors == 3 ? 4 : vectors; }
+
 /* Pixels of which sums are held at a time. */
 static inline int qsd_tile_pixels(const qsd_step *step) {
   return step->kind == STEP_DOT && step->vectors == 4 ? TILE / 2 : TILE;
@@ -303,6 +316,16 @@ bool qsd_event_costs(const qsd_kernels *kernels, qsd_step *step);
 int qsd_near_groups(void);
 bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode mode,
                      qsd_plan *plan);
+/* Small maps: several rows and maps at a time. Finds whether a step is run so, and the scratch
+ * memory that this takes in bytes. */
+uint64_t qsd_plan_packed(const qsd_plan *plan, qsd_step *step);
+void qsd_run_packed(const qsd_runner *r, int part, int parts);
+/* Of pixel (n, y, x) of the step's map, in which all rows may be one. */
+static inline uint8_t *qsd_at_pixel(const qsd_map *map, int n, int y, int x, int channel) {
+  return map->first + (size_t)n * map->image + (size_t)y * map->row + (size_t)x * map->pixel +
+         (size_t)channel * map->bytes;
+}
+
 void qsd_clear_border(const qsd_tensor *tensor, uint8_t *memory);
 
 static inline int qsd_round_up(int value, int to) { return (value + to - 1) / to * to; }
