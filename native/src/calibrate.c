@@ -68,11 +68,11 @@ static double time_dense(bench *b, const qsd_kernels *kernels, const qsd_dot *do
   qsd_finish finish = {.small = true, .store = true};
   qsd_step step = {.kind = STEP_DOT, .finish = &finish, .dot = *dot, .vectors = dot->vectors};
   size_t wide = (size_t)dot->vectors * LANES;
-  qsd_row row = {.step = &step, .in = b->values, .in_pixel = GROUPS * 4, .scratch = b->scratch,
-                 .tile = {.out = b->sums, .out_pixel = wide, .steps = 1, .pixels = PIXELS,
-                          .vectors = dot->vectors}};
   double best = 1e12;
   for (int i = 0; i < REPEATS; i++) {
+    qsd_row row = {.step = &step, .in = b->values, .in_pixel = GROUPS * 4, .scratch = b->scratch,
+                   .tile = {.out = b->sums, .out_pixel = wide, .steps = 1, .pixels = PIXELS,
+                            .vectors = dot->vectors}};
     double from = now();
     kernels->row(&row);
     double took = now() - from;

@@ -8,6 +8,8 @@
 #define TILES_WORSE 1.04
 #define TILE_CYCLES 40.
 #define PIXEL_CYCLES 5.
+/* Either way, for a band: looking for active groups. */
+#define BAND_CYCLES 600.
 enum { BAND = 112, PIECE = 28, EVENT_VECTORS = 8 };
 
 static int mask_rows(const qsd_tensor *in) { return in->height + 2 * in->pad; }
@@ -104,6 +106,10 @@ bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode
     int tile = qsd_tile_pixels(step), words = (step->dot.groups + 63) / 64;
     step->tile_fixed = width < tile ? 1 : words * (TILE_CYCLES + PIXEL_CYCLES * tile) /
                                               ((double)step->dot.groups * step->event_vectors * tile);
+    double looking = BAND_CYCLES / ((double)step->band_rows * step->band_pixels * step->steps *
+                                    step->dot.positions * step->dot.groups * all);
+    step->event_fixed += looking;
+    step->tile_fixed += looking;
     if (mode == EVENTS_ALWAYS) step->event_fixed = step->event_slope = 0;
     if (mode == EVENTS_TILES) step->tile_fixed = step->tile_slope = 0, step->event_fixed = 1;
     step->by_events = step->event_fixed < 1 || step->tile_fixed < 1;

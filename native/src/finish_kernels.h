@@ -53,15 +53,36 @@ INLINE v16 value16(const qsd_finish *f, v16 x, const int32_t *residual, int32_t 
   return x;
 }
 
-INLINE v16 spikes16(const qsd_finish *f, v16 x, int c) {
-  if (f->neuron == NEURON_EVEN) {
-    x = (min16(x, (v16){0} + f->even_top) + f->even_offset) >> f->even_shift;
-    return max16(x, (v16){0});
+/* What spikes of a vector of channels take, held apart from memory that bytes are written to: the
+ * compiler would fetch it anew after each of them. */
+typedef struct {
+  v16 top, offset, flip;
+  int shift, levels, wide;
+  const int32_t *thresholds;
+  bool even;
+} spiking;
+
+INLINE spiking load_spiking(const qsd_finish *f, int c) {
+  spiking s = {.even = f->neuron == NEURON_EVEN};
+  if (s.even) {
+    s.top = (v16){0} + f->even_top;
+    s.offset = (v16){0} + f->even_offset;
+    s.shift = f->even_shift;
+  } else if (f->neuron == NEURON_THRESHOLDS) {
+    s.thresholds = f->thresholds + c;
+    s.levels = f->levels;
+    s.wide = f->wide;
+    if (f->flip) s.flip = load16(f->flip + c);
   }
+  return s;
+}
+
+INLINE v16 spikes16(const spiking *s, v16 x) {
+  if (s->even) return max16((min16(x, s->top) + s->offset) >> s->shift, (v16){0});
   v16 found = {0};
-  const int32_t *threshold = f->thresholds + c;
-  if (f->flip) x ^= load16(f->flip + c);
-  for (int k = 0; k < f->levels; k++, threshold += f->wide) found -= x >= load16(threshold);
+  const int32_t *threshold = s->thresholds;
+  x ^= s->flip;
+  for (int k = 0; k < s->levels; k++, threshold += s->wide) found -= x >= load16(threshold);
   return found;
 }
 
@@ -108,18 +129,24 @@ static void count(const qsd_finish *f, const qsd_tile *t) {
 #ifdef QSD_OWN_COUNTS
   if (f->neuron == NEURON_THRESHOLDS && f->centre && count_words(f, t)) return;
 #endif
-  for (int v = 0; v < t->vectors; v++)
-    for (int p = 0; p < t->pixels; p++) {
-      v16 x = load16(t->sums + (size_t)p * t->sums_pixel + v * LANES);
-      store_bytes(t->counts + (size_t)p * t->counts_pixel + v * LANES,
-                  spikes16(f, x, t->channel + v * LANES));
-    }
+  const size_t from_pixel = t->sums_pixel, to_pixel = t->counts_pixel;
+  const int pixels = t->pixels;
+  for (int v = 0; v < t->vectors; v++) {
+    const spiking s = load_spiking(f, t->channel + v * LANES);
+    const int32_t *from = t->sums + v * LANES;
+    uint8_t *to = t->counts + v * LANES;
+    for (int p = 0; p < pixels; p++, from += from_pixel, to += to_pixel)
+      store_bytes(to, spikes16(&s, load16(from)));
+  }
 }
 
 INLINE void small_tile(const qsd_finish *f, const qsd_tile *t, const bool scale, const bool add) {
   const bool scales_residual = add && f->residual_scale, fits = f->add_fits, store = f->store;
   const bool counts = f->neuron;
   const int32_t limit = (int32_t)f->add_limit;
+  const size_t sums_pixel = t->sums_pixel, residual_pixel = t->residual_pixel;
+  const size_t out_pixel = t->out_pixel, counts_pixel = t->counts_pixel;
+  const int pixels = t->pixels;
   for (int v = 0; v < t->vectors; v++) {
     const int c = t->channel + v * LANES;
     const int32_t *sums = t->sums + v * LANES;
@@ -129,24 +156,25 @@ INLINE void small_tile(const qsd_finish *f, const qsd_tile *t, const bool scale,
     small_factors factors = {0}, others = {0};
     if (scale) factors = load_factors(f->scale, c);
     if (scales_residual) others = load_factors(f->residual_scale, c);
-    for (int p = 0; p < t->pixels; p++) {
+    const spiking spikes = load_spiking(f, c);
+    for (int p = 0; p < pixels; p++) {
       v16 x = load16(sums);
-      sums += t->sums_pixel;
+      sums += sums_pixel;
       if (scale) x = scale_small(x, &factors);
       if (add) {
         v16 r = load16(residual);
-        residual += t->residual_pixel;
+        residual += residual_pixel;
         if (scales_residual) r = scale_small(r, &others);
         if (fits) x += r;
         else x = add_within(x, r, limit);
       }
       if (store) {
         store16(out, x);
-        out += t->out_pixel;
+        out += out_pixel;
       }
       if (counts) {
-        store_bytes(to, spikes16(f, x, c));
-        to += t->counts_pixel;
+        store_bytes(to, spikes16(&spikes, x));
+        to += counts_pixel;
       }
     }
   }
@@ -169,6 +197,7 @@ static void finish(const qsd_finish *f, const qsd_tile *t) {
     for (int v = 0; v < t->vectors; v++) {
       int c = t->channel + v * LANES;
       state s = {0};
+      const spiking spikes = load_spiking(f, c);
       for (int i = 0; i < t->steps; i++) {
         size_t at = (size_t)p, step = (size_t)i, lane = (size_t)v * LANES;
         v16 x = load16(t->sums + at * t->sums_pixel + step * t->sums_step + lane);
@@ -179,7 +208,7 @@ static void finish(const qsd_finish *f, const qsd_tile *t) {
         if (f->neuron == NEURON_NONE) continue;
         uint8_t *counts = t->counts + at * t->counts_pixel + step * t->counts_step + lane;
         if (f->neuron <= NEURON_EVEN) {
-          store_bytes(counts, spikes16(f, x, c));
+          store_bytes(counts, spikes16(&spikes, x));
         } else {
           neuron16(f, &s, x, i == 0);
           store_bytes(counts, s.counts);

@@ -122,8 +122,8 @@ static void depthwise(const qsd_depthwise *dw, const void *in, size_t pixel, int
   }
 }
 
-/* Sums of pixels x.. of the row, into scratch memory, for each time step. */
-INLINE void tile_sums(const qsd_row *r, qsd_tile *t, int x) {
+/* Sums of pixels x.. of the row's `all`, into scratch memory, for each time step. */
+INLINE void tile_sums(const qsd_row *r, qsd_tile *t, int x, __attribute__((unused)) int all) {
   const qsd_step *step = r->step;
   size_t wide = (size_t)step->vectors * LANES;
   t->sums = r->scratch;
@@ -151,7 +151,8 @@ INLINE void tile_sums(const qsd_row *r, qsd_tile *t, int x) {
       const uint8_t *quads[2];
       int32_t *ring = r->scratch + 2 * (size_t)t->steps * TILE * 8 * LANES;
       bool once = t->steps == 1;
-      if (x == 0 || !once) find_quads(r, in - (size_t)x * r->in_pixel, ring, r->fresh || !once, quads);
+      if (x == 0 || !once)
+        find_quads(r, in - (size_t)x * r->in_pixel, all, ring, r->fresh || !once, quads);
       else {
         quads[0] = (uint8_t *)ring + r->y % 5 * QUAD_BYTES;
         quads[1] = (uint8_t *)ring + (r->y + (step->dw.kernel == 7 ? 4 : 0)) % 5 * QUAD_BYTES;
@@ -183,20 +184,20 @@ static void gather(const qsd_dot *d, const uint8_t *const *from, int pixels, siz
     }
 }
 
-static void row(const qsd_row *r) {
+static void row(qsd_row *r) {
+  qsd_tile *t = &r->tile;
   if (r->step->kind == STEP_LOAD) {
-    finish(r->step->finish, &r->tile);
+    finish(r->step->finish, t);
     return;
   }
-  qsd_tile t = r->tile;
-  const int tile = qsd_tile_pixels(r->step);
-  for (int x = 0; x < r->tile.pixels; x += tile) {
-    t.pixels = (int)qsd_min(tile, r->tile.pixels - x);
-    tile_sums(r, &t, x);
-    finish(r->step->finish, &t);
-    if (t.residual) t.residual += (size_t)tile * t.residual_pixel;
-    if (t.out) t.out += (size_t)tile * t.out_pixel;
-    if (t.counts) t.counts += (size_t)tile * t.counts_pixel;
+  const int tile = qsd_tile_pixels(r->step), pixels = t->pixels;
+  for (int x = 0; x < pixels; x += tile) {
+    t->pixels = (int)qsd_min(tile, pixels - x);
+    tile_sums(r, t, x, pixels);
+    finish(r->step->finish, t);
+    if (t->residual) t->residual += (size_t)tile * t->residual_pixel;
+    if (t->out) t->out += (size_t)tile * t->out_pixel;
+    if (t->counts) t->counts += (size_t)tile * t->counts_pixel;
   }
 }
 

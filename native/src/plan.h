@@ -50,6 +50,7 @@ typedef struct {
    * which they fit 16 bits; flip and centre may be NULL. */
   int32_t *thresholds, *centre;
   const int32_t *flip;
+  bool centred; /* some centre is not 0 */
   /* Thresholds at k * 2^shift - offset, the last at `top`. */
   int even_shift;
   int32_t even_offset, even_top;
@@ -147,7 +148,7 @@ typedef enum { EVENTS_CHOSEN, EVENTS_NEVER, EVENTS_ALWAYS, EVENTS_TILES } qsd_ev
 
 typedef struct {
   const char *name;
-  void (*row)(const qsd_row *row);
+  void (*row)(qsd_row *row); /* its tile is changed */
   void (*finish)(const qsd_finish *finish, const qsd_tile *tile);
   /* Sets a bit for every 4 bytes that are not all 0, and says how many these are. NULL: there are
    * no kernels by events. */
