@@ -79,6 +79,12 @@ INLINE __m512i four(const uint8_t *x) {
   return _mm512_set1_epi32(value);
 }
 
+INLINE __m512i eight(const uint8_t *x) {
+  int64_t value;
+  memcpy(&value, x, sizeof value);
+  return _mm512_set1_epi64(value);
+}
+
 /* `pixels` and `vectors` are constants where this is inlined. */
 INLINE void dot_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const int pixels,
                      const int vectors, const int8_t *codes, const int32_t *start, int32_t *sums) {
@@ -120,6 +126,38 @@ INLINE void dot_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const in
     }
 }
 
+/* Pairs of groups: up to 8 channels, of which the sums of even and odd groups lie side by side. */
+INLINE void pairs_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const int pixels,
+                       const int8_t *codes, const int32_t *start, int32_t *sums) {
+  __m512i acc[TILE];
+#pragma GCC unroll 14
+  for (int p = 0; p < pixels; p++) acc[p] = _mm512_setzero_si512();
+  for (int plane = d->planes - 1; plane >= 0; plane--) {
+    const int8_t *code = codes;
+    if (plane < d->planes - 1)
+#pragma GCC unroll 14
+      for (int p = 0; p < pixels; p++) acc[p] = _mm512_slli_epi32(acc[p], 8);
+    for (int at = 0; at < d->positions; at++) {
+      const uint8_t *x = in + (size_t)plane * d->plane_size + d->offsets[at];
+      const uint8_t *half = x + 7 * pixel;
+      for (int g = 0; g < d->groups; g++, x += 8, half += 8, code += 64) {
+        __m512i w = _mm512_loadu_si512(code);
+#pragma GCC unroll 14
+        for (int p = 0; p < pixels; p++)
+          acc[p] = _mm512_dpbusd_epi32(
+              acc[p], eight(p < 7 ? x + (size_t)p * pixel : half + (size_t)(p - 7) * pixel), w);
+      }
+    }
+  }
+#pragma GCC unroll 14
+  for (int p = 0; p < pixels; p++) {
+    __m512i both = _mm512_add_epi32(acc[p], _mm512_srli_epi64(acc[p], 32));
+    __m512i sum = _mm512_zextsi256_si512(_mm512_cvtepi64_epi32(both));
+    if (start) sum = _mm512_add_epi32(sum, _mm512_loadu_si512(start));
+    _mm512_storeu_si512(sums + p * LANES, sum);
+  }
+}
+
 #define TILES(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 #define WIDE_TILES(X) X(8) X(9) X(10) X(11) X(12) X(13) X(14)
 #define CASE(pixels_, vectors_) \
@@ -131,6 +169,12 @@ INLINE void dot_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const in
 static void dot1(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, const int8_t *codes,
                  const int32_t *start, int32_t *sums) {
   switch (pixels) { TILES(CASE1) WIDE_TILES(CASE1) }
+}
+
+#define PAIRS(n) case n: pairs_tile(d, in, pixel, n, codes, start, sums); break;
+static void dot_pairs(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels,
+                      const int8_t *codes, const int32_t *start, int32_t *sums) {
+  switch (pixels) { TILES(PAIRS) WIDE_TILES(PAIRS) }
 }
 
 static void dot2(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, const int8_t *codes,
@@ -145,7 +189,8 @@ static void dot4(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, 
 
 static void dot(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, int vectors,
                 const int8_t *codes, const int32_t *start, int32_t *sums) {
-  if (vectors == 1) dot1(d, in, pixel, pixels, codes, start, sums);
+  if (d->pairs) dot_pairs(d, in, pixel, pixels, codes, start, sums);
+  else if (vectors == 1) dot1(d, in, pixel, pixels, codes, start, sums);
   else if (vectors == 2) dot2(d, in, pixel, pixels, codes, start, sums);
   else dot4(d, in, pixel, pixels, codes, start, sums);
 }
@@ -212,6 +257,22 @@ static void interleave(const uint8_t *const row[4], size_t pixel, int columns, u
   }
 }
 
+/* The same of 16 channels: the first quarter of each column. */
+static void interleave_few(const uint8_t *const row[4], size_t pixel, int columns, uint8_t *to) {
+  size_t at = 0;
+  for (int x = 0; x < columns; x++, at += pixel, to += 4 * 64) {
+    __m128i r[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) r[i] = _mm_loadu_si128((const __m128i *)(row[i] + at));
+    __m128i a = _mm_unpacklo_epi8(r[0], r[1]), b = _mm_unpackhi_epi8(r[0], r[1]);
+    __m128i c = _mm_unpacklo_epi8(r[2], r[3]), d = _mm_unpackhi_epi8(r[2], r[3]);
+    __m256i low = _mm256_setr_m128i(_mm_unpacklo_epi16(a, c), _mm_unpackhi_epi16(a, c));
+    __m256i high = _mm256_setr_m128i(_mm_unpacklo_epi16(b, d), _mm_unpackhi_epi16(b, d));
+    _mm256_storeu_si256((__m256i *)to, low);
+    _mm256_storeu_si256((__m256i *)(to + 32), high);
+  }
+}
+
 /* 16 channels of a tile. Every column of four rows serves all pixels whose windows hold it. */
 INLINE void quad_tile(const int8_t *codes, size_t code_row, const uint8_t *const quads[2],
                       const int pixels, const int kernel, size_t wide, int32_t *sums) {
@@ -259,7 +320,9 @@ static void find_quads(const qsd_row *r, const uint8_t *in, int pixels, int32_t 
     const uint8_t *row[4];
     for (int i = 0; i < 4; i++) /* rows beyond the last have codes 0 */
       row[i] = in + (size_t)qsd_min(q + i, r->rows - 1) * dw->row + r->tile.channel;
-    interleave(row, r->in_pixel, columns, (uint8_t *)ring + (r->y + q) % 5 * QUAD_BYTES);
+    uint8_t *to = (uint8_t *)ring + (r->y + q) % 5 * QUAD_BYTES;
+    if (r->tile.vectors == 1) interleave_few(row, r->in_pixel, columns, to);
+    else interleave(row, r->in_pixel, columns, to);
   }
   quads[0] = (uint8_t *)ring + r->y % 5 * QUAD_BYTES;
   quads[1] = (uint8_t *)ring + (r->y + last) % 5 * QUAD_BYTES;

@@ -30,7 +30,7 @@ static size_t sums_size(const qsd_step *step) {
 
 static bool may_run(const qsd_plan *plan, const qsd_step *step) {
   const qsd_tensor *in = &plan->tensors[step->source];
-  return step->kind == STEP_DOT && row_bytes(in) / 4 <= UINT16_MAX && in->planes == 1 && !in->bias && !qsd_widens(plan, step) &&
+  return step->kind == STEP_DOT && !step->pairs && in->stride % 4 == 0 && row_bytes(in) / 4 <= UINT16_MAX && in->planes == 1 && !in->bias && !qsd_widens(plan, step) &&
          step->vectors <= 4;
 }
 
@@ -278,7 +278,7 @@ static void run_blocks(finder *f, int block, int count, int outer, int y, int ro
       size_t at = (size_t)j * row_lists(step);
       qsd_common common = {.lists = f->common + at * common_pitch(step), .counts = f->counts + at,
                            .pitch = common_pitch(step)};
-      qsd_run_span(f->r, b, outer, row_of(step, y + j), pixel_of(step, y + j, x), pixels, true,
+      qsd_run_span(f->r, b, outer, row_of(step, y + j), 1, pixel_of(step, y + j, x), pixels, true,
                    tiles < 1 ? &common : NULL);
     }
 }

@@ -3,6 +3,8 @@
 
 #include "plan.h"
 
+enum { FETCHED = 1024 }; /* bytes of codes that are fetched at a time */
+
 static void zero(uint8_t *memory, size_t from, size_t count, int bytes) {
   memset(memory + from * (size_t)bytes, 0, count * (size_t)bytes);
 }
@@ -88,9 +90,9 @@ void qsd_find_tile(const qsd_runner *r, int n, int y, int x, qsd_tile *tile) {
   }
 }
 
-/* A span of a row: where its pixels lie in everything that the step reads and writes. */
-void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int x, int pixels, bool fresh,
-                  const qsd_common *common) {
+/* A span of rows: where its pixels lie in everything that the step reads and writes. */
+void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int rows, int x, int pixels,
+                  bool fresh, const qsd_common *common) {
   const qsd_step *step = r->step;
   int n = outer * step->steps;
   qsd_row row;
@@ -117,7 +119,25 @@ void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int x, int p
     row.rows = r->in_rows - y * step->stride;
   }
   qsd_find_tile(r, n, y, x, tile);
-  r->kernels->row(&row);
+  const int32_t *residual = tile->residual;
+  int32_t *out = tile->out;
+  uint8_t *counts = tile->counts;
+  for (;;) {
+    r->kernels->row(&row);
+    if (--rows == 0) return;
+    row.y++;
+    row.fresh = false;
+    tile->pixels = pixels;
+    if (step->kind == STEP_LOAD) {
+      tile->sums += r->in.row / sizeof(int32_t);
+    } else {
+      row.in += r->in.row;
+      row.rows -= step->stride;
+    }
+    if (residual) tile->residual = residual += r->residual.row / sizeof(int32_t);
+    if (out) tile->out = out += r->out.row / sizeof(int32_t);
+    if (counts) tile->counts = counts += r->counts.row;
+  }
 }
 
 bool qsd_widens(const qsd_plan *plan, const qsd_step *step) {
@@ -157,13 +177,16 @@ static void run_block(const qsd_runner *r, int block, int64_t first, int64_t las
   int outer = (int)(first / (rows * spans)), row = (int)(first % rows);
   int span = (int)(first / rows % spans);
   bool fresh = true;
-  for (int64_t unit = first; unit < last; unit++) {
+  int64_t once = most < step->width ? 1 : qsd_max(1, FETCHED / (int64_t)qsd_max((int64_t)share, 1));
+  for (int64_t unit = first; unit < last;) {
     int from = step->width * span / spans, to = step->width * (span + 1) / spans;
-    if (codes && ahead) fetch(ahead, (size_t)unit * share, share, codes);
+    int count = (int)qsd_min(qsd_min(once, rows - row), last - unit);
+    if (codes && ahead) fetch(ahead, (size_t)unit * share, (size_t)count * share, codes);
     for (int x = from; x < to; x += most)
-      qsd_run_span(r, block, outer, row, x, (int)qsd_min(most, to - x), fresh, NULL);
+      qsd_run_span(r, block, outer, row, count, x, (int)qsd_min(most, to - x), fresh, NULL);
     fresh = false;
-    if (++row < rows) continue;
+    unit += count;
+    if ((row += count) < rows) continue;
     row = 0;
     fresh = true;
     if (++span < spans) continue;

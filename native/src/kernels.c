@@ -171,7 +171,7 @@ static void gather(const qsd_dot *d, const uint8_t *const *from, int pixels, siz
   typedef struct { /* in one go */
     char bytes[64];
   } line;
-  const size_t bytes = (size_t)d->groups * 4;
+  const size_t bytes = qsd_position_bytes(d);
   for (int p = 0; p < pixels; p++, to += size)
     for (int at = 0; at < d->positions; at++) {
       const uint8_t *x = from[p] + d->offsets[at];
@@ -249,4 +249,4 @@ extern const qsd_kernels JOIN(qsd_kernels_, QSD_SET);
 const qsd_kernels JOIN(qsd_kernels_, QSD_SET) = {
     .name = QSD_NAME, .row = row, .finish = finish,
     .dot = dot, .gather = gather, .events = EVENTS, .attention = attention, .planes = planes,
-    .pixel_planes = pixel_planes, .split_codes = SPLIT, .wide_products = WIDE};
+    .pixel_planes = pixel_planes, .pairs = WIDE, .split_codes = SPLIT, .wide_products = WIDE};

@@ -179,6 +179,25 @@ static void planes_row(const qsd_op *op, qsd_view out, const qsd_view *in, const
   }
 }
 
+/* A row of pixels of one channel as byte planes without gaps. */
+static void pixel_row(const uint8_t *pixels, const int32_t *table, const qsd_tensor *t,
+                      uint8_t *restrict to) {
+  const size_t plane = qsd_image_size(t) * (size_t)t->n;
+  const uint32_t bias = t->bias;
+  const int width = t->width;
+  int i = 0;
+  for (; i + 1 < t->planes; i += 2, to += 2 * plane) {
+    uint8_t *restrict next = to + plane;
+    for (int x = 0; x < width; x++) {
+      uint32_t value = ((uint32_t)table[pixels[x]] + bias) >> (8 * i);
+      to[x] = (uint8_t)value;
+      next[x] = (uint8_t)(value >> 8);
+    }
+  }
+  for (; i < t->planes; i++, to += plane)
+    for (int x = 0; x < width; x++) to[x] = (uint8_t)(((uint32_t)table[pixels[x]] + bias) >> (8 * i));
+}
+
 void qsd_run_planes(const qsd_place_to_run *at, const qsd_step *step, int part, int parts) {
   const qsd_op *op = &at->graph->ops[step->op];
   qsd_view out = qsd_view_of(at->plan, at->arena, step->out), in = {0};
@@ -193,6 +212,11 @@ void qsd_run_planes(const qsd_place_to_run *at, const qsd_step *step, int part, 
       at->kernels->pixel_planes(at->pixels[n] + (size_t)y * width, map, t->channels,
                                 at->plan->tables[step->op], t->width, t->bias, t->planes,
                                 qsd_image_size(t) * (size_t)t->n, out.memory + qsd_place(t, n, y, 0));
+      continue;
+    }
+    if (step->source < 0 && t->stride == 1) {
+      pixel_row(at->pixels[n] + (size_t)y * (size_t)t->width, at->plan->tables[step->op], t,
+                out.memory + qsd_place(t, n, y, 0));
       continue;
     }
     if (step->source < 0 || t->stride % LANES) {

@@ -8,7 +8,7 @@ enum { NEAR_BYTES = 1 << 14, WIDEST = 4 };
 
 /* Bytes of a window, and pixels at a time. */
 static size_t window_bytes(const qsd_dot *dot) {
-  return (size_t)dot->positions * (size_t)dot->groups * 4;
+  return (size_t)dot->positions * qsd_position_bytes(dot);
 }
 
 /* Of scratch memory. */

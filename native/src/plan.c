@@ -72,7 +72,9 @@ static int byte_tensor(qsd_planner *p, int number, const int *key) {
                          .height = op->height,
                          .width = op->width,
                          .channels = op->channels,
-                         .stride = qsd_round_up(op->channels, op->channels <= 8 ? 4 : LANES),
+                         .stride = op->kind == OP_NORMALISE && op->channels == 1
+                                       ? 1
+                                       : qsd_round_up(op->channels, op->channels <= 8 ? 4 : LANES),
                          .pad = p->pad[number],
                          .planes = planes,
                          .bias = op->positive ? 0 : 0x80u << (8 * (planes - 1))};
@@ -157,6 +159,7 @@ static void place_group(qsd_planner *p, qsd_step *step) {
   static const int VECTORS[] = {2, 4, 8}; /* of dot, depthwise and load */
   step->vectors = (int)qsd_min(all, VECTORS[step->kind]);
   if (step->kind == STEP_DOT && step->width <= TILE / 2 && all >= 4) step->vectors = 4;
+  step->pairs = step->kind == STEP_DOT && map->channels <= LANES / 2 && p->builder->kernels->pairs;
   step->blocks = (all + step->vectors - 1) / step->vectors;
   if (step->flat && step->steps == 1) { /* the maps are one row, too */
     step->width *= step->outer;

@@ -64,9 +64,12 @@ typedef struct {
 typedef struct {
   int vectors, blocks; /* output channels are blocks * vectors * LANES, the last ones unused */
   int positions, groups, planes;
+  /* Up to 8 channels: groups of 8, of which even lanes take the first 4 and odd ones the others;
+   * lanes 2 o and 2 o + 1 are of output o. */
+  bool pairs;
   size_t plane_size;
   const size_t *offsets; /* of positions, in bytes */
-  const int8_t *codes;   /* [block][position][group][vectors * LANES][4] */
+  const int8_t *codes;   /* [block][position][group][vectors * LANES][4], or of pairs */
   const int32_t *start;  /* added to the sums, or NULL */
   size_t block_codes;    /* bytes of a block */
 } qsd_dot;
@@ -174,6 +177,7 @@ typedef struct {
   void (*gather)(const qsd_dot *dot, const uint8_t *const *from, int pixels, size_t size,
                  uint8_t *to);
   bool wide_products; /* products of 64 bits are as good as such of 32 */
+  bool pairs; /* there are products of pairs of groups */
   int split_codes; /* products of bytes must be split where they could pass 16 bits */
 } qsd_kernels;
 
@@ -194,6 +198,7 @@ struct qsd_step {
   qsd_dot dot;
   qsd_depthwise dw;
   bool flat; /* the map is one row of pixels */
+  bool pairs; /* products of pairs of groups */
   int packed; /* pixels whose windows are put together, of whatever row and map; or 0 */
   int rows, width, spans, blocks, outer, vectors;
   int maps; /* of which the neuron makes one each */
@@ -293,9 +298,14 @@ typedef struct {
 
 void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_step *step,
                    uint8_t *arena, int32_t *scratch, int part, int parts);
-/* `common` is NULL where all groups are multiplied. */
-void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int x, int pixels, bool fresh,
-                  const qsd_common *common);
+/* `common`, of one row, is NULL where all groups are multiplied. */
+void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int rows, int x, int pixels,
+                  bool fresh, const qsd_common *common);
+/* Bytes of a position of a window. */
+static inline size_t qsd_position_bytes(const qsd_dot *dot) {
+  return (size_t)dot->groups * (dot->pairs ? 8 : 4);
+}
+
 /* Of the vectors of sums that are needed, how many are made. */
 static inline int qsd_made_vectors(int vectors) { return vectors == 3 ? 4 : vectors; }
 
