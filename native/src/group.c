@@ -5,35 +5,20 @@
 
 enum { FETCHED = 1024 }; /* bytes of codes that are fetched at a time */
 
-static void zero(uint8_t *memory, size_t from, size_t count, int bytes) {
-  memset(memory + from * (size_t)bytes, 0, count * (size_t)bytes);
-}
-
-/* Zeros around every map of a tensor; of byte planes, the bias that stands for zero. */
+/* Zeros around every map of a tensor; of byte planes, the bias that stands for zero. The end of a
+ * row and the beginning of the next lie side by side. */
 void qsd_clear_border(const qsd_tensor *t, uint8_t *memory) {
   if (!t->pad) return;
-  size_t width = (size_t)(t->width + 2 * t->pad) * (size_t)t->stride;
-  size_t edge = (size_t)t->pad * (size_t)t->stride, all = qsd_image_size(t);
+  const size_t pixel = (size_t)t->stride * (size_t)t->bytes;
+  const size_t row = (size_t)(t->width + 2 * t->pad) * pixel, edge = (size_t)t->pad * pixel;
+  const size_t outer = (size_t)t->pad * row + edge, inner = (size_t)t->width * pixel;
   for (int n = 0; n < t->n * t->planes; n++) {
     int fill = (int)(t->bias >> (8 * (n / t->n)) & 255);
-    size_t base = (size_t)n * all;
-    if (fill) {
-      memset(memory + base, fill, width * (size_t)t->pad);
-      memset(memory + base + all - width * (size_t)t->pad, fill, width * (size_t)t->pad);
-    } else {
-      zero(memory, base, width * (size_t)t->pad, t->bytes);
-      zero(memory, base + all - width * (size_t)t->pad, width * (size_t)t->pad, t->bytes);
-    }
-    for (int y = 0; y < t->height; y++) {
-      size_t row = base + (size_t)(y + t->pad) * width;
-      if (fill) {
-        memset(memory + row, fill, edge);
-        memset(memory + row + width - edge, fill, edge);
-      } else {
-        zero(memory, row, edge, t->bytes);
-        zero(memory, row + width - edge, edge, t->bytes);
-      }
-    }
+    memset(memory, fill, outer);
+    memory += outer + inner;
+    for (int y = 1; y < t->height; y++, memory += 2 * edge + inner) memset(memory, fill, 2 * edge);
+    memset(memory, fill, outer);
+    memory += outer;
   }
 }
 
@@ -169,7 +154,8 @@ void qsd_share(const qsd_runner *r, int64_t each, int blocks, int block, int par
 static void run_block(const qsd_runner *r, int block, int64_t first, int64_t last, int64_t each) {
   const qsd_step *step = r->step;
   const int rows = step->rows, spans = step->spans;
-  const int most = qsd_widens(r->plan, step) ? TILE : step->width;
+  const bool widens = qsd_widens(r->plan, step);
+  const int most = widens ? TILE : step->width;
   const size_t codes = step->kind == STEP_DOT ? step->dot.block_codes : 0;
   const size_t share = (codes / (size_t)each + 63) / 64 * 64; /* of a unit */
   const int8_t *ahead = block + 1 < step->blocks ? step->dot.codes + (size_t)(block + 1) * codes
@@ -177,7 +163,7 @@ static void run_block(const qsd_runner *r, int block, int64_t first, int64_t las
   int outer = (int)(first / (rows * spans)), row = (int)(first % rows);
   int span = (int)(first / rows % spans);
   bool fresh = true;
-  int64_t once = most < step->width ? 1 : qsd_max(1, FETCHED / (int64_t)qsd_max((int64_t)share, 1));
+  const int64_t once = widens ? 1 : qsd_max(1, FETCHED / qsd_max((int64_t)share, 1)); /* rows */
   for (int64_t unit = first; unit < last;) {
     int from = step->width * span / spans, to = step->width * (span + 1) / spans;
     int count = (int)qsd_min(qsd_min(once, rows - row), last - unit);
