@@ -130,6 +130,7 @@ bool qsd_event_costs(const qsd_kernels *kernels, qsd_step *step) {
   double near = 8.0 * qsd_near_groups();
   double runs = ceil(step->dot.groups * step->event_vectors / near); /* of a position */
   double fixed = cost.fixed[kind] * step->dot.positions * runs;
+  step->event_runs = runs;
   step->event_fixed = FIXED_WORSE * WORSE * fixed / dense;
   step->event_slope = WORSE * groups * cost.groups[kind] / dense;
   return true;

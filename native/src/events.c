@@ -3,10 +3,11 @@
 #include "plan.h"
 
 #define SPARSE 0.06
-/* By the groups that a tile has in common: more than dense products cost, and cycles for finding
- * these groups, for 64 of a position and for each pixel. */
+/* By the groups that a tile has in common: more than dense products cost, cycles of a tile, and for
+ * finding these groups, for 64 of a position and for each pixel. */
 #define TILES_WORSE 1.04
-#define TILE_CYCLES 40.
+#define TILE_CYCLES 200.
+#define WORD_CYCLES 40.
 #define PIXEL_CYCLES 5.
 /* Either way, for a band: looking for active groups. */
 #define BAND_CYCLES 600.
@@ -87,6 +88,12 @@ static bool find_positions(qsd_pool *pool, qsd_step *step, const qsd_tensor *in)
   return true;
 }
 
+/* What events cost, where dense products cost 1. */
+static double cost_of_events(const qsd_step *step, double share) {
+  double fixed = share < SPARSE ? step->event_fixed / step->event_runs : step->event_fixed;
+  return step->event_looking + fixed + step->event_slope * share;
+}
+
 bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode mode,
                      qsd_plan *plan) {
   plan->near_groups = qsd_near_groups();
@@ -104,15 +111,17 @@ bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode
     if (!qsd_event_costs(kernels, step)) continue;
     step->tile_slope = TILES_WORSE;
     int tile = qsd_tile_pixels(step), words = (step->dot.groups + 63) / 64;
-    step->tile_fixed = width < tile ? 1 : words * (TILE_CYCLES + PIXEL_CYCLES * tile) /
-                                              ((double)step->dot.groups * step->event_vectors * tile);
+    double groups = (double)step->dot.groups * tile;
+    step->tile_fixed = words * (WORD_CYCLES + PIXEL_CYCLES * tile) / (groups * step->event_vectors) +
+                       TILE_CYCLES / (groups * step->dot.positions * step->vectors);
+    if (width < tile) step->tile_fixed = 1;
     double looking = BAND_CYCLES / ((double)step->band_rows * step->band_pixels * step->steps *
                                     step->dot.positions * step->dot.groups * all);
-    step->event_fixed += looking;
+    step->event_looking = looking;
     step->tile_fixed += looking;
-    if (mode == EVENTS_ALWAYS) step->event_fixed = step->event_slope = 0;
+    if (mode == EVENTS_ALWAYS) step->event_fixed = step->event_slope = step->event_looking = 0;
     if (mode == EVENTS_TILES) step->tile_fixed = step->tile_slope = 0, step->event_fixed = 1;
-    step->by_events = step->event_fixed < 1 || step->tile_fixed < 1;
+    step->by_events = cost_of_events(step, 0) < 1 || step->tile_fixed < 1;
     if (!step->by_events) continue;
     size_t bytes = find_places(step, in).size;
     if (bytes > plan->scratch) plan->scratch = bytes;
@@ -248,8 +257,17 @@ static double find_common(const finder *f, int n, int y, int rows, int x, int pi
   return (double)found / ((double)tiles * (double)positions * step->dot.groups);
 }
 
-static double cost_of_events(const qsd_step *step, double share) {
-  return step->event_fixed + step->event_slope * share;
+/* What tiles cost, where that may be less than `most`: one tile is looked at before all are. */
+static double cost_of_tiles(const finder *f, double share, double most, int n, int y, int rows,
+                            int x, int pixels) {
+  const qsd_step *step = f->r->step;
+  const int tile = qsd_tile_pixels(step);
+  double cost = step->tile_fixed + step->tile_slope * share; /* or more */
+  if (cost < most && step->tile_slope > 0 && pixels >= tile)
+    cost = step->tile_fixed + step->tile_slope * find_common(f, n, y + rows / 2, 1,
+                                                             x + (pixels - tile) / 2, tile);
+  if (cost < most) cost = step->tile_fixed + step->tile_slope * find_common(f, n, y, rows, x, pixels);
+  return cost;
 }
 
 /* What a band costs at least, where dense products cost 1. */
@@ -266,8 +284,7 @@ static void run_blocks(finder *f, int block, int count, int outer, int y, int ro
   const int n = outer * step->steps;
   double share = share_of(f, n, y, rows), events = cost_of_events(step, share), tiles = 1;
   if (!(share <= 1)) events = tiles; /* there is nothing to read */
-  else if (step->tile_fixed + step->tile_slope * share < (events < 1 ? events : 1))
-    tiles = step->tile_fixed + step->tile_slope * find_common(f, n, y, rows, x, pixels);
+  else tiles = cost_of_tiles(f, share, events < 1 ? events : 1, n, y, rows, x, pixels);
   if (events < tiles && events < 1) {
     list_all(f);
     run_band(f, block, count * step->vectors, n, y, rows, x, pixels, share);

@@ -209,7 +209,7 @@ struct qsd_step {
    * and for the share of active groups, where dense products cost 1. */
   bool by_events;
   int event_vectors, band_rows, band_pixels;
-  double event_fixed, event_slope;
+  double event_looking, event_fixed, event_slope, event_runs; /* looking: either way */
   double tile_fixed, tile_slope; /* the same by groups that tiles have in common */
   const uint16_t *rows_at, *bits_at; /* of each position: its row, and its first group in it */
   const int8_t *ahead;  /* codes of the next products, at least as many as of a block here; NULL */

@@ -20,7 +20,9 @@ def isa(
     """Each instruction set that this processor has, for the models that the test makes."""
     name, _, events = request.param.partition(" by ")
     monkeypatch.setenv("QSD_NATIVE_ISA", name)
-    monkeypatch.setenv("QSD_NATIVE_EVENTS", {"events": "always", "tiles": "tiles"}.get(events, "never"))
+    monkeypatch.setenv(
+        "QSD_NATIVE_EVENTS", {"events": "always", "tiles": "tiles"}.get(events, "never")
+    )
     try:
         found = native.of_graph(small_graph).isa
     except UserError as error:
