@@ -40,10 +40,16 @@ INLINE __m256i four(const uint8_t *x) {
 
 enum { PIXELS = 3, HALVES = 4 };
 
+/* Groups of a position, all in order or those of a list; `common` is a constant. */
+typedef struct {
+  const qsd_common *common;
+  size_t list;
+} chosen_groups;
+
 /* Up to 3 pixels by 4 halves of vectors, those from `first` on. */
 INLINE void dot_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const int pixels,
-                     const int halves, int first, size_t wide, const int8_t *codes,
-                     const int32_t *start, int32_t *sums) {
+                     const int halves, int first, size_t wide, const chosen_groups *chosen,
+                     const int8_t *codes, const int32_t *start, int32_t *sums) {
   const size_t stored = (size_t)d->vectors * LANES * 4;
   __m256i acc[PIXELS][HALVES];
 #pragma GCC unroll 3
@@ -57,15 +63,24 @@ INLINE void dot_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const in
       for (int p = 0; p < pixels; p++)
 #pragma GCC unroll 4
         for (int v = 0; v < halves; v++) acc[p][v] = _mm256_slli_epi32(acc[p][v], 8);
-    for (int at = 0; at < d->positions; at++) {
-      const uint8_t *x = in + (size_t)plane * d->plane_size + d->offsets[at];
-      for (int g = 0; g < d->groups; g++, x += 4, code += stored) {
+    for (int at = 0; at < d->positions; at++, code += (size_t)d->groups * stored) {
+      const uint8_t *from = in + (size_t)plane * d->plane_size + d->offsets[at];
+      const uint16_t *list = NULL;
+      int count = d->groups;
+      if (chosen) {
+        list = chosen->common->lists + (chosen->list + (size_t)at) * chosen->common->pitch;
+        count = chosen->common->counts[chosen->list + (size_t)at];
+      }
+      for (int i = 0; i < count; i++) {
+        const size_t g = chosen ? list[i] : (size_t)i;
+        const uint8_t *x = from + 4 * g;
+        const int8_t *next = code + g * stored;
 #pragma GCC unroll 3
         for (int p = 0; p < pixels; p++) {
           __m256i value = four(x + (size_t)p * pixel);
 #pragma GCC unroll 4
           for (int v = 0; v < halves; v++) {
-            __m256i w = _mm256_loadu_si256((const __m256i *)(code + 32 * v));
+            __m256i w = _mm256_loadu_si256((const __m256i *)(next + 32 * v));
             acc[p][v] = add_products(acc[p][v], value, w);
           }
         }
@@ -84,26 +99,62 @@ INLINE void dot_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const in
     }
 }
 
-static void dot(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, int vectors,
-                const int8_t *codes, const int32_t *start, int32_t *sums) {
+#define TILE_OF(pixels, halves, first) \
+  dot_tile(d, x, pixel, pixels, halves, first, wide, chosen, codes, start, y)
+
+INLINE void dot_pixels(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, int vectors,
+                       const chosen_groups *chosen, const int8_t *codes, const int32_t *start,
+                       int32_t *sums) {
   const int halves = 2 * vectors;
   const size_t wide = (size_t)vectors * LANES;
   for (int p = 0; p < pixels; p += PIXELS) {
     const uint8_t *x = in + (size_t)p * pixel;
     int32_t *y = sums + (size_t)p * wide;
-    bool full = pixels - p >= PIXELS;
+    const int rest = pixels - p;
+    if (halves < HALVES) {
+      if (rest >= 3) TILE_OF(3, 2, 0);
+      else if (rest == 2) TILE_OF(2, 2, 0);
+      else TILE_OF(1, 2, 0);
+      continue;
+    }
     for (int first = 0; first < halves; first += HALVES) {
-      if (full && halves >= HALVES) {
-        dot_tile(d, x, pixel, PIXELS, HALVES, first, wide, codes, start, y);
-        continue;
-      }
-      int rest = full ? PIXELS : pixels - p;
-      for (int q = 0; q < rest; q++) {
-        int32_t *z = y + (size_t)q * wide;
-        if (halves >= HALVES)
-          dot_tile(d, x + (size_t)q * pixel, pixel, 1, HALVES, first, wide, codes, start, z);
-        else dot_tile(d, x + (size_t)q * pixel, pixel, 1, 2, first, wide, codes, start, z);
-      }
+      if (rest >= 3) TILE_OF(3, HALVES, first);
+      else if (rest == 2) TILE_OF(2, HALVES, first);
+      else TILE_OF(1, HALVES, first);
     }
   }
+}
+
+static void dot(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, int vectors,
+                const int8_t *codes, const int32_t *start, int32_t *sums) {
+  dot_pixels(d, in, pixel, pixels, vectors, NULL, codes, start, sums);
+}
+
+#define QSD_OWN_LISTS
+static void dot_listed(const qsd_dot *d, const uint8_t *in, size_t pixel, int vectors,
+                       const qsd_common *common, size_t list, const int8_t *codes, int32_t *sums) {
+  const chosen_groups chosen = {common, list};
+  dot_pixels(d, in, pixel, d->vectors == 4 ? TILE / 2 : TILE, vectors, &chosen, codes, NULL, sums);
+}
+
+static int64_t find_active(const uint8_t *values, size_t bytes, uint64_t *mask) {
+  int64_t active = 0;
+  for (size_t at = 0; at < bytes; at += 256) {
+    uint64_t word = 0;
+    for (size_t i = 0; i < 256 && at + i < bytes; i += 4) {
+      uint32_t value;
+      memcpy(&value, values + at + i, sizeof value);
+      word |= (uint64_t)(value != 0) << (i / 4);
+    }
+    mask[at / 256] = word;
+    active += __builtin_popcountll(word);
+  }
+  return active;
+}
+
+/* The numbers of the bits of a word, each + first; how many. */
+INLINE uint32_t list_word(uint64_t word, int first, uint16_t *list) {
+  uint32_t count = 0;
+  for (; word; word &= word - 1) list[count++] = (uint16_t)(first + __builtin_ctzll(word));
+  return count;
 }

@@ -6,6 +6,7 @@
 #define QSD_OWN_DEPTHWISE
 #define QSD_OWN_COUNTS
 #define QSD_OWN_EVENTS
+#define QSD_OWN_LISTS
 #define QSD_OWN_SCALE
 #define QSD_OWN_ATTENTION
 

@@ -3,6 +3,7 @@
 #include "plan.h"
 
 #define SPARSE 0.06
+#define NEVER 1e9
 /* By the groups that a tile has in common: more than dense products cost, cycles of a tile, and for
  * finding these groups, for 64 of a position and for each pixel. */
 #define TILES_WORSE 1.04
@@ -99,7 +100,7 @@ bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode
   plan->near_groups = qsd_near_groups();
   for (int i = 0; i < plan->step_count; i++) {
     qsd_step *step = &plan->steps[i];
-    if (!kernels->events || mode == EVENTS_NEVER || step->kind != STEP_DOT ||
+    if (!kernels->find_active || mode == EVENTS_NEVER || step->kind != STEP_DOT ||
         !may_run(plan, step))
       continue;
     const qsd_tensor *in = &plan->tensors[step->source];
@@ -108,7 +109,8 @@ bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode
     step->band_rows = (int)qsd_min(step->pad_op->height, qsd_max(1, most / width));
     int all = step->blocks * step->vectors;
     step->event_vectors = all >= 8 ? 8 : all >= 4 ? 4 : all >= 2 ? 2 : 1;
-    if (!qsd_event_costs(kernels, step)) continue;
+    if (kernels->events && !qsd_event_costs(kernels, step)) continue;
+    if (!kernels->events) step->event_runs = 1;
     step->tile_slope = TILES_WORSE;
     int tile = qsd_tile_pixels(step), words = (step->dot.groups + 63) / 64;
     double groups = (double)step->dot.groups * tile;
@@ -117,10 +119,11 @@ bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode
     if (width < tile) step->tile_fixed = 1;
     double looking = BAND_CYCLES / ((double)step->band_rows * step->band_pixels * step->steps *
                                     step->dot.positions * step->dot.groups * all);
-    step->event_looking = looking;
+    step->event_looking = kernels->events ? looking : NEVER;
     step->tile_fixed += looking;
-    if (mode == EVENTS_ALWAYS) step->event_fixed = step->event_slope = step->event_looking = 0;
-    if (mode == EVENTS_TILES) step->tile_fixed = step->tile_slope = 0, step->event_fixed = 1;
+    if (mode == EVENTS_ALWAYS && kernels->events)
+      step->event_fixed = step->event_slope = step->event_looking = 0;
+    if (mode == EVENTS_TILES) step->tile_fixed = step->tile_slope = 0, step->event_looking = NEVER;
     step->by_events = cost_of_events(step, 0) < 1 || step->tile_fixed < 1;
     if (!step->by_events) continue;
     size_t bytes = find_places(step, in).size;

@@ -136,7 +136,7 @@ INLINE void tile_sums(const qsd_row *r, qsd_tile *t, int x, __attribute__((unuse
     if (step->kind == STEP_DOT) {
       const int8_t *codes = step->dot.codes + (size_t)r->block * step->dot.block_codes;
       const int32_t *start = step->dot.start ? step->dot.start + (size_t)r->block * wide : NULL;
-#ifdef QSD_OWN_EVENTS
+#ifdef QSD_OWN_LISTS
       if (r->common && t->pixels == qsd_tile_pixels(step)) {
         size_t at = (size_t)(x / t->pixels * t->steps + s) * (size_t)step->dot.positions;
         dot_listed(&step->dot, in, r->in_pixel, vectors, r->common, at, codes, sums);
@@ -233,10 +233,15 @@ static void planes(const int32_t *values, int channels, uint32_t bias, int count
 
 #ifdef QSD_OWN_EVENTS
 #include "events_avx512vnni.h"
-#define EVENTS \
-  events, .find_active = find_active, .list_active = list_active, .list_common = list_common
+#define EVENTS .events = events, .list_active = list_active,
 #else
-#define EVENTS NULL
+#define EVENTS
+#endif
+#ifdef QSD_OWN_LISTS
+#include "common_kernels.h"
+#define LISTS .find_active = find_active, .list_common = list_common,
+#else
+#define LISTS
 #endif
 
 #ifdef QSD_OWN_SCALE
@@ -248,5 +253,5 @@ static void planes(const int32_t *values, int channels, uint32_t bias, int count
 extern const qsd_kernels JOIN(qsd_kernels_, QSD_SET);
 const qsd_kernels JOIN(qsd_kernels_, QSD_SET) = {
     .name = QSD_NAME, .row = row, .finish = finish,
-    .dot = dot, .gather = gather, .events = EVENTS, .attention = attention, .planes = planes,
+    .dot = dot, .gather = gather, EVENTS LISTS .attention = attention, .planes = planes,
     .pixel_planes = pixel_planes, .pairs = WIDE, .split_codes = SPLIT, .wide_products = WIDE};

@@ -154,7 +154,7 @@ typedef struct {
   void (*row)(qsd_row *row); /* its tile is changed */
   void (*finish)(const qsd_finish *finish, const qsd_tile *tile);
   /* Sets a bit for every 4 bytes that are not all 0, and says how many these are. NULL: there are
-   * no kernels by events. */
+   * no kernels that leave groups out; events, below: none that do so for each pixel. */
   int64_t (*find_active)(const uint8_t *values, size_t bytes, uint64_t *mask);
   /* The numbers of the bits that are set, from list + before on, where the list is after each word,
    * and how long it is now; up to 16 more are written. */
