@@ -7,19 +7,44 @@
 #define SPLIT 1
 #endif
 
-INLINE v8 clamp8(v8 x, int64_t limit) { return plain_clamp8(x, limit); }
+#define QSD_OWN_CONVERSIONS
 
-INLINE v8 multiply8(v8 x, v8 multiplier, bool is_narrow) {
-  if (!is_narrow) return x * multiplier;
-  v8 y;
-  for (int half = 0; half < 2; half++) {
-    __m256i a, b;
-    memcpy(&a, (const char *)&x + 32 * half, 32);
-    memcpy(&b, (const char *)&multiplier + 32 * half, 32);
-    a = _mm256_mul_epi32(a, b);
-    memcpy((char *)&y + 32 * half, &a, 32);
-  }
-  return y;
+INLINE wide_ints widen(const ints *x) {
+  __m256i y = (__m256i)*x;
+  return (wide_ints){(longs)_mm256_cvtepi32_epi64(_mm256_castsi256_si128(y)),
+                     (longs)_mm256_cvtepi32_epi64(_mm256_extracti128_si256(y, 1))};
+}
+
+INLINE ints narrow(wide_ints x) {
+  const __m256i even = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
+  return (ints)_mm256_blend_epi32(_mm256_permutevar8x32_epi32((__m256i)x.low, even),
+                                  _mm256_permutevar8x32_epi32((__m256i)x.high, even), 0xf0);
+}
+
+INLINE ints min16(ints a, ints b) { return (ints)_mm256_min_epi32((__m256i)a, (__m256i)b); }
+INLINE ints max16(ints a, ints b) { return (ints)_mm256_max_epi32((__m256i)a, (__m256i)b); }
+
+/* Of numbers that fit a byte. */
+INLINE void store_bytes(uint8_t *p, ints x) {
+  __m128i words = _mm_packus_epi32(_mm256_castsi256_si128((__m256i)x),
+                                   _mm256_extracti128_si256((__m256i)x, 1));
+  _mm_storel_epi64((__m128i *)p, _mm_packus_epi16(words, words));
+}
+
+INLINE ints load_bytes(const uint8_t *p) {
+  return (ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+}
+
+/* sums + x * y, where x lies in 0..32767 and y fits 16 bits. */
+INLINE ints add_small_products(ints sums, ints x, ints y) {
+  return sums + (ints)_mm256_madd_epi16((__m256i)x, (__m256i)y);
+}
+
+INLINE longs clamp8(longs x, int64_t limit) { return plain_clamp8(x, limit); }
+
+INLINE longs multiply8(longs x, longs multiplier, bool is_narrow) {
+  if (is_narrow) return (longs)_mm256_mul_epi32((__m256i)x, (__m256i)multiplier);
+  return x * multiplier;
 }
 
 INLINE __m256i add_products(__m256i acc, __m256i x, __m256i w) {

@@ -10,31 +10,31 @@
 #define QSD_OWN_SCALE
 #define QSD_OWN_ATTENTION
 
-INLINE wide16 widen(const v16 *x) {
+INLINE wide_ints widen(const ints *x) {
   __m512i y = (__m512i)*x;
-  return (wide16){(v8)_mm512_cvtepi32_epi64(_mm512_castsi512_si256(y)),
-                  (v8)_mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(y, 1))};
+  return (wide_ints){(longs)_mm512_cvtepi32_epi64(_mm512_castsi512_si256(y)),
+                  (longs)_mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(y, 1))};
 }
 
-INLINE v16 narrow(wide16 x) {
+INLINE ints narrow(wide_ints x) {
   __m256i low = _mm512_cvtepi64_epi32((__m512i)x.low), high = _mm512_cvtepi64_epi32((__m512i)x.high);
-  return (v16)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+  return (ints)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 
-INLINE v16 min16(v16 a, v16 b) { return (v16)_mm512_min_epi32((__m512i)a, (__m512i)b); }
-INLINE v16 max16(v16 a, v16 b) { return (v16)_mm512_max_epi32((__m512i)a, (__m512i)b); }
+INLINE ints min16(ints a, ints b) { return (ints)_mm512_min_epi32((__m512i)a, (__m512i)b); }
+INLINE ints max16(ints a, ints b) { return (ints)_mm512_max_epi32((__m512i)a, (__m512i)b); }
 
-INLINE void store_bytes(uint8_t *p, v16 x) {
+INLINE void store_bytes(uint8_t *p, ints x) {
   _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8((__m512i)x));
 }
 
-INLINE v16 load_bytes(const uint8_t *p) {
-  return (v16)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+INLINE ints load_bytes(const uint8_t *p) {
+  return (ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
 }
 
 /* sums + x * y, where x lies in 0..32767 and y fits 16 bits. */
-INLINE v16 add_small_products(v16 sums, v16 x, v16 y) {
-  return (v16)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)x, (__m512i)y);
+INLINE ints add_small_products(ints sums, ints x, ints y) {
+  return (ints)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)x, (__m512i)y);
 }
 
 /* Factors of even and odd lanes, for products of 64 bits. */
@@ -56,22 +56,22 @@ INLINE small_factors load_factors(const qsd_factors *f, int c) {
 }
 
 /* Of the products only the bits from the shift on count, as many as 32. */
-INLINE v16 scale_small(v16 x, const small_factors *f) {
+INLINE ints scale_small(ints x, const small_factors *f) {
   __m512i y = (__m512i)x;
   __m512i even = _mm512_add_epi64(_mm512_mul_epi32(y, f->even), f->half_even);
   __m512i odd = _mm512_add_epi64(_mm512_mul_epi32(_mm512_srli_epi64(y, 32), f->odd), f->half_odd);
   y = _mm512_mask_blend_epi32(0xaaaa, _mm512_srlv_epi64(even, f->right), _mm512_sllv_epi64(odd, f->left));
-  return (v16)_mm512_add_epi32(y, f->plus);
+  return (ints)_mm512_add_epi32(y, f->plus);
 }
 
-INLINE v8 clamp8(v8 x, int64_t limit) {
+INLINE longs clamp8(longs x, int64_t limit) {
   __m512i most = _mm512_set1_epi64(limit), least = _mm512_set1_epi64(-limit);
-  return (v8)_mm512_max_epi64(_mm512_min_epi64((__m512i)x, most), least);
+  return (longs)_mm512_max_epi64(_mm512_min_epi64((__m512i)x, most), least);
 }
 
-INLINE v8 multiply8(v8 x, v8 multiplier, bool is_narrow) {
-  if (is_narrow) return (v8)_mm512_mul_epi32((__m512i)x, (__m512i)multiplier);
-  return (v8)_mm512_mullo_epi64((__m512i)x, (__m512i)multiplier);
+INLINE longs multiply8(longs x, longs multiplier, bool is_narrow) {
+  if (is_narrow) return (longs)_mm512_mul_epi32((__m512i)x, (__m512i)multiplier);
+  return (longs)_mm512_mullo_epi64((__m512i)x, (__m512i)multiplier);
 }
 
 INLINE __m512i four(const uint8_t *x) {

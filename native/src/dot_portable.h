@@ -1,9 +1,9 @@
 /* Products for any processor. */
 #define SPLIT 0
 
-INLINE v8 clamp8(v8 x, int64_t limit) { return plain_clamp8(x, limit); }
+INLINE longs clamp8(longs x, int64_t limit) { return plain_clamp8(x, limit); }
 
-INLINE v8 multiply8(v8 x, v8 multiplier, bool is_narrow) {
+INLINE longs multiply8(longs x, longs multiplier, bool is_narrow) {
   (void)is_narrow;
   return x * multiplier;
 }
