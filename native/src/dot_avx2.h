@@ -124,8 +124,76 @@ INLINE void dot_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const in
     }
 }
 
-#define TILE_OF(pixels, halves, first) \
+#ifndef QSD_AVXVNNI
+/* The same of one plane, adding in 16 bits as long as these suffice. */
+INLINE void run_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const int pixels,
+                     const int halves, int first, size_t wide, const chosen_groups *chosen,
+                     const int8_t *codes, const int32_t *start, int32_t *sums) {
+  const size_t stored = (size_t)d->vectors * LANES * 4;
+  const __m256i one = _mm256_set1_epi16(1);
+  __m256i acc[PIXELS][HALVES], total[PIXELS][HALVES];
+#pragma GCC unroll 3
+  for (int p = 0; p < pixels; p++)
+#pragma GCC unroll 4
+    for (int v = 0; v < halves; v++) {
+      size_t lane = 8 * (size_t)(first + v);
+      acc[p][v] = _mm256_setzero_si256();
+      total[p][v] = start ? _mm256_loadu_si256((const __m256i *)(start + lane)) : acc[p][v];
+    }
+  const int8_t *code = codes + 32 * first;
+  int left = d->run;
+  for (int at = 0; at < d->positions; at++, code += (size_t)d->groups * stored) {
+    const uint8_t *from = in + d->offsets[at];
+    const uint16_t *list = NULL;
+    int count = d->groups;
+    if (chosen) {
+      list = chosen->common->lists + (chosen->list + (size_t)at) * chosen->common->pitch;
+      count = chosen->common->counts[chosen->list + (size_t)at];
+    }
+    for (int i = 0; i < count;) {
+      const int end = (int)qsd_min(count, i + left);
+      left -= end - i;
+      for (; i < end; i++) {
+        const size_t g = chosen ? list[i] : (size_t)i;
+        const uint8_t *x = from + 4 * g;
+        const int8_t *next = code + g * stored;
+#pragma GCC unroll 3
+        for (int p = 0; p < pixels; p++) {
+          __m256i value = four(x + (size_t)p * pixel);
+#pragma GCC unroll 4
+          for (int v = 0; v < halves; v++)
+            acc[p][v] = _mm256_add_epi16(
+                acc[p][v], _mm256_maddubs_epi16(
+                               value, _mm256_loadu_si256((const __m256i *)(next + 32 * v))));
+        }
+      }
+      if (left) continue;
+      left = d->run;
+#pragma GCC unroll 3
+      for (int p = 0; p < pixels; p++)
+#pragma GCC unroll 4
+        for (int v = 0; v < halves; v++) {
+          total[p][v] = _mm256_add_epi32(total[p][v], _mm256_madd_epi16(acc[p][v], one));
+          acc[p][v] = _mm256_setzero_si256();
+        }
+    }
+  }
+#pragma GCC unroll 3
+  for (int p = 0; p < pixels; p++)
+#pragma GCC unroll 4
+    for (int v = 0; v < halves; v++)
+      _mm256_storeu_si256((__m256i *)(sums + (size_t)p * wide + 8 * (size_t)(first + v)),
+                          _mm256_add_epi32(total[p][v], _mm256_madd_epi16(acc[p][v], one)));
+}
+#define PRODUCTS(pixels, halves, first) \
+  if (d->run) \
+    run_tile(d, x, pixel, pixels, halves, first, wide, chosen, codes, start, y); \
+  else \
+    dot_tile(d, x, pixel, pixels, halves, first, wide, chosen, codes, start, y)
+#else
+#define PRODUCTS(pixels, halves, first) \
   dot_tile(d, x, pixel, pixels, halves, first, wide, chosen, codes, start, y)
+#endif
 
 INLINE void dot_pixels(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, int vectors,
                        const chosen_groups *chosen, const int8_t *codes, const int32_t *start,
@@ -136,16 +204,20 @@ INLINE void dot_pixels(const qsd_dot *d, const uint8_t *in, size_t pixel, int pi
     const uint8_t *x = in + (size_t)p * pixel;
     int32_t *y = sums + (size_t)p * wide;
     const int rest = pixels - p;
-    if (halves < HALVES) {
-      if (rest >= 3) TILE_OF(3, 2, 0);
-      else if (rest == 2) TILE_OF(2, 2, 0);
-      else TILE_OF(1, 2, 0);
-      continue;
-    }
     for (int first = 0; first < halves; first += HALVES) {
-      if (rest >= 3) TILE_OF(3, HALVES, first);
-      else if (rest == 2) TILE_OF(2, HALVES, first);
-      else TILE_OF(1, HALVES, first);
+      if (halves < HALVES && rest >= 3) {
+        PRODUCTS(3, 2, first);
+      } else if (halves < HALVES && rest == 2) {
+        PRODUCTS(2, 2, first);
+      } else if (halves < HALVES) {
+        PRODUCTS(1, 2, first);
+      } else if (rest >= 3) {
+        PRODUCTS(3, HALVES, first);
+      } else if (rest == 2) {
+        PRODUCTS(2, HALVES, first);
+      } else {
+        PRODUCTS(1, HALVES, first);
+      }
     }
   }
 }

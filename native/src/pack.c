@@ -79,6 +79,13 @@ static bool pack_codes(qsd_builder *builder, const qsd_op *op, const layout *l, 
   return true;
 }
 
+/* Groups whose products can be added in 16 bits, two and two. */
+static int run_of(const qsd_op *op, const qsd_op *x, const qsd_tensor *in) {
+  if (in->planes > 1 || in->bias) return 0;
+  double run = INT16_MAX / (2 * qsd_max((int64_t)x->most, 1) * (double)(1 << (op->f[F_BITS] - 1)));
+  return run >= LANES ? (int)run : 0;
+}
+
 int qsd_pack_dot(qsd_builder *builder, const qsd_plan *plan, qsd_step *step) {
   const qsd_op *op = &builder->graph->ops[step->op], *x = &builder->graph->ops[op->inputs[0]];
   const qsd_tensor *in = &plan->tensors[step->source];
@@ -99,6 +106,7 @@ int qsd_pack_dot(qsd_builder *builder, const qsd_plan *plan, qsd_step *step) {
                         .positions = all,
                         .groups = l.groups,
                         .pairs = step->pairs,
+                        .run = run_of(op, x, in),
                         .planes = in->planes,
                         .plane_size = qsd_image_size(in) * (size_t)in->n,
                         .offsets = offsets,

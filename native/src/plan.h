@@ -67,6 +67,7 @@ typedef struct {
   /* Up to 8 channels: groups of 8, of which even lanes take the first 4 and odd ones the others;
    * lanes 2 o and 2 o + 1 are of output o. */
   bool pairs;
+  int run; /* groups of which the sums of two products each fit 16 bits; 0: few */
   size_t plane_size;
   const size_t *offsets; /* of positions, in bytes */
   const int8_t *codes;   /* [block][position][group][vectors * LANES][4], or of pairs */
