@@ -10,7 +10,15 @@ from qsdformer.runtimes import native
 
 # Instruction sets, and whether sums are made by the active groups alone, of each pixel or of each
 # tile; not all sets can do that.
-SETS = ("avx512vnni", "avx512vnni by events", "avx512vnni by tiles", "avxvnni", "avx2", "portable")
+SETS = (
+    "avx512vnni",
+    "avx512vnni by events",
+    "avx512vnni by tiles",
+    "avxvnni",
+    "avx2",
+    "avx2 by tiles",
+    "portable",
+)
 
 
 @pytest.fixture(params=SETS)
