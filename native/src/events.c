@@ -1,5 +1,7 @@
 /* Sums by the active groups alone: bits say which these are, and bands of pixels are run this way
  * where so few are active that it pays. */
+#include <string.h>
+
 #include "plan.h"
 
 #define SPARSE 0.06
@@ -12,7 +14,8 @@
 #define PIXEL_CYCLES 5.
 /* Either way, for a band: looking for active groups. */
 #define BAND_CYCLES 600.
-enum { BAND = 112, PIECE = 28, EVENT_VECTORS = 8 };
+enum { BAND = 112, PIECE = 28, EVENT_VECTORS = 8, KEPT = 1 << 17 }; /* bytes of lists */
+enum { UNKNOWN, DENSE, BY_PIXELS, BY_TILES };
 
 static int mask_rows(const qsd_tensor *in) { return in->height + 2 * in->pad; }
 
@@ -44,13 +47,14 @@ typedef struct {
   int64_t *active; /* of each row */
   uint32_t *ranks; /* active groups before each word */
   uint16_t *list, *common, *counts; /* counts: of the lists in common */
+  uint8_t *ways;                    /* of bands, where their lists are kept */
   int rows;
   size_t words;
 } finder;
 
 /* Where the parts of scratch memory begin, in bytes, and its size. */
 typedef struct {
-  size_t mask, active, ranks, list, common, counts, size;
+  size_t mask, active, ranks, list, common, counts, ways, size;
 } places;
 
 static size_t common_pitch(const qsd_step *step) { return (size_t)step->dot.groups + LANES; }
@@ -63,6 +67,12 @@ static size_t row_lists(const qsd_step *step) {
 
 static size_t band_lists(const qsd_step *step) { return row_lists(step) * (size_t)step->band_rows; }
 
+/* How many bands there are, of pixels and maps. */
+static int64_t band_count(const qsd_step *step) {
+  int64_t rows = (step->pad_op->height + step->band_rows - 1) / step->band_rows;
+  return rows * step->maps * ((step->pad_op->width + step->band_pixels - 1) / step->band_pixels);
+}
+
 static places find_places(const qsd_step *step, const qsd_tensor *in) {
   places p = {.mask = sums_size(step) * sizeof(int32_t)};
   size_t rows = (size_t)in->n * (size_t)mask_rows(in), words = rows * row_words(in);
@@ -70,8 +80,10 @@ static places find_places(const qsd_step *step, const qsd_tensor *in) {
   p.ranks = p.active + 8 * rows;
   p.list = p.ranks + 4 * words;
   p.common = (p.list + 2 * (rows * row_bytes(in) / 4) + 127) / 64 * 64;
-  p.counts = p.common + 2 * band_lists(step) * common_pitch(step);
-  p.size = p.counts + 2 * band_lists(step) + 64;
+  size_t bands = step->keeps_lists ? (size_t)band_count(step) : 1;
+  p.counts = p.common + 2 * bands * band_lists(step) * common_pitch(step);
+  p.ways = p.counts + 2 * bands * band_lists(step);
+  p.size = p.ways + bands + 64;
   return p;
 }
 
@@ -126,6 +138,8 @@ bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode
     if (mode == EVENTS_TILES) step->tile_fixed = step->tile_slope = 0, step->event_looking = NEVER;
     step->by_events = cost_of_events(step, 0) < 1 || step->tile_fixed < 1;
     if (!step->by_events) continue;
+    double lists = (double)band_count(step) * (double)band_lists(step) * (double)common_pitch(step);
+    step->keeps_lists = 2 * lists <= KEPT;
     size_t bytes = find_places(step, in).size;
     if (bytes > plan->scratch) plan->scratch = bytes;
     if (!find_positions(pool, step, in)) return false;
@@ -242,13 +256,14 @@ static void run_band(const finder *f, int block, int vectors, int n, int y, int 
 }
 
 /* The groups that whole tiles of a band have in common, and their share of all. */
-static double find_common(const finder *f, int n, int y, int rows, int x, int pixels) {
+static double find_common(const finder *f, size_t band, int n, int y, int rows, int x,
+                          int pixels) {
   const qsd_step *step = f->r->step;
   const int tile = qsd_tile_pixels(step);
   const size_t positions = (size_t)step->dot.positions, pitch = common_pitch(step);
   size_t found = 0, tiles = 0;
   for (int i = 0; i < rows; i++) {
-    size_t at = (size_t)i * row_lists(step);
+    size_t at = band * band_lists(step) + (size_t)i * row_lists(step);
     for (int j = 0; j + tile <= pixels; j += tile)
       for (int s = 0; s < step->steps; s++, at += positions, tiles++) {
         qsd_events e = window(f, n + s, y + i, x + j);
@@ -261,15 +276,16 @@ static double find_common(const finder *f, int n, int y, int rows, int x, int pi
 }
 
 /* What tiles cost, where that may be less than `most`: one tile is looked at before all are. */
-static double cost_of_tiles(const finder *f, double share, double most, int n, int y, int rows,
-                            int x, int pixels) {
+static double cost_of_tiles(const finder *f, size_t band, double share, double most, int n, int y,
+                            int rows, int x, int pixels) {
   const qsd_step *step = f->r->step;
   const int tile = qsd_tile_pixels(step);
   double cost = step->tile_fixed + step->tile_slope * share; /* or more */
   if (cost < most && step->tile_slope > 0 && pixels >= tile)
-    cost = step->tile_fixed + step->tile_slope * find_common(f, n, y + rows / 2, 1,
+    cost = step->tile_fixed + step->tile_slope * find_common(f, band, n, y + rows / 2, 1,
                                                              x + (pixels - tile) / 2, tile);
-  if (cost < most) cost = step->tile_fixed + step->tile_slope * find_common(f, n, y, rows, x, pixels);
+  if (cost < most)
+    cost = step->tile_fixed + step->tile_slope * find_common(f, band, n, y, rows, x, pixels);
   return cost;
 }
 
@@ -280,27 +296,34 @@ static double least_cost(const finder *f, int n, int y, int rows) {
   return events < tiles ? events : tiles;
 }
 
-/* A band of several blocks, in the way that costs least. */
-static void run_blocks(finder *f, int block, int count, int outer, int y, int rows, int x,
-                       int pixels) {
+/* The way that costs least; the lists of tiles are there where it is theirs. */
+static int find_way(const finder *f, size_t band, double share, int n, int y, int rows, int x,
+                    int pixels) {
+  if (!(share <= 1)) return DENSE; /* there is nothing to read */
+  double events = cost_of_events(f->r->step, share), most = events < 1 ? events : 1;
+  double tiles = cost_of_tiles(f, band, share, most, n, y, rows, x, pixels);
+  return tiles < most ? BY_TILES : events < 1 ? BY_PIXELS : DENSE;
+}
+
+/* Several blocks of a band. */
+static void run_blocks(finder *f, size_t band, int block, int count, int outer, int y, int rows,
+                       int x, int pixels) {
   const qsd_step *step = f->r->step;
   const int n = outer * step->steps;
-  double share = share_of(f, n, y, rows), events = cost_of_events(step, share), tiles = 1;
-  if (!(share <= 1)) events = tiles; /* there is nothing to read */
-  else tiles = cost_of_tiles(f, share, events < 1 ? events : 1, n, y, rows, x, pixels);
-  if (events < tiles && events < 1) {
+  const size_t kept = step->keeps_lists ? band : 0;
+  const double share = share_of(f, n, y, rows);
+  if (!step->keeps_lists || f->ways[kept] == UNKNOWN)
+    f->ways[kept] = (uint8_t)find_way(f, kept, share, n, y, rows, x, pixels);
+  if (f->ways[kept] == BY_PIXELS) {
     list_all(f);
     run_band(f, block, count * step->vectors, n, y, rows, x, pixels, share);
     return;
   }
+  const size_t at = kept * band_lists(step), pitch = common_pitch(step);
+  const qsd_common common = {f->common + at * pitch, f->counts + at, pitch, row_lists(step)};
   for (int b = block; b < block + count; b++)
-    for (int j = 0; j < rows; j++) {
-      size_t at = (size_t)j * row_lists(step);
-      qsd_common common = {.lists = f->common + at * common_pitch(step), .counts = f->counts + at,
-                           .pitch = common_pitch(step)};
-      qsd_run_span(f->r, b, outer, row_of(step, y + j), 1, pixel_of(step, y + j, x), pixels, true,
-                   tiles < 1 ? &common : NULL);
-    }
+    qsd_run_span(f->r, b, outer, row_of(step, y), rows, pixel_of(step, y, x), pixels, true,
+                 f->ways[kept] == BY_TILES ? &common : NULL);
 }
 
 /* Blocks from `block` on that are run together: as many vectors as the kernels have names for. */
@@ -324,6 +347,8 @@ bool qsd_run_events(const qsd_runner *r, int part, int parts) {
   f.list = (uint16_t *)(void *)(scratch + p.list);
   f.common = (uint16_t *)(void *)(scratch + p.common);
   f.counts = (uint16_t *)(void *)(scratch + p.counts);
+  f.ways = scratch + p.ways;
+  if (step->keeps_lists) memset(f.ways, UNKNOWN, (size_t)band_count(step));
   find_all(&f);
   const int height = step->pad_op->height, width = step->pad_op->width;
   int bands = (height + step->band_rows - 1) / step->band_rows;
@@ -336,14 +361,14 @@ bool qsd_run_events(const qsd_runner *r, int part, int parts) {
     any = least_cost(&f, i / bands * step->steps, y, (int)qsd_min(step->band_rows, height - y)) < 1;
   }
   if (!any) return false;
-  const int64_t each = (int64_t)step->maps * bands * spans;
+  const int64_t each = band_count(step);
   for (int block = 0, group = 0; block < step->blocks; block += together(step, block), group++) {
     int64_t first, last;
     qsd_share(r, each, groups, group, part, parts, &first, &last);
     for (int64_t i = first; i < last; i++) {
       int y = (int)(i / spans % bands) * step->band_rows, span = (int)(i % spans);
       int x = width * span / spans, pixels = width * (span + 1) / spans - x;
-      run_blocks(&f, block, together(step, block), (int)(i / (bands * spans)), y,
+      run_blocks(&f, (size_t)i, block, together(step, block), (int)(i / (bands * spans)), y,
                  (int)qsd_min(step->band_rows, height - y), x, pixels);
     }
   }

@@ -86,7 +86,9 @@ void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int rows, in
   row.y = y;
   row.fresh = fresh;
   row.scratch = r->scratch;
-  row.common = common;
+  qsd_common lists;
+  if (common) lists = *common;
+  row.common = common ? &lists : NULL;
   qsd_tile *tile = &row.tile;
   tile->residual = NULL;
   tile->out = NULL;
@@ -113,6 +115,10 @@ void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int rows, in
     row.y++;
     row.fresh = false;
     tile->pixels = pixels;
+    if (common) {
+      lists.lists += lists.row * lists.pitch;
+      lists.counts += lists.row;
+    }
     if (step->kind == STEP_LOAD) {
       tile->sums += r->in.row / sizeof(int32_t);
     } else {

@@ -111,7 +111,7 @@ typedef struct qsd_step qsd_step;
 /* Groups of 4 channels that are active in any window of a tile, of [tile][time step][position]. */
 typedef struct {
   const uint16_t *lists, *counts;
-  size_t pitch; /* from one list to the next */
+  size_t pitch, row; /* from one list to the next; lists of a row of pixels */
 } qsd_common;
 
 /* A row of pixels: `in` is where the first one's window begins; strides in bytes. */
@@ -210,6 +210,7 @@ struct qsd_step {
    * and for the share of active groups, where dense products cost 1. */
   bool by_events;
   int event_vectors, band_rows, band_pixels;
+  bool keeps_lists; /* of all bands, what their tiles have in common */
   double event_looking, event_fixed, event_slope, event_runs; /* looking: either way */
   double tile_fixed, tile_slope; /* the same by groups that tiles have in common */
   const uint16_t *rows_at, *bits_at; /* of each position: its row, and its first group in it */
@@ -299,7 +300,7 @@ typedef struct {
 
 void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_step *step,
                    uint8_t *arena, int32_t *scratch, int part, int parts);
-/* `common`, of one row, is NULL where all groups are multiplied. */
+/* `common` is NULL where all groups are multiplied. */
 void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int rows, int x, int pixels,
                   bool fresh, const qsd_common *common);
 /* Bytes of a position of a window. */
