@@ -35,8 +35,9 @@ static size_t sums_size(const qsd_step *step) {
 
 static bool may_run(const qsd_plan *plan, const qsd_step *step) {
   const qsd_tensor *in = &plan->tensors[step->source];
-  return step->kind == STEP_DOT && !step->pairs && in->stride % 4 == 0 && row_bytes(in) / 4 <= UINT16_MAX && in->planes == 1 && !in->bias && !qsd_widens(plan, step) &&
-         step->vectors <= 4;
+  return step->kind == STEP_DOT && !step->pairs && step->vectors <= 4 && in->planes == 1 &&
+         !in->bias && in->stride % 4 == 0 && row_bytes(in) / 4 <= UINT16_MAX &&
+         !qsd_widens(plan, step);
 }
 
 typedef struct {

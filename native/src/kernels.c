@@ -36,6 +36,8 @@ __attribute__((unused)) INLINE longs plain_clamp8(longs x, int64_t limit) {
 
 #if defined(QSD_AVX512VNNI)
 #include "dot_avx512vnni.h"
+#include "depthwise_avx512vnni.h"
+#include "counts_avx512vnni.h"
 #elif defined(QSD_AVX2) || defined(QSD_AVXVNNI)
 #include "dot_avx2.h"
 #else
