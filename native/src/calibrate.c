@@ -5,13 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "plan.h"
 
 /* In a network codes and sums come from farther, and finishing them has nothing to hide behind. */
 #define WORSE 1.25
 #define FIXED_WORSE 1.6
-enum { GROUPS = 64, PIXELS = 112, REPEATS = 7, NEAR = 96, KINDS = 4, MOST_VECTORS = 8 };
+enum { GROUPS = 64, PIXELS = 112, REPEATS = 7, KINDS = 4, MOST_VECTORS = 8 };
 
 /* Nanoseconds for a pixel of GROUPS groups. */
 typedef struct {
@@ -44,19 +45,14 @@ static void fill(bench *b, const qsd_kernels *kernels, unsigned of_eight) {
     b->values[4 * i] = (state >> 24) % 8 < of_eight;
   }
   kernels->find_active(b->values, PIXELS * GROUPS * 4, b->mask);
-  kernels->list_active(b->mask, PIXELS, b->list);
-  uint32_t before = 0;
-  for (int i = 0; i < PIXELS + 2; i++) {
-    b->ranks[i] = before;
-    before += i < PIXELS ? (uint32_t)__builtin_popcountll(b->mask[i]) : 0;
-  }
+  b->ranks[PIXELS] = kernels->list_active(b->mask, PIXELS, 0, b->ranks, b->list);
 }
 
 static double time_events(bench *b, const qsd_kernels *kernels, const qsd_dot *dot, int vectors) {
   static const uint16_t NONE[1];
   qsd_events events = {.dot = dot, .codes = b->codes, .vectors = vectors, .row = b->values,
                        .mask = b->mask, .ranks = b->ranks, .row_bytes = sizeof b->values,
-                       .list = b->list, .in_pixel = GROUPS * 4, .rows_at = NONE, .bits_at = NONE,
+                       .list = b->list, .part = GROUPS, .in_pixel = GROUPS * 4, .rows_at = NONE, .bits_at = NONE,
                        .rows = 1, .pixels = PIXELS, .sums = b->sums};
   double best = 1e12;
   for (int i = 0; i < REPEATS; i++) {
@@ -72,11 +68,11 @@ static double time_dense(bench *b, const qsd_kernels *kernels, const qsd_dot *do
   qsd_finish finish = {.small = true, .store = true};
   qsd_step step = {.kind = STEP_DOT, .finish = &finish, .dot = *dot, .vectors = dot->vectors};
   size_t wide = (size_t)dot->vectors * LANES;
-  qsd_row row = {.step = &step, .in = b->values, .in_pixel = GROUPS * 4, .scratch = b->scratch,
-                 .tile = {.out = b->sums, .out_pixel = wide, .steps = 1, .pixels = PIXELS,
-                          .vectors = dot->vectors}};
   double best = 1e12;
   for (int i = 0; i < REPEATS; i++) {
+    qsd_row row = {.step = &step, .in = b->values, .in_pixel = GROUPS * 4, .scratch = b->scratch,
+                   .tile = {.out = b->sums, .out_pixel = wide, .steps = 1, .pixels = PIXELS,
+                            .vectors = dot->vectors}};
     double from = now();
     kernels->row(&row);
     double took = now() - from;
@@ -125,13 +121,26 @@ static costs costs_of(const qsd_kernels *kernels) {
   return found;
 }
 
-double qsd_event_share(const qsd_kernels *kernels, const qsd_step *step) {
+bool qsd_event_costs(const qsd_kernels *kernels, qsd_step *step) {
   costs cost = costs_of(kernels);
   int kind = step->event_vectors == 8 ? 3 : step->event_vectors == 4 ? 2 : step->event_vectors - 1;
-  if (cost.groups[kind] <= 0) return 0;
+  if (cost.groups[kind] <= 0) return false;
   double groups = (double)step->dot.positions * step->dot.groups;
   double dense = groups / GROUPS * cost.dense * step->event_vectors;
-  double runs = ceil(step->dot.groups * step->event_vectors / (8.0 * NEAR)); /* of a position */
+  double near = 8.0 * qsd_near_groups();
+  double runs = ceil(step->dot.groups * step->event_vectors / near); /* of a position */
   double fixed = cost.fixed[kind] * step->dot.positions * runs;
-  return (dense / WORSE - FIXED_WORSE * fixed) / (groups * cost.groups[kind]);
+  step->event_runs = runs;
+  step->event_fixed = FIXED_WORSE * WORSE * fixed / dense;
+  step->event_slope = WORSE * groups * cost.groups[kind] / dense;
+  return true;
+}
+
+int qsd_near_groups(void) {
+  long bytes = 0;
+#ifdef _SC_LEVEL1_DCACHE_SIZE
+  bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+#endif
+  if (bytes < 1 << 14 || bytes > 1 << 20) bytes = 1 << 15;
+  return (int)bytes / (MOST_VECTORS * LANES * 4);
 }

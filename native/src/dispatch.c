@@ -23,8 +23,8 @@ static bool has(int subleaf, int word, int bit, uint32_t state) {
 
 static bool has_avx2(void) { return has(0, 1, 5, 6); }
 static bool has_avxvnni(void) { return has_avx2() && has(1, 0, 4, 6); }
-static bool has_avx512vnni(void) { /* BMI, F, DQ, BW, VL, VNNI */
-  static const int LEAF[][2] = {{1, 3}, {1, 16}, {1, 17}, {1, 30}, {1, 31}, {2, 11}};
+static bool has_avx512vnni(void) { /* BMI, BMI2, F, DQ, BW, VL, VNNI */
+  static const int LEAF[][2] = {{1, 3}, {1, 8}, {1, 16}, {1, 17}, {1, 30}, {1, 31}, {2, 11}};
   for (size_t i = 0; i < sizeof LEAF / sizeof *LEAF; i++)
     if (!has(0, LEAF[i][0], LEAF[i][1], 0xe6)) return false;
   return true;

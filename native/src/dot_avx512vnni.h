@@ -6,34 +6,35 @@
 #define QSD_OWN_DEPTHWISE
 #define QSD_OWN_COUNTS
 #define QSD_OWN_EVENTS
+#define QSD_OWN_LISTS
 #define QSD_OWN_SCALE
 #define QSD_OWN_ATTENTION
 
-INLINE wide16 widen(const v16 *x) {
+INLINE wide_ints widen(const ints *x) {
   __m512i y = (__m512i)*x;
-  return (wide16){(v8)_mm512_cvtepi32_epi64(_mm512_castsi512_si256(y)),
-                  (v8)_mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(y, 1))};
+  return (wide_ints){(longs)_mm512_cvtepi32_epi64(_mm512_castsi512_si256(y)),
+                  (longs)_mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(y, 1))};
 }
 
-INLINE v16 narrow(wide16 x) {
+INLINE ints narrow(wide_ints x) {
   __m256i low = _mm512_cvtepi64_epi32((__m512i)x.low), high = _mm512_cvtepi64_epi32((__m512i)x.high);
-  return (v16)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+  return (ints)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 
-INLINE v16 min16(v16 a, v16 b) { return (v16)_mm512_min_epi32((__m512i)a, (__m512i)b); }
-INLINE v16 max16(v16 a, v16 b) { return (v16)_mm512_max_epi32((__m512i)a, (__m512i)b); }
+INLINE ints min16(ints a, ints b) { return (ints)_mm512_min_epi32((__m512i)a, (__m512i)b); }
+INLINE ints max16(ints a, ints b) { return (ints)_mm512_max_epi32((__m512i)a, (__m512i)b); }
 
-INLINE void store_bytes(uint8_t *p, v16 x) {
+INLINE void store_bytes(uint8_t *p, ints x) {
   _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8((__m512i)x));
 }
 
-INLINE v16 load_bytes(const uint8_t *p) {
-  return (v16)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+INLINE ints load_bytes(const uint8_t *p) {
+  return (ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
 }
 
 /* sums + x * y, where x lies in 0..32767 and y fits 16 bits. */
-INLINE v16 add_small_products(v16 sums, v16 x, v16 y) {
-  return (v16)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)x, (__m512i)y);
+INLINE ints add_small_products(ints sums, ints x, ints y) {
+  return (ints)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)x, (__m512i)y);
 }
 
 /* Factors of even and odd lanes, for products of 64 bits. */
@@ -55,22 +56,22 @@ INLINE small_factors load_factors(const qsd_factors *f, int c) {
 }
 
 /* Of the products only the bits from the shift on count, as many as 32. */
-INLINE v16 scale_small(v16 x, const small_factors *f) {
+INLINE ints scale_small(ints x, const small_factors *f) {
   __m512i y = (__m512i)x;
   __m512i even = _mm512_add_epi64(_mm512_mul_epi32(y, f->even), f->half_even);
   __m512i odd = _mm512_add_epi64(_mm512_mul_epi32(_mm512_srli_epi64(y, 32), f->odd), f->half_odd);
   y = _mm512_mask_blend_epi32(0xaaaa, _mm512_srlv_epi64(even, f->right), _mm512_sllv_epi64(odd, f->left));
-  return (v16)_mm512_add_epi32(y, f->plus);
+  return (ints)_mm512_add_epi32(y, f->plus);
 }
 
-INLINE v8 clamp8(v8 x, int64_t limit) {
+INLINE longs clamp8(longs x, int64_t limit) {
   __m512i most = _mm512_set1_epi64(limit), least = _mm512_set1_epi64(-limit);
-  return (v8)_mm512_max_epi64(_mm512_min_epi64((__m512i)x, most), least);
+  return (longs)_mm512_max_epi64(_mm512_min_epi64((__m512i)x, most), least);
 }
 
-INLINE v8 multiply8(v8 x, v8 multiplier, bool is_narrow) {
-  if (is_narrow) return (v8)_mm512_mul_epi32((__m512i)x, (__m512i)multiplier);
-  return (v8)_mm512_mullo_epi64((__m512i)x, (__m512i)multiplier);
+INLINE longs multiply8(longs x, longs multiplier, bool is_narrow) {
+  if (is_narrow) return (longs)_mm512_mul_epi32((__m512i)x, (__m512i)multiplier);
+  return (longs)_mm512_mullo_epi64((__m512i)x, (__m512i)multiplier);
 }
 
 INLINE __m512i four(const uint8_t *x) {
@@ -79,9 +80,16 @@ INLINE __m512i four(const uint8_t *x) {
   return _mm512_set1_epi32(value);
 }
 
+INLINE __m512i eight(const uint8_t *x) {
+  int64_t value;
+  memcpy(&value, x, sizeof value);
+  return _mm512_set1_epi64(value);
+}
+
 /* `pixels` and `vectors` are constants where this is inlined. */
 INLINE void dot_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const int pixels,
                      const int vectors, const int8_t *codes, const int32_t *start, int32_t *sums) {
+  const size_t stored = (size_t)d->vectors * LANES * 4;
   __m512i acc[TILE][4];
 #pragma GCC unroll 14
   for (int p = 0; p < pixels; p++)
@@ -97,7 +105,7 @@ INLINE void dot_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const in
     for (int at = 0; at < d->positions; at++) {
       const uint8_t *x = in + (size_t)plane * d->plane_size + d->offsets[at];
       const uint8_t *half = x + 7 * pixel;
-      for (int g = 0; g < d->groups; g++, x += 4, half += 4, code += vectors * LANES * 4) {
+      for (int g = 0; g < d->groups; g++, x += 4, half += 4, code += stored) {
         __m512i w[4];
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) w[v] = _mm512_loadu_si512(code + 64 * v);
@@ -119,6 +127,38 @@ INLINE void dot_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const in
     }
 }
 
+/* Pairs of groups: up to 8 channels, of which the sums of even and odd groups lie side by side. */
+INLINE void pairs_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const int pixels,
+                       const int8_t *codes, const int32_t *start, int32_t *sums) {
+  __m512i acc[TILE];
+#pragma GCC unroll 14
+  for (int p = 0; p < pixels; p++) acc[p] = _mm512_setzero_si512();
+  for (int plane = d->planes - 1; plane >= 0; plane--) {
+    const int8_t *code = codes;
+    if (plane < d->planes - 1)
+#pragma GCC unroll 14
+      for (int p = 0; p < pixels; p++) acc[p] = _mm512_slli_epi32(acc[p], 8);
+    for (int at = 0; at < d->positions; at++) {
+      const uint8_t *x = in + (size_t)plane * d->plane_size + d->offsets[at];
+      const uint8_t *half = x + 7 * pixel;
+      for (int g = 0; g < d->groups; g++, x += 8, half += 8, code += 64) {
+        __m512i w = _mm512_loadu_si512(code);
+#pragma GCC unroll 14
+        for (int p = 0; p < pixels; p++)
+          acc[p] = _mm512_dpbusd_epi32(
+              acc[p], eight(p < 7 ? x + (size_t)p * pixel : half + (size_t)(p - 7) * pixel), w);
+      }
+    }
+  }
+#pragma GCC unroll 14
+  for (int p = 0; p < pixels; p++) {
+    __m512i both = _mm512_add_epi32(acc[p], _mm512_srli_epi64(acc[p], 32));
+    __m512i sum = _mm512_zextsi256_si512(_mm512_cvtepi64_epi32(both));
+    if (start) sum = _mm512_add_epi32(sum, _mm512_loadu_si512(start));
+    _mm512_storeu_si512(sums + p * LANES, sum);
+  }
+}
+
 #define TILES(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 #define WIDE_TILES(X) X(8) X(9) X(10) X(11) X(12) X(13) X(14)
 #define CASE(pixels_, vectors_) \
@@ -132,6 +172,12 @@ static void dot1(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, 
   switch (pixels) { TILES(CASE1) WIDE_TILES(CASE1) }
 }
 
+#define PAIRS(n) case n: pairs_tile(d, in, pixel, n, codes, start, sums); break;
+static void dot_pairs(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels,
+                      const int8_t *codes, const int32_t *start, int32_t *sums) {
+  switch (pixels) { TILES(PAIRS) WIDE_TILES(PAIRS) }
+}
+
 static void dot2(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, const int8_t *codes,
                  const int32_t *start, int32_t *sums) {
   switch (pixels) { TILES(CASE2) WIDE_TILES(CASE2) }
@@ -142,147 +188,53 @@ static void dot4(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, 
   switch (pixels) { TILES(CASE4) }
 }
 
-static void dot(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, const int8_t *codes,
-                const int32_t *start, int32_t *sums) {
-  if (d->vectors == 1) dot1(d, in, pixel, pixels, codes, start, sums);
-  else if (d->vectors == 2) dot2(d, in, pixel, pixels, codes, start, sums);
+static void dot(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, int vectors,
+                const int8_t *codes, const int32_t *start, int32_t *sums) {
+  if (d->pairs) dot_pairs(d, in, pixel, pixels, codes, start, sums);
+  else if (vectors == 1) dot1(d, in, pixel, pixels, codes, start, sums);
+  else if (vectors == 2) dot2(d, in, pixel, pixels, codes, start, sums);
   else dot4(d, in, pixel, pixels, codes, start, sums);
 }
 
-/* 64 channels of four rows, column by column, as [channel][row]. */
-static void interleave(const uint8_t *const row[4], size_t pixel, int columns, uint8_t *to) {
-  /* Unpacking works within quarters of a vector: each gets 4 of every 16 channels. */
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  size_t at = 0;
-  for (int x = 0; x < columns; x++, at += pixel, to += 4 * 64) {
-    __m512i r[4];
+/* The same by lists of groups. */
+INLINE void listed_tile(const qsd_dot *d, const uint8_t *in, size_t pixel, const int pixels,
+                        const int vectors, const qsd_common *common, size_t list,
+                        const int8_t *codes, int32_t *sums) {
+  const size_t stored = (size_t)d->vectors * LANES * 4;
+  __m512i acc[TILE][4];
+#pragma GCC unroll 14
+  for (int p = 0; p < pixels; p++)
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++)
-      r[i] = _mm512_permutexvar_epi32(order, _mm512_loadu_si512(row[i] + at));
-    __m512i a = _mm512_unpacklo_epi8(r[0], r[1]), b = _mm512_unpackhi_epi8(r[0], r[1]);
-    __m512i c = _mm512_unpacklo_epi8(r[2], r[3]), d = _mm512_unpackhi_epi8(r[2], r[3]);
-    _mm512_storeu_si512(to, _mm512_unpacklo_epi16(a, c));
-    _mm512_storeu_si512(to + 64, _mm512_unpackhi_epi16(a, c));
-    _mm512_storeu_si512(to + 128, _mm512_unpacklo_epi16(b, d));
-    _mm512_storeu_si512(to + 192, _mm512_unpackhi_epi16(b, d));
-  }
-}
-
-/* 16 channels of a tile. Every column of four rows serves all pixels whose windows hold it. */
-INLINE void quad_tile(const int8_t *codes, size_t code_row, const uint8_t *const quads[2],
-                      const int pixels, const int kernel, size_t wide, int32_t *sums) {
-  __m512i acc[TILE];
+    for (int v = 0; v < vectors; v++) acc[p][v] = _mm512_setzero_si512();
+  for (int at = 0; at < d->positions; at++, codes += (size_t)d->groups * stored) {
+    const uint8_t *from = in + d->offsets[at];
+    const uint16_t *next = common->lists + (list + (size_t)at) * common->pitch;
+    for (const uint16_t *end = next + common->counts[list + (size_t)at]; next < end; next++) {
+      const uint8_t *x = from + 4 * (size_t)*next, *half = x + 7 * pixel;
+      const int8_t *code = codes + (size_t)*next * stored;
+      __m512i w[4];
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; v++) w[v] = _mm512_loadu_si512(code + 64 * v);
 #pragma GCC unroll 14
-  for (int p = 0; p < pixels; p++) acc[p] = _mm512_setzero_si512();
-#pragma GCC unroll 2
-  for (int q = 0; q < (kernel + 3) / 4; q++) {
-    __m512i code[7];
-#pragma GCC unroll 7
-    for (int i = 0; i < kernel; i++, codes += code_row) code[i] = _mm512_loadu_si512(codes);
-#pragma GCC unroll 20
-    for (int x = 0; x < pixels + kernel - 1; x++) {
-      __m512i value = _mm512_loadu_si512(quads[q] + 4 * 64 * x);
-#pragma GCC unroll 7
-      for (int i = 0; i < kernel; i++)
-        if (x - i >= 0 && x - i < pixels) acc[x - i] = _mm512_dpbusd_epi32(acc[x - i], value, code[i]);
+      for (int p = 0; p < pixels; p++) {
+        __m512i value = four(p < 7 ? x + (size_t)p * pixel : half + (size_t)(p - 7) * pixel);
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) acc[p][v] = _mm512_dpbusd_epi32(acc[p][v], value, w[v]);
+      }
     }
   }
 #pragma GCC unroll 14
-  for (int p = 0; p < pixels; p++) _mm512_storeu_si512(sums + (size_t)p * wide, acc[p]);
+  for (int p = 0; p < pixels; p++)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) _mm512_storeu_si512(sums + (p * vectors + v) * LANES, acc[p][v]);
 }
 
-#define QUADS3(n) case n: quad_tile(codes, row, at, n, 3, wide, to); break;
-#define QUADS7(n) case n: quad_tile(codes, row, at, n, 7, wide, to); break;
-
-static void quads_tile(const qsd_depthwise *dw, const uint8_t *const quads[2], int x, int pixels,
-                       int vectors, int channel, int32_t *sums) {
-  size_t wide = (size_t)vectors * LANES, row = (size_t)dw->channels * 4;
-  for (int v = 0; v < vectors; v++) {
-    const int8_t *codes = dw->quads + (size_t)(channel + v * LANES) * 4;
-    const uint8_t *at[2] = {quads[0] + 4 * 64 * x + 64 * v, quads[1] + 4 * 64 * x + 64 * v};
-    int32_t *to = sums + v * LANES;
-    if (dw->kernel == 3) switch (pixels) { TILES(QUADS3) WIDE_TILES(QUADS3) }
-    else switch (pixels) { TILES(QUADS7) WIDE_TILES(QUADS7) }
-  }
-}
-
-/* Rows y and y + 4 of a ring of rows, interleaved each with the three that follow it. */
-static void find_quads(const qsd_row *r, const uint8_t *in, int32_t *ring, bool fresh,
-                       const uint8_t *quads[2]) {
-  const qsd_depthwise *dw = &r->step->dw;
-  int columns = r->tile.pixels + dw->kernel - 1, last = dw->kernel == 7 ? 4 : 0;
-  for (int q = fresh ? 0 : last; q <= last; q++) {
-    const uint8_t *row[4];
-    for (int i = 0; i < 4; i++) /* rows beyond the last have codes 0 */
-      row[i] = in + (size_t)qsd_min(q + i, r->rows - 1) * dw->row + r->tile.channel;
-    interleave(row, r->in_pixel, columns, (uint8_t *)ring + (r->y + q) % 5 * QUAD_BYTES);
-  }
-  quads[0] = (uint8_t *)ring + r->y % 5 * QUAD_BYTES;
-  quads[1] = (uint8_t *)ring + (r->y + last) % 5 * QUAD_BYTES;
-}
-
-/* Thresholds on sums saturated to 16 bits, 32 channels of two pixels at a time. */
-INLINE __m512i words(const int32_t *a, const int32_t *b) {
-  return _mm512_packs_epi32(_mm512_loadu_si512(a), _mm512_loadu_si512(b));
-}
-
-INLINE __m512i centred(const int32_t *sums, const int32_t *centre, const int32_t *flip) {
-  __m512i x = _mm512_loadu_si512(sums);
-  if (flip) x = _mm512_xor_si512(x, _mm512_loadu_si512(flip));
-  return _mm512_sub_epi32(x, _mm512_loadu_si512(centre));
-}
-
-enum { MOST_WORDS = 8 };
-
-/* Channels from `c` on, the vectors at `v` and at `v + second`. */
-INLINE void count_pair(const qsd_finish *f, const qsd_tile *t, int v, const bool both,
-                       const int levels) {
-  const size_t lane = (size_t)v * LANES, second = both ? LANES : 0;
-  const int32_t *centre = f->centre + t->channel + lane;
-  const int32_t *flip = f->flip ? f->flip + t->channel + lane : NULL;
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const __m512i one = _mm512_set1_epi16(1);
-  __m512i threshold[MOST_WORDS];
-  for (int k = 0; k < levels; k++) {
-    const int32_t *at = f->thresholds + (size_t)k * (size_t)f->wide + t->channel + lane;
-    threshold[k] = _mm512_packs_epi32(centred(at, centre, NULL),
-                                      centred(at + second, centre + second, NULL));
-  }
-  for (int p = 0; p < t->pixels; p += 2) {
-    const size_t next = p + 1 < t->pixels ? 1 : 0;
-    __m512i counts[2];
-#pragma GCC unroll 2
-    for (size_t i = 0; i < 2; i++) {
-      const int32_t *sums = t->sums + ((size_t)p + i * next) * t->sums_pixel + lane;
-      __m512i x = _mm512_packs_epi32(
-          centred(sums, centre, flip),
-          centred(sums + second, centre + second, flip ? flip + second : NULL));
-      __m512i found = _mm512_setzero_si512();
-      for (int k = 0; k < levels; k++)
-        found = _mm512_mask_add_epi16(found, _mm512_cmpge_epi16_mask(x, threshold[k]), found, one);
-      counts[i] = found;
-    }
-    __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(counts[0], counts[1]));
-    uint8_t *to = t->counts + (size_t)p * t->counts_pixel + lane;
-    __m256i here = _mm512_castsi512_si256(bytes), there = _mm512_extracti64x4_epi64(bytes, 1);
-    if (both) {
-      _mm256_storeu_si256((__m256i *)to, here);
-      if (next) _mm256_storeu_si256((__m256i *)(to + t->counts_pixel), there);
-    } else {
-      _mm_storeu_si128((__m128i *)to, _mm256_castsi256_si128(here));
-      if (next) _mm_storeu_si128((__m128i *)(to + t->counts_pixel), _mm256_castsi256_si128(there));
-    }
-  }
-}
-
-#define COUNTS(levels_) \
-  case levels_: \
-    for (; v + 1 < t->vectors; v += 2) count_pair(f, t, v, true, levels_); \
-    if (v < t->vectors) count_pair(f, t, v, false, levels_); \
-    return true;
-
-static bool count_words(const qsd_finish *f, const qsd_tile *t) {
-  int v = 0;
-  switch (f->levels) { COUNTS(1) COUNTS(2) COUNTS(3) COUNTS(4) COUNTS(6) COUNTS(8) }
-  return false;
+static void dot_listed(const qsd_dot *d, const uint8_t *in, size_t pixel, int vectors,
+                       const qsd_common *common, size_t list, const int8_t *codes, int32_t *sums) {
+  if (d->vectors < 4 && vectors == 1)
+    listed_tile(d, in, pixel, TILE, 1, common, list, codes, sums);
+  else if (d->vectors < 4) listed_tile(d, in, pixel, TILE, 2, common, list, codes, sums);
+  else if (vectors == 1) listed_tile(d, in, pixel, TILE / 2, 1, common, list, codes, sums);
+  else if (vectors == 2) listed_tile(d, in, pixel, TILE / 2, 2, common, list, codes, sums);
+  else listed_tile(d, in, pixel, TILE / 2, 4, common, list, codes, sums);
 }

@@ -1,9 +1,21 @@
 /* Sums by the active groups alone: bits say which these are, and bands of pixels are run this way
  * where so few are active that it pays. */
+#include <string.h>
+
 #include "plan.h"
 
 #define SPARSE 0.06
-enum { BAND = 112, PIECE = 28, NEAR_GROUPS = 96 * 8, EVENT_VECTORS = 8 };
+#define NEVER 1e9
+/* By the groups that a tile has in common: more than dense products cost, cycles of a tile, and for
+ * finding these groups, for 64 of a position and for each pixel. */
+#define TILES_WORSE 1.04
+#define TILE_CYCLES 200.
+#define WORD_CYCLES 40.
+#define PIXEL_CYCLES 5.
+/* Either way, for a band: looking for active groups. */
+#define BAND_CYCLES 600.
+enum { BAND = 112, PIECE = 28, EVENT_VECTORS = 8, KEPT = 1 << 17 }; /* bytes of lists */
+enum { UNKNOWN, DENSE, BY_PIXELS, BY_TILES };
 
 static int mask_rows(const qsd_tensor *in) { return in->height + 2 * in->pad; }
 
@@ -23,25 +35,44 @@ static size_t sums_size(const qsd_step *step) {
 
 static bool may_run(const qsd_plan *plan, const qsd_step *step) {
   const qsd_tensor *in = &plan->tensors[step->source];
-  return step->kind == STEP_DOT && row_bytes(in) / 4 <= UINT16_MAX && in->planes == 1 && !in->bias && !qsd_widens(plan, step) &&
-         step->vectors <= 4;
+  return step->kind == STEP_DOT && !step->pairs && step->vectors <= 4 && in->planes == 1 &&
+         !in->bias && in->stride % 4 == 0 && row_bytes(in) / 4 <= UINT16_MAX &&
+         !qsd_widens(plan, step);
 }
 
 typedef struct {
   const qsd_runner *r;
   const qsd_tensor *in;
+  bool listed;
   uint64_t *mask;
   int64_t *active; /* of each row */
   uint32_t *ranks; /* active groups before each word */
-  uint16_t *list;
+  uint16_t *list, *common, *counts; /* counts: of the lists in common */
+  uint8_t *ways;                    /* of bands, where their lists are kept */
   int rows;
   size_t words;
 } finder;
 
 /* Where the parts of scratch memory begin, in bytes, and its size. */
 typedef struct {
-  size_t mask, active, ranks, list, size;
+  size_t mask, active, ranks, list, common, counts, ways, size;
 } places;
+
+static size_t common_pitch(const qsd_step *step) { return (size_t)step->dot.groups + LANES; }
+
+/* Of a row of a band, what each of its tiles has in common, position by position. */
+static size_t row_lists(const qsd_step *step) {
+  int tile = qsd_tile_pixels(step);
+  return (size_t)(step->band_pixels / tile + 1) * (size_t)(step->steps * step->dot.positions);
+}
+
+static size_t band_lists(const qsd_step *step) { return row_lists(step) * (size_t)step->band_rows; }
+
+/* How many bands there are, of pixels and maps. */
+static int64_t band_count(const qsd_step *step) {
+  int64_t rows = (step->pad_op->height + step->band_rows - 1) / step->band_rows;
+  return rows * step->maps * ((step->pad_op->width + step->band_pixels - 1) / step->band_pixels);
+}
 
 static places find_places(const qsd_step *step, const qsd_tensor *in) {
   places p = {.mask = sums_size(step) * sizeof(int32_t)};
@@ -49,7 +80,11 @@ static places find_places(const qsd_step *step, const qsd_tensor *in) {
   p.active = p.mask + 8 * words;
   p.ranks = p.active + 8 * rows;
   p.list = p.ranks + 4 * words;
-  p.size = p.list + 2 * (rows * row_bytes(in) / 4) + 64;
+  p.common = (p.list + 2 * (rows * row_bytes(in) / 4) + 127) / 64 * 64;
+  size_t bands = step->keeps_lists ? (size_t)band_count(step) : 1;
+  p.counts = p.common + 2 * bands * band_lists(step) * common_pitch(step);
+  p.ways = p.counts + 2 * bands * band_lists(step);
+  p.size = p.ways + bands + 64;
   return p;
 }
 
@@ -67,11 +102,18 @@ static bool find_positions(qsd_pool *pool, qsd_step *step, const qsd_tensor *in)
   return true;
 }
 
+/* What events cost, where dense products cost 1. */
+static double cost_of_events(const qsd_step *step, double share) {
+  double fixed = share < SPARSE ? step->event_fixed / step->event_runs : step->event_fixed;
+  return step->event_looking + fixed + step->event_slope * share;
+}
+
 bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode mode,
                      qsd_plan *plan) {
+  plan->near_groups = qsd_near_groups();
   for (int i = 0; i < plan->step_count; i++) {
     qsd_step *step = &plan->steps[i];
-    if (!kernels->events || mode == EVENTS_NEVER || step->kind != STEP_DOT ||
+    if (!kernels->find_active || mode == EVENTS_NEVER || step->kind != STEP_DOT ||
         !may_run(plan, step))
       continue;
     const qsd_tensor *in = &plan->tensors[step->source];
@@ -80,10 +122,27 @@ bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode
     step->band_rows = (int)qsd_min(step->pad_op->height, qsd_max(1, most / width));
     int all = step->blocks * step->vectors;
     step->event_vectors = all >= 8 ? 8 : all >= 4 ? 4 : all >= 2 ? 2 : 1;
-    step->event_share = mode == EVENTS_ALWAYS ? 2 : qsd_event_share(kernels, step);
-    step->by_events = step->event_share > 0;
+    if (kernels->events && !qsd_event_costs(kernels, step)) continue;
+    if (!kernels->events) step->event_runs = 1;
+    step->tile_slope = TILES_WORSE;
+    int tile = qsd_tile_pixels(step), words = (step->dot.groups + 63) / 64;
+    double groups = (double)step->dot.groups * tile;
+    step->tile_fixed = words * (WORD_CYCLES + PIXEL_CYCLES * tile) / (groups * step->event_vectors) +
+                       TILE_CYCLES / (groups * step->dot.positions * step->vectors);
+    if (width < tile) step->tile_fixed = 1;
+    double looking = BAND_CYCLES / ((double)step->band_rows * step->band_pixels * step->steps *
+                                    step->dot.positions * step->dot.groups * all);
+    step->event_looking = kernels->events ? looking : NEVER;
+    step->tile_fixed += looking;
+    if (mode == EVENTS_ALWAYS && kernels->events)
+      step->event_fixed = step->event_slope = step->event_looking = 0;
+    if (mode == EVENTS_TILES) step->tile_fixed = step->tile_slope = 0, step->event_looking = NEVER;
+    step->by_events = cost_of_events(step, 0) < 1 || step->tile_fixed < 1;
+    if (!step->by_events) continue;
+    double lists = (double)band_count(step) * (double)band_lists(step) * (double)common_pitch(step);
+    step->keeps_lists = 2 * lists <= KEPT;
     size_t bytes = find_places(step, in).size;
-    if (step->by_events && bytes > plan->scratch) plan->scratch = bytes;
+    if (bytes > plan->scratch) plan->scratch = bytes;
     if (!find_positions(pool, step, in)) return false;
   }
   return true;
@@ -102,14 +161,12 @@ static void find_all(finder *f) {
 
 /* The active groups, one row after the other. */
 static void list_all(finder *f) {
+  if (f->listed) return;
+  f->listed = true;
   uint32_t before = 0;
   for (int i = 0; i < f->in->n * f->rows; i++) {
-    const uint64_t *mask = f->mask + (size_t)i * f->words;
-    f->r->kernels->list_active(mask, f->words, f->list + before);
-    for (size_t j = 0; j < f->words; j++) {
-      f->ranks[(size_t)i * f->words + j] = before;
-      before += (uint32_t)__builtin_popcountll(mask[j]);
-    }
+    size_t at = (size_t)i * f->words;
+    before = f->r->kernels->list_active(f->mask + at, f->words, before, f->ranks + at, f->list);
   }
 }
 
@@ -139,36 +196,40 @@ static int pixel_of(const qsd_step *step, int y, int x) {
   return step->flat ? y * step->pad_op->width + x : x;
 }
 
+/* Where the windows of row `y` of map `n` begin, from pixel `x` on. */
+static qsd_events window(const finder *f, int n, int y, int x) {
+  const qsd_step *step = f->r->step;
+  const qsd_tensor *in = f->in;
+  size_t at = (size_t)(n * f->rows + first_row(step, in, y)), bytes = row_bytes(in);
+  int pad = in->pad - (int)step->pad_op->f[F_PADDING];
+  return (qsd_events){.dot = &step->dot,
+                      .row = f->r->arena + in->offset + at * bytes,
+                      .mask = f->mask + at * f->words,
+                      .ranks = f->ranks + at * f->words,
+                      .row_bytes = bytes,
+                      .mask_row = f->words,
+                      .list = f->list,
+                      .in_row = bytes * (size_t)step->stride,
+                      .mask_step = f->words * (size_t)step->stride,
+                      .in_pixel = (size_t)(step->stride * in->stride),
+                      .bit = (size_t)(x * step->stride + pad) * (size_t)in->stride / 4,
+                      .rows_at = step->rows_at,
+                      .bits_at = step->bits_at};
+}
+
 static void run_piece(const finder *f, int block, int vectors, int n, int y, int rows, int x,
-                     int pixels, bool sparse) {
+                     int pixels, int part) {
   const qsd_runner *r = f->r;
   const qsd_step *step = r->step;
-  const qsd_tensor *in = f->in;
-  size_t bytes = row_bytes(in), pixel = (size_t)(step->stride * in->stride);
   size_t wide = (size_t)vectors * LANES, all = (size_t)(rows * pixels) * wide;
-  int row = first_row(step, in, y), pad = in->pad - (int)step->pad_op->f[F_PADDING];
-  size_t place = (size_t)(x * step->stride + pad) * (size_t)in->stride;
   for (int s = 0; s < step->steps; s++) {
-    size_t at = (size_t)((n + s) * f->rows + row);
-    qsd_events events = {.dot = &step->dot,
-                         .codes = step->dot.codes + (size_t)block * step->dot.block_codes,
-                         .vectors = vectors,
-                         .sparse = sparse,
-                         .row = r->arena + in->offset + at * bytes,
-                         .mask = f->mask + at * f->words,
-                         .ranks = f->ranks + at * f->words,
-                         .row_bytes = bytes,
-                         .mask_row = f->words,
-                         .list = f->list,
-                         .in_row = bytes * (size_t)step->stride,
-                         .mask_step = f->words * (size_t)step->stride,
-                         .in_pixel = pixel,
-                         .bit = place / 4,
-                         .rows_at = step->rows_at,
-                         .bits_at = step->bits_at,
-                         .rows = rows,
-                         .pixels = pixels,
-                         .sums = r->scratch + (size_t)s * all};
+    qsd_events events = window(f, n + s, y, x);
+    events.codes = step->dot.codes + (size_t)block * step->dot.block_codes;
+    events.vectors = vectors;
+    events.part = part;
+    events.rows = rows;
+    events.pixels = pixels;
+    events.sums = r->scratch + (size_t)s * all;
     r->kernels->events(&events);
   }
   int left = qsd_round_up(step->channels, LANES) / LANES - block * step->vectors;
@@ -185,14 +246,85 @@ static void run_piece(const finder *f, int block, int vectors, int n, int y, int
 static void run_band(const finder *f, int block, int vectors, int n, int y, int rows, int x,
                      int pixels, double share) {
   const qsd_dot *dot = &f->r->step->dot;
-  bool sparse = share < SPARSE;
-  if (!sparse && dot->positions * dot->groups * vectors > NEAR_GROUPS) {
-    run_piece(f, block, vectors, n, y, rows, x, pixels, false);
+  const int part = share < SPARSE ? 0 : f->r->plan->near_groups;
+  if (part && dot->positions * dot->groups * vectors > 8 * part) {
+    run_piece(f, block, vectors, n, y, rows, x, pixels, part);
     return;
   }
   for (int i = 0; i < rows; i++)
     for (int j = 0; j < pixels; j += PIECE)
-      run_piece(f, block, vectors, n, y + i, 1, x + j, (int)qsd_min(PIECE, pixels - j), sparse);
+      run_piece(f, block, vectors, n, y + i, 1, x + j, (int)qsd_min(PIECE, pixels - j), part);
+}
+
+/* The groups that whole tiles of a band have in common, and their share of all. */
+static double find_common(const finder *f, size_t band, int n, int y, int rows, int x,
+                          int pixels) {
+  const qsd_step *step = f->r->step;
+  const int tile = qsd_tile_pixels(step);
+  const size_t positions = (size_t)step->dot.positions, pitch = common_pitch(step);
+  size_t found = 0, tiles = 0;
+  for (int i = 0; i < rows; i++) {
+    size_t at = band * band_lists(step) + (size_t)i * row_lists(step);
+    for (int j = 0; j + tile <= pixels; j += tile)
+      for (int s = 0; s < step->steps; s++, at += positions, tiles++) {
+        qsd_events e = window(f, n + s, y + i, x + j);
+        e.pixels = tile;
+        found += f->r->kernels->list_common(&e, pitch, f->common + at * pitch, f->counts + at);
+      }
+  }
+  if (!tiles) return 1;
+  return (double)found / ((double)tiles * (double)positions * step->dot.groups);
+}
+
+/* What tiles cost, where that may be less than `most`: one tile is looked at before all are. */
+static double cost_of_tiles(const finder *f, size_t band, double share, double most, int n, int y,
+                            int rows, int x, int pixels) {
+  const qsd_step *step = f->r->step;
+  const int tile = qsd_tile_pixels(step);
+  double cost = step->tile_fixed + step->tile_slope * share; /* or more */
+  if (cost < most && step->tile_slope > 0 && pixels >= tile)
+    cost = step->tile_fixed + step->tile_slope * find_common(f, band, n, y + rows / 2, 1,
+                                                             x + (pixels - tile) / 2, tile);
+  if (cost < most)
+    cost = step->tile_fixed + step->tile_slope * find_common(f, band, n, y, rows, x, pixels);
+  return cost;
+}
+
+/* What a band costs at least, where dense products cost 1. */
+static double least_cost(const finder *f, int n, int y, int rows) {
+  double share = share_of(f, n, y, rows), events = cost_of_events(f->r->step, share);
+  double tiles = f->r->step->tile_fixed + f->r->step->tile_slope * share; /* or more groups */
+  return events < tiles ? events : tiles;
+}
+
+/* The way that costs least; the lists of tiles are there where it is theirs. */
+static int find_way(const finder *f, size_t band, double share, int n, int y, int rows, int x,
+                    int pixels) {
+  if (!(share <= 1)) return DENSE; /* there is nothing to read */
+  double events = cost_of_events(f->r->step, share), most = events < 1 ? events : 1;
+  double tiles = cost_of_tiles(f, band, share, most, n, y, rows, x, pixels);
+  return tiles < most ? BY_TILES : events < 1 ? BY_PIXELS : DENSE;
+}
+
+/* Several blocks of a band. */
+static void run_blocks(finder *f, size_t band, int block, int count, int outer, int y, int rows,
+                       int x, int pixels) {
+  const qsd_step *step = f->r->step;
+  const int n = outer * step->steps;
+  const size_t kept = step->keeps_lists ? band : 0;
+  const double share = share_of(f, n, y, rows);
+  if (!step->keeps_lists || f->ways[kept] == UNKNOWN)
+    f->ways[kept] = (uint8_t)find_way(f, kept, share, n, y, rows, x, pixels);
+  if (f->ways[kept] == BY_PIXELS) {
+    list_all(f);
+    run_band(f, block, count * step->vectors, n, y, rows, x, pixels, share);
+    return;
+  }
+  const size_t at = kept * band_lists(step), pitch = common_pitch(step);
+  const qsd_common common = {f->common + at * pitch, f->counts + at, pitch, row_lists(step)};
+  for (int b = block; b < block + count; b++)
+    qsd_run_span(f->r, b, outer, row_of(step, y), rows, pixel_of(step, y, x), pixels, true,
+                 f->ways[kept] == BY_TILES ? &common : NULL);
 }
 
 /* Blocks from `block` on that are run together: as many vectors as the kernels have names for. */
@@ -214,37 +346,31 @@ bool qsd_run_events(const qsd_runner *r, int part, int parts) {
   f.active = (int64_t *)(void *)(scratch + p.active);
   f.ranks = (uint32_t *)(void *)(scratch + p.ranks);
   f.list = (uint16_t *)(void *)(scratch + p.list);
+  f.common = (uint16_t *)(void *)(scratch + p.common);
+  f.counts = (uint16_t *)(void *)(scratch + p.counts);
+  f.ways = scratch + p.ways;
+  if (step->keeps_lists) memset(f.ways, UNKNOWN, (size_t)band_count(step));
   find_all(&f);
   const int height = step->pad_op->height, width = step->pad_op->width;
   int bands = (height + step->band_rows - 1) / step->band_rows;
   int spans = (width + step->band_pixels - 1) / step->band_pixels;
-  int groups = 0, any = 0;
+  int groups = 0;
+  bool any = false;
   for (int block = 0; block < step->blocks; block += together(step, block)) groups++;
-  for (int i = 0; i < step->outer * bands && !any; i++) {
+  for (int i = 0; i < step->maps * bands && !any; i++) {
     int y = i % bands * step->band_rows;
-    any = share_of(&f, i / bands * step->steps, y,
-                   (int)qsd_min(step->band_rows, height - y)) <= step->event_share;
+    any = least_cost(&f, i / bands * step->steps, y, (int)qsd_min(step->band_rows, height - y)) < 1;
   }
   if (!any) return false;
-  list_all(&f);
-  const int64_t each = (int64_t)step->outer * bands * spans;
+  const int64_t each = band_count(step);
   for (int block = 0, group = 0; block < step->blocks; block += together(step, block), group++) {
-    const int count = together(step, block);
     int64_t first, last;
     qsd_share(r, each, groups, group, part, parts, &first, &last);
     for (int64_t i = first; i < last; i++) {
-      int outer = (int)(i / (bands * spans)), n = outer * step->steps;
       int y = (int)(i / spans % bands) * step->band_rows, span = (int)(i % spans);
-      int rows = (int)qsd_min(step->band_rows, height - y);
       int x = width * span / spans, pixels = width * (span + 1) / spans - x;
-      double share = share_of(&f, n, y, rows);
-      if (share <= step->event_share) {
-        run_band(&f, block, count * step->vectors, n, y, rows, x, pixels, share);
-        continue;
-      }
-      for (int b = block; b < block + count; b++)
-        for (int j = 0; j < rows; j++)
-          qsd_run_span(r, b, outer, row_of(step, y + j), pixel_of(step, y + j, x), pixels, true);
+      run_blocks(&f, (size_t)i, block, together(step, block), (int)(i / (bands * spans)), y,
+                 (int)qsd_min(step->band_rows, height - y), x, pixels);
     }
   }
   return true;

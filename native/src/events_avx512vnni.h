@@ -1,8 +1,7 @@
 /* Products of active groups of 4 channels alone. Included by kernels.c. */
 
-/* A part of a window: as many groups of 8 vectors, whose codes stay in the nearest cache, and as
- * many runs of neighbouring groups. */
-enum { PART_GROUPS = 96, PART_SEGMENTS = 16 };
+/* Runs of neighbouring groups in a part of a window. */
+enum { PART_SEGMENTS = 16 };
 
 static int64_t find_active(const uint8_t *values, size_t bytes, uint64_t *mask) {
   int64_t active = 0;
@@ -20,18 +19,27 @@ static int64_t find_active(const uint8_t *values, size_t bytes, uint64_t *mask) 
   return active;
 }
 
-static size_t list_active(const uint64_t *mask, size_t words, uint16_t *list) {
+/* The numbers of the bits of a word, each + first; how many. */
+INLINE uint32_t list_word(uint64_t word, int first, uint16_t *list) {
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  size_t count = 0;
-  for (size_t at = 0; at < words; at++)
-    for (int i = 0; i < 4; i++) {
-      __mmask16 bits = (__mmask16)(mask[at] >> (16 * i));
-      __m512i found = _mm512_add_epi32(lanes, _mm512_set1_epi32((int)at * 64 + 16 * i));
-      found = _mm512_maskz_compress_epi32(bits, found);
-      _mm256_storeu_si256((__m256i *)(list + count), _mm512_cvtepi32_epi16(found));
-      count += (size_t)__builtin_popcount(bits);
-    }
+  uint32_t count = 0;
+  for (int i = 0; i < 64 && word >> i; i += 16) {
+    __mmask16 bits = (__mmask16)(word >> i);
+    __m512i found = _mm512_add_epi32(lanes, _mm512_set1_epi32(first + i));
+    found = _mm512_maskz_compress_epi32(bits, found);
+    _mm256_storeu_si256((__m256i *)(list + count), _mm512_cvtepi32_epi16(found));
+    count += (uint32_t)_mm_popcnt_u32(bits);
+  }
   return count;
+}
+
+static uint32_t list_active(const uint64_t *mask, size_t words, uint32_t before, uint32_t *ranks,
+                            uint16_t *list) {
+  for (size_t at = 0; at < words; at++) {
+    ranks[at] = before;
+    before += list_word(mask[at], (int)at * 64, list + before);
+  }
+  return before;
 }
 
 /* Neighbouring groups of a window: where their words, bytes and codes begin for the first pixel. */
@@ -46,7 +54,7 @@ typedef struct {
 /* Where in the list the groups from `bit` on begin. */
 INLINE size_t rank_at(const segment *s, size_t bit) {
   size_t word = bit / 64;
-  return s->ranks[word] + (size_t)__builtin_popcountll(s->mask[word] & (((uint64_t)1 << (bit % 64)) - 1));
+  return s->ranks[word] + (size_t)_mm_popcnt_u64(s->mask[word] & (((uint64_t)1 << (bit % 64)) - 1));
 }
 
 /* A pixel's sums of a part. `groups` and `at` are the pixel's distance from the first, in groups. */
@@ -126,10 +134,10 @@ INLINE int next_part(const qsd_events *e, const int each, int most, int *at, int
 }
 
 /* Window by window in parts, of which the codes stay in the nearest cache while all pixels pass;
- * where few groups are active that does not pay, and all is one part. */
+ * where few groups are active that does not pay, and all is one part (0). */
 INLINE void event_pixels(const qsd_events *e, const int vectors, const int each) {
   const qsd_dot *d = e->dot;
-  const int most = e->sparse ? INT32_MAX : PART_GROUPS * 8 / vectors;
+  const int most = e->part ? e->part * 8 / vectors : INT32_MAX;
   const size_t pixel = e->in_pixel / 4;
   int at = 0, from = 0; /* position, group */
   for (bool first = true; at < d->positions; first = false) {

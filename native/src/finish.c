@@ -92,14 +92,16 @@ static bool pack_centres(qsd_builder *builder, qsd_finish *finish, const qsd_op 
     int64_t low = INT64_MAX, high = INT64_MIN;
     for (int k = 0; k < levels; k++) {
       int64_t t = finish->thresholds[k * wide + c];
-      /* Out of reach: any that is out of reach will do. */
       low = qsd_min(low, t);
       high = qsd_max(high, t);
     }
+    /* Sums that 16 bits cannot hold are on the right side of all thresholds that they can hold. */
+    if (low > INT16_MIN && high <= INT16_MAX) continue;
     int64_t middle = low + (high - low) / 2;
     int64_t reach = (int64_t)x->bound[c] + 1 + (middle < 0 ? -middle : middle);
     if (high - low > 65000 || reach > INT32_MAX) return true;
     centre[c] = (int32_t)middle;
+    finish->centred = true;
   }
   finish->centre = centre;
   return true;

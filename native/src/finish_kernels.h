@@ -1,98 +1,119 @@
 /* What becomes of sums. Included by kernels.c. */
 
-INLINE v8 scale8(v8 x, const qsd_factors *f, int c) {
-  v8 y = multiply8(x, load8(f->multiplier + c), f->narrow) + load8(f->round + c);
-  return clamp8((y >> load8(f->shift + c)) + load8(f->bias + c), f->limit);
+INLINE longs scale8(longs x, const qsd_factors *f, int c) {
+  longs y = multiply8(x, load_longs(f->multiplier + c), f->narrow) + load_longs(f->round + c);
+  return clamp8((y >> load_longs(f->shift + c)) + load_longs(f->bias + c), f->limit);
 }
 
-INLINE wide16 scale16(wide16 x, const qsd_factors *f, int c) {
-  return (wide16){scale8(x.low, f, c), scale8(x.high, f, c + 8)};
+INLINE wide_ints scale16(wide_ints x, const qsd_factors *f, int c) {
+  return (wide_ints){scale8(x.low, f, c), scale8(x.high, f, c + WIDTH / 2)};
 }
 
-INLINE wide16 clamp16(wide16 x, int64_t limit) {
-  return (wide16){clamp8(x.low, limit), clamp8(x.high, limit)};
+INLINE wide_ints clamp16(wide_ints x, int64_t limit) {
+  return (wide_ints){clamp8(x.low, limit), clamp8(x.high, limit)};
 }
 
 #ifndef QSD_OWN_SCALE
 typedef struct {
-  v16 high, low, half, places, plus;
+  ints high, low, half, places, plus;
 } small_factors;
 
 INLINE small_factors load_factors(const qsd_factors *f, int c) {
-  return (small_factors){load16(f->high + c), load16(f->low + c), load16(f->half + c),
-                         load16(f->places + c), load16(f->plus + c)};
+  return (small_factors){load_ints(f->high + c), load_ints(f->low + c), load_ints(f->half + c),
+                         load_ints(f->places + c), load_ints(f->plus + c)};
 }
 
-INLINE v16 scale_small(v16 x, const small_factors *f) {
+INLINE ints scale_small(ints x, const small_factors *f) {
   return x * f->high + ((x * f->low + f->half) >> f->places) + f->plus;
 }
 #endif
 
 /* The sum within +-limit, also where it passes 32 bits. */
-INLINE v16 add_within(v16 x, v16 y, int32_t limit) {
-  v16 sum = x + y, passed = ((x ^ sum) & (y ^ sum)) >> 31;
+INLINE ints add_within(ints x, ints y, int32_t limit) {
+  ints sum = x + y, passed = ((x ^ sum) & (y ^ sum)) >> 31;
   sum = choose16(passed, (x >> 31) ^ INT32_MAX, sum);
-  return max16(min16(sum, (v16){0} + limit), (v16){0} - limit);
+  return max16(min16(sum, (ints){0} + limit), (ints){0} - limit);
 }
 
 /* The value of a pixel's vector after factor, shortcut, storing and the neuron's factor. */
-INLINE v16 value16(const qsd_finish *f, v16 x, const int32_t *residual, int32_t *out, int c) {
+INLINE ints value16(const qsd_finish *f, ints x, const int32_t *residual, int32_t *out, int c) {
   if (f->scale || f->add) {
-    wide16 y = widen(&x);
+    wide_ints y = widen(&x);
     if (f->scale) y = scale16(y, f->scale, c);
     if (f->add) {
-      v16 r = load16(residual);
-      wide16 z = widen(&r);
+      ints r = load_ints(residual);
+      wide_ints z = widen(&r);
       if (f->residual_scale) z = scale16(z, f->residual_scale, c);
-      y = clamp16((wide16){y.low + z.low, y.high + z.high}, f->add_limit);
+      y = clamp16((wide_ints){y.low + z.low, y.high + z.high}, f->add_limit);
     }
     x = narrow(y);
   }
-  if (f->store) store16(out, x);
+  if (f->store) store_ints(out, x);
   if (f->neuron_scale) x = narrow(scale16(widen(&x), f->neuron_scale, c));
   return x;
 }
 
-INLINE v16 spikes16(const qsd_finish *f, v16 x, int c) {
-  if (f->neuron == NEURON_EVEN) {
-    x = (min16(x, (v16){0} + f->even_top) + f->even_offset) >> f->even_shift;
-    return max16(x, (v16){0});
+/* What spikes of a vector of channels take, held apart from memory that bytes are written to: the
+ * compiler would fetch it anew after each of them. */
+typedef struct {
+  ints top, offset, flip;
+  int shift, levels, wide;
+  const int32_t *thresholds;
+  bool even;
+} spiking;
+
+INLINE spiking load_spiking(const qsd_finish *f, int c) {
+  spiking s = {.even = f->neuron == NEURON_EVEN};
+  if (s.even) {
+    s.top = (ints){0} + f->even_top;
+    s.offset = (ints){0} + f->even_offset;
+    s.shift = f->even_shift;
+  } else if (f->neuron == NEURON_THRESHOLDS) {
+    s.thresholds = f->thresholds + c;
+    s.levels = f->levels;
+    s.wide = f->wide;
+    if (f->flip) s.flip = load_ints(f->flip + c);
   }
-  v16 found = {0};
-  const int32_t *threshold = f->thresholds + c;
-  if (f->flip) x ^= load16(f->flip + c);
-  for (int k = 0; k < f->levels; k++, threshold += f->wide) found -= x >= load16(threshold);
+  return s;
+}
+
+INLINE ints spikes16(const spiking *s, ints x) {
+  if (s->even) return max16((min16(x, s->top) + s->offset) >> s->shift, (ints){0});
+  ints found = {0};
+  const int32_t *threshold = s->thresholds;
+  x ^= s->flip;
+  for (int k = 0; k < s->levels; k++, threshold += s->wide) found -= x >= load_ints(threshold);
   return found;
 }
 
 typedef struct {
-  wide16 v;
-  v16 counts;
+  wide_ints v;
+  ints counts;
 } state;
 
 /* IE-LIF and LIF, half a vector at a time: the potential after the spikes, and their number. */
-INLINE v8 ielif8(const qsd_finish *f, v8 x, v8 v, bool first, v8 *counts) {
-  v8 h = x;
+INLINE longs ielif8(const qsd_finish *f, longs x, longs v, bool first, longs *counts) {
+  longs h = x;
   if (!first) h = clamp8(x + ((v * f->decay + (1 << 15)) >> 16), f->limit);
-  v8 found = {0}, drop = (v8){0} + f->reset;
+  longs found = {0}, drop = (longs){0} + f->reset;
   for (int k = 0; k < f->levels; k++) {
-    v8 reached = h >= (v8){0} + (int64_t)f->level[k];
+    longs reached = h >= (longs){0} + (int64_t)f->level[k];
     found -= reached;
-    drop += reached & ((v8){0} + f->drop[k]);
+    drop += reached & ((longs){0} + f->drop[k]);
   }
   *counts = found;
   return h - drop;
 }
 
-INLINE v8 lif8(const qsd_finish *f, v8 x, v8 v, v8 *counts) {
-  v8 h = v + (((x - v) * f->leak + (1 << 15)) >> 16);
-  v8 reached = h >= (v8){0} + f->threshold;
+INLINE longs lif8(const qsd_finish *f, longs x, longs v, longs *counts) {
+  longs h = v + (((x - v) * f->leak + (1 << 15)) >> 16);
+  longs reached = h >= (longs){0} + f->threshold;
   *counts = -reached;
   return h & ~reached;
 }
 
-INLINE void neuron16(const qsd_finish *f, state *s, v16 x, bool first) {
-  wide16 y = widen(&x), counts;
+INLINE void neuron16(const qsd_finish *f, state *s, ints x, bool first) {
+  wide_ints y = widen(&x), counts;
   if (f->neuron == NEURON_IELIF) {
     s->v.low = ielif8(f, y.low, s->v.low, first, &counts.low);
     s->v.high = ielif8(f, y.high, s->v.high, first, &counts.high);
@@ -108,45 +129,52 @@ static void count(const qsd_finish *f, const qsd_tile *t) {
 #ifdef QSD_OWN_COUNTS
   if (f->neuron == NEURON_THRESHOLDS && f->centre && count_words(f, t)) return;
 #endif
-  for (int v = 0; v < t->vectors; v++)
-    for (int p = 0; p < t->pixels; p++) {
-      v16 x = load16(t->sums + (size_t)p * t->sums_pixel + v * LANES);
-      store_bytes(t->counts + (size_t)p * t->counts_pixel + v * LANES,
-                  spikes16(f, x, t->channel + v * LANES));
-    }
+  const size_t from_pixel = t->sums_pixel, to_pixel = t->counts_pixel;
+  const int pixels = t->pixels;
+  for (int lane = 0; lane < t->vectors * LANES; lane += WIDTH) {
+    const spiking s = load_spiking(f, t->channel + lane);
+    const int32_t *from = t->sums + lane;
+    uint8_t *to = t->counts + lane;
+    for (int p = 0; p < pixels; p++, from += from_pixel, to += to_pixel)
+      store_bytes(to, spikes16(&s, load_ints(from)));
+  }
 }
 
 INLINE void small_tile(const qsd_finish *f, const qsd_tile *t, const bool scale, const bool add) {
   const bool scales_residual = add && f->residual_scale, fits = f->add_fits, store = f->store;
   const bool counts = f->neuron;
   const int32_t limit = (int32_t)f->add_limit;
-  for (int v = 0; v < t->vectors; v++) {
-    const int c = t->channel + v * LANES;
-    const int32_t *sums = t->sums + v * LANES;
-    const int32_t *residual = add ? t->residual + v * LANES : NULL;
-    int32_t *out = store ? t->out + v * LANES : NULL;
-    uint8_t *to = counts ? t->counts + v * LANES : NULL;
+  const size_t sums_pixel = t->sums_pixel, residual_pixel = t->residual_pixel;
+  const size_t out_pixel = t->out_pixel, counts_pixel = t->counts_pixel;
+  const int pixels = t->pixels;
+  for (int lane = 0; lane < t->vectors * LANES; lane += WIDTH) {
+    const int c = t->channel + lane;
+    const int32_t *sums = t->sums + lane;
+    const int32_t *residual = add ? t->residual + lane : NULL;
+    int32_t *out = store ? t->out + lane : NULL;
+    uint8_t *to = counts ? t->counts + lane : NULL;
     small_factors factors = {0}, others = {0};
     if (scale) factors = load_factors(f->scale, c);
     if (scales_residual) others = load_factors(f->residual_scale, c);
-    for (int p = 0; p < t->pixels; p++) {
-      v16 x = load16(sums);
-      sums += t->sums_pixel;
+    const spiking spikes = load_spiking(f, c);
+    for (int p = 0; p < pixels; p++) {
+      ints x = load_ints(sums);
+      sums += sums_pixel;
       if (scale) x = scale_small(x, &factors);
       if (add) {
-        v16 r = load16(residual);
-        residual += t->residual_pixel;
+        ints r = load_ints(residual);
+        residual += residual_pixel;
         if (scales_residual) r = scale_small(r, &others);
         if (fits) x += r;
         else x = add_within(x, r, limit);
       }
       if (store) {
-        store16(out, x);
-        out += t->out_pixel;
+        store_ints(out, x);
+        out += out_pixel;
       }
       if (counts) {
-        store_bytes(to, spikes16(f, x, c));
-        to += t->counts_pixel;
+        store_bytes(to, spikes16(&spikes, x));
+        to += counts_pixel;
       }
     }
   }
@@ -166,12 +194,13 @@ static void finish(const qsd_finish *f, const qsd_tile *t) {
     return;
   }
   for (int p = 0; p < t->pixels; p++)
-    for (int v = 0; v < t->vectors; v++) {
-      int c = t->channel + v * LANES;
+    for (int v = 0; v < t->vectors * LANES; v += WIDTH) {
+      int c = t->channel + v;
       state s = {0};
+      const spiking spikes = load_spiking(f, c);
       for (int i = 0; i < t->steps; i++) {
-        size_t at = (size_t)p, step = (size_t)i, lane = (size_t)v * LANES;
-        v16 x = load16(t->sums + at * t->sums_pixel + step * t->sums_step + lane);
+        size_t at = (size_t)p, step = (size_t)i, lane = (size_t)v;
+        ints x = load_ints(t->sums + at * t->sums_pixel + step * t->sums_step + lane);
         const int32_t *residual =
             f->add ? t->residual + at * t->residual_pixel + step * t->residual_step + lane : NULL;
         int32_t *out = f->store ? t->out + at * t->out_pixel + step * t->out_step + lane : NULL;
@@ -179,7 +208,7 @@ static void finish(const qsd_finish *f, const qsd_tile *t) {
         if (f->neuron == NEURON_NONE) continue;
         uint8_t *counts = t->counts + at * t->counts_pixel + step * t->counts_step + lane;
         if (f->neuron <= NEURON_EVEN) {
-          store_bytes(counts, spikes16(f, x, c));
+          store_bytes(counts, spikes16(&spikes, x));
         } else {
           neuron16(f, &s, x, i == 0);
           store_bytes(counts, s.counts);

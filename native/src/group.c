@@ -3,35 +3,22 @@
 
 #include "plan.h"
 
-static void zero(uint8_t *memory, size_t from, size_t count, int bytes) {
-  memset(memory + from * (size_t)bytes, 0, count * (size_t)bytes);
-}
+enum { FETCHED = 1024 }; /* bytes of codes that are fetched at a time */
 
-/* Zeros around every map of a tensor; of byte planes, the bias that stands for zero. */
+/* Zeros around every map of a tensor; of byte planes, the bias that stands for zero. The end of a
+ * row and the beginning of the next lie side by side. */
 void qsd_clear_border(const qsd_tensor *t, uint8_t *memory) {
   if (!t->pad) return;
-  size_t width = (size_t)(t->width + 2 * t->pad) * (size_t)t->stride;
-  size_t edge = (size_t)t->pad * (size_t)t->stride, all = qsd_image_size(t);
+  const size_t pixel = (size_t)t->stride * (size_t)t->bytes;
+  const size_t row = (size_t)(t->width + 2 * t->pad) * pixel, edge = (size_t)t->pad * pixel;
+  const size_t outer = (size_t)t->pad * row + edge, inner = (size_t)t->width * pixel;
   for (int n = 0; n < t->n * t->planes; n++) {
     int fill = (int)(t->bias >> (8 * (n / t->n)) & 255);
-    size_t base = (size_t)n * all;
-    if (fill) {
-      memset(memory + base, fill, width * (size_t)t->pad);
-      memset(memory + base + all - width * (size_t)t->pad, fill, width * (size_t)t->pad);
-    } else {
-      zero(memory, base, width * (size_t)t->pad, t->bytes);
-      zero(memory, base + all - width * (size_t)t->pad, width * (size_t)t->pad, t->bytes);
-    }
-    for (int y = 0; y < t->height; y++) {
-      size_t row = base + (size_t)(y + t->pad) * width;
-      if (fill) {
-        memset(memory + row, fill, edge);
-        memset(memory + row + width - edge, fill, edge);
-      } else {
-        zero(memory, row, edge, t->bytes);
-        zero(memory, row + width - edge, edge, t->bytes);
-      }
-    }
+    memset(memory, fill, outer);
+    memory += outer + inner;
+    for (int y = 1; y < t->height; y++, memory += 2 * edge + inner) memset(memory, fill, 2 * edge);
+    memset(memory, fill, outer);
+    memory += outer;
   }
 }
 
@@ -44,12 +31,6 @@ static qsd_map find_map(const qsd_plan *plan, uint8_t *arena, int number) {
                    .pixel = pixel,
                    .row = (size_t)(t->width + 2 * t->pad) * pixel,
                    .image = qsd_image_size(t) * bytes};
-}
-
-/* Of pixel (n, y, x) of the step's map, in which all rows may be one. */
-static uint8_t *at_pixel(const qsd_map *map, int n, int y, int x, int channel) {
-  return map->first + (size_t)n * map->image + (size_t)y * map->row + (size_t)x * map->pixel +
-         (size_t)channel * map->bytes;
 }
 
 /* Bytes as 32-bit numbers, [steps][pixels][channels of the tile], in scratch memory. */
@@ -69,7 +50,7 @@ static const int32_t *widened(const qsd_map *map, const uint8_t *from, qsd_tile 
 
 static const int32_t *operand(const qsd_map *map, int n, int y, int x, qsd_tile *tile,
                               int32_t *scratch, size_t *pixel, size_t *step) {
-  const uint8_t *from = at_pixel(map, n, y, x, tile->channel);
+  const uint8_t *from = qsd_at_pixel(map, n, y, x, tile->channel);
   if (map->bytes == 1) return widened(map, from, tile, scratch, pixel, step);
   *pixel = map->pixel / sizeof(int32_t);
   *step = map->image / sizeof(int32_t);
@@ -83,19 +64,20 @@ void qsd_find_tile(const qsd_runner *r, int n, int y, int x, qsd_tile *tile) {
                              &tile->residual_step);
   }
   if (r->out.first) {
-    tile->out = (int32_t *)(void *)at_pixel(&r->out, n, y, x, tile->channel);
+    tile->out = (int32_t *)(void *)qsd_at_pixel(&r->out, n, y, x, tile->channel);
     tile->out_pixel = r->out.pixel / sizeof(int32_t);
     tile->out_step = r->out.image / sizeof(int32_t);
   }
   if (r->counts.first) {
-    tile->counts = at_pixel(&r->counts, n, y, x, tile->channel);
+    tile->counts = qsd_at_pixel(&r->counts, n, y, x, tile->channel);
     tile->counts_pixel = r->counts.pixel;
     tile->counts_step = r->counts.image;
   }
 }
 
-/* A span of a row: where its pixels lie in everything that the step reads and writes. */
-void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int x, int pixels, bool fresh) {
+/* A span of rows: where its pixels lie in everything that the step reads and writes. */
+void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int rows, int x, int pixels,
+                  bool fresh, const qsd_common *common) {
   const qsd_step *step = r->step;
   int n = outer * step->steps;
   qsd_row row;
@@ -104,6 +86,9 @@ void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int x, int p
   row.y = y;
   row.fresh = fresh;
   row.scratch = r->scratch;
+  qsd_common lists;
+  if (common) lists = *common;
+  row.common = common ? &lists : NULL;
   qsd_tile *tile = &row.tile;
   tile->residual = NULL;
   tile->out = NULL;
@@ -115,13 +100,35 @@ void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int x, int p
   if (step->kind == STEP_LOAD) {
     tile->sums = operand(&r->in, n, y, x, tile, r->scratch, &tile->sums_pixel, &tile->sums_step);
   } else {
-    row.in = at_pixel(&r->in, n, y, x, 0);
+    row.in = qsd_at_pixel(&r->in, n, y, x, 0);
     row.in_pixel = r->in.pixel;
     row.in_step = r->in.image;
     row.rows = r->in_rows - y * step->stride;
   }
   qsd_find_tile(r, n, y, x, tile);
-  r->kernels->row(&row);
+  const int32_t *residual = tile->residual;
+  int32_t *out = tile->out;
+  uint8_t *counts = tile->counts;
+  for (;;) {
+    r->kernels->row(&row);
+    if (--rows == 0) return;
+    row.y++;
+    row.fresh = false;
+    tile->pixels = pixels;
+    if (common) {
+      lists.lists += lists.row * lists.pitch;
+      lists.counts += lists.row;
+    }
+    if (step->kind == STEP_LOAD) {
+      tile->sums += r->in.row / sizeof(int32_t);
+    } else {
+      row.in += r->in.row;
+      row.rows -= step->stride;
+    }
+    if (residual) tile->residual = residual += r->residual.row / sizeof(int32_t);
+    if (out) tile->out = out += r->out.row / sizeof(int32_t);
+    if (counts) tile->counts = counts += r->counts.row;
+  }
 }
 
 bool qsd_widens(const qsd_plan *plan, const qsd_step *step) {
@@ -153,7 +160,8 @@ void qsd_share(const qsd_runner *r, int64_t each, int blocks, int block, int par
 static void run_block(const qsd_runner *r, int block, int64_t first, int64_t last, int64_t each) {
   const qsd_step *step = r->step;
   const int rows = step->rows, spans = step->spans;
-  const int most = qsd_widens(r->plan, step) ? TILE : step->width;
+  const bool widens = qsd_widens(r->plan, step);
+  const int most = widens ? TILE : step->width;
   const size_t codes = step->kind == STEP_DOT ? step->dot.block_codes : 0;
   const size_t share = (codes / (size_t)each + 63) / 64 * 64; /* of a unit */
   const int8_t *ahead = block + 1 < step->blocks ? step->dot.codes + (size_t)(block + 1) * codes
@@ -161,13 +169,16 @@ static void run_block(const qsd_runner *r, int block, int64_t first, int64_t las
   int outer = (int)(first / (rows * spans)), row = (int)(first % rows);
   int span = (int)(first / rows % spans);
   bool fresh = true;
-  for (int64_t unit = first; unit < last; unit++) {
+  const int64_t once = widens ? 1 : qsd_max(1, FETCHED / qsd_max((int64_t)share, 1)); /* rows */
+  for (int64_t unit = first; unit < last;) {
     int from = step->width * span / spans, to = step->width * (span + 1) / spans;
-    if (codes && ahead) fetch(ahead, (size_t)unit * share, share, codes);
+    int count = (int)qsd_min(qsd_min(once, rows - row), last - unit);
+    if (codes && ahead) fetch(ahead, (size_t)unit * share, (size_t)count * share, codes);
     for (int x = from; x < to; x += most)
-      qsd_run_span(r, block, outer, row, x, (int)qsd_min(most, to - x), fresh);
+      qsd_run_span(r, block, outer, row, count, x, (int)qsd_min(most, to - x), fresh, NULL);
     fresh = false;
-    if (++row < rows) continue;
+    unit += count;
+    if ((row += count) < rows) continue;
     row = 0;
     fresh = true;
     if (++span < spans) continue;
@@ -209,5 +220,7 @@ void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_s
   if (part == 0 && step->out >= 0) qsd_clear_border(&plan->tensors[step->out], arena + plan->tensors[step->out].offset);
   if (part == 0 && step->counts >= 0)
     qsd_clear_border(&plan->tensors[step->counts], arena + plan->tensors[step->counts].offset);
-  if (!qsd_run_events(&r, part, parts)) run_dense(&r, part, parts);
+  if (qsd_run_events(&r, part, parts)) return;
+  if (step->packed) qsd_run_packed(&r, part, parts);
+  else run_dense(&r, part, parts);
 }

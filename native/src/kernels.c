@@ -6,28 +6,38 @@
 #define JOIN2(a, b) a##b
 #define JOIN(a, b) JOIN2(a, b)
 
-typedef int32_t v16 __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t h16 __attribute__((vector_size(32), aligned(4), may_alias));
-typedef int64_t v8 __attribute__((vector_size(64), aligned(8), may_alias));
-typedef uint8_t b16 __attribute__((vector_size(16), aligned(1), may_alias));
+/* Numbers that a register holds: LANES of them are one or several. */
+#if defined(QSD_AVX512VNNI)
+enum { WIDTH = LANES };
+#elif defined(QSD_AVX2) || defined(QSD_AVXVNNI)
+enum { WIDTH = LANES / 2 };
+#else
+enum { WIDTH = LANES / 4 };
+#endif
+typedef int32_t ints __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+typedef int32_t half_ints __attribute__((vector_size(2 * WIDTH), aligned(4), may_alias));
+typedef int64_t longs __attribute__((vector_size(4 * WIDTH), aligned(8), may_alias));
+typedef uint8_t octets __attribute__((vector_size(WIDTH), aligned(1), may_alias));
 typedef struct {
-  v8 low, high;
-} wide16;
+  longs low, high;
+} wide_ints;
 
 #define INLINE static inline __attribute__((always_inline))
 
 /* The lanes of `a` where the mask is -1, of `b` where it is 0. */
-INLINE v16 choose16(v16 mask, v16 a, v16 b) { return (a & mask) | (b & ~mask); }
-INLINE v8 choose8(v8 mask, v8 a, v8 b) { return (a & mask) | (b & ~mask); }
+INLINE ints choose16(ints mask, ints a, ints b) { return (a & mask) | (b & ~mask); }
+INLINE longs choose8(longs mask, longs a, longs b) { return (a & mask) | (b & ~mask); }
 
-__attribute__((unused)) INLINE v8 plain_clamp8(v8 x, int64_t limit) {
-  v8 most = (v8){0} + limit, least = (v8){0} - limit;
+__attribute__((unused)) INLINE longs plain_clamp8(longs x, int64_t limit) {
+  longs most = (longs){0} + limit, least = (longs){0} - limit;
   x = choose8(x > most, most, x);
   return choose8(x < least, least, x);
 }
 
 #if defined(QSD_AVX512VNNI)
 #include "dot_avx512vnni.h"
+#include "depthwise_avx512vnni.h"
+#include "counts_avx512vnni.h"
 #elif defined(QSD_AVX2) || defined(QSD_AVXVNNI)
 #include "dot_avx2.h"
 #else
@@ -35,52 +45,52 @@ __attribute__((unused)) INLINE v8 plain_clamp8(v8 x, int64_t limit) {
 #endif
 
 #ifndef QSD_OWN_CONVERSIONS
-INLINE v16 min16(v16 a, v16 b) { return choose16(a < b, a, b); }
-INLINE v16 max16(v16 a, v16 b) { return choose16(a > b, a, b); }
+INLINE ints min16(ints a, ints b) { return choose16(a < b, a, b); }
+INLINE ints max16(ints a, ints b) { return choose16(a > b, a, b); }
 
-INLINE wide16 widen(const v16 *x) {
-  h16 low, high;
+INLINE wide_ints widen(const ints *x) {
+  half_ints low, high;
   memcpy(&low, x, sizeof low);
   memcpy(&high, (const char *)x + sizeof low, sizeof high);
-  return (wide16){__builtin_convertvector(low, v8), __builtin_convertvector(high, v8)};
+  return (wide_ints){__builtin_convertvector(low, longs), __builtin_convertvector(high, longs)};
 }
 
-INLINE v16 narrow(wide16 x) {
-  h16 low = __builtin_convertvector(x.low, h16), high = __builtin_convertvector(x.high, h16);
-  v16 y;
+INLINE ints narrow(wide_ints x) {
+  half_ints low = __builtin_convertvector(x.low, half_ints), high = __builtin_convertvector(x.high, half_ints);
+  ints y;
   memcpy(&y, &low, sizeof low);
   memcpy((char *)&y + sizeof low, &high, sizeof high);
   return y;
 }
 
-INLINE void store_bytes(uint8_t *p, v16 x) {
-  b16 y = __builtin_convertvector(x, b16);
+INLINE void store_bytes(uint8_t *p, ints x) {
+  octets y = __builtin_convertvector(x, octets);
   memcpy(p, &y, sizeof y);
 }
 
-INLINE v16 load_bytes(const uint8_t *p) {
-  b16 x;
+INLINE ints load_bytes(const uint8_t *p) {
+  octets x;
   memcpy(&x, p, sizeof x);
-  return __builtin_convertvector(x, v16);
+  return __builtin_convertvector(x, ints);
 }
 
 /* sums + x * y, where x lies in 0..32767 and y fits 16 bits. */
-INLINE v16 add_small_products(v16 sums, v16 x, v16 y) { return sums + x * y; }
+INLINE ints add_small_products(ints sums, ints x, ints y) { return sums + x * y; }
 #endif
 
-INLINE v8 load8(const int64_t *p) {
-  v8 x;
+INLINE longs load_longs(const int64_t *p) {
+  longs x;
   memcpy(&x, p, sizeof x);
   return x;
 }
 
-INLINE v16 load16(const int32_t *p) {
-  v16 x;
+INLINE ints load_ints(const int32_t *p) {
+  ints x;
   memcpy(&x, p, sizeof x);
   return x;
 }
 
-INLINE void store16(int32_t *p, v16 x) { memcpy(p, &x, sizeof x); }
+INLINE void store_ints(int32_t *p, ints x) { memcpy(p, &x, sizeof x); }
 
 #include "finish_kernels.h"
 
@@ -88,21 +98,21 @@ enum { DW_PIXELS = 7 };
 
 INLINE void depthwise_tile(const qsd_depthwise *dw, const void *in, size_t pixel, const int pixels,
                            int channel, size_t sums_pixel, int32_t *sums, const bool bytes) {
-  v16 acc[DW_PIXELS];
-  for (int p = 0; p < pixels; p++) acc[p] = (v16){0};
+  ints acc[DW_PIXELS];
+  for (int p = 0; p < pixels; p++) acc[p] = (ints){0};
   const int32_t *codes = dw->codes + channel;
   for (int i = 0; i < dw->positions; i++, codes += dw->channels) {
-    v16 code = load16(codes);
+    ints code = load_ints(codes);
     size_t at = dw->offsets[i] + (size_t)channel;
 #pragma GCC unroll 7
     for (int p = 0; p < pixels; p++) {
       size_t place = at + (size_t)p * pixel;
-      v16 x = bytes ? load_bytes((const uint8_t *)in + place) : load16((const int32_t *)in + place);
+      ints x = bytes ? load_bytes((const uint8_t *)in + place) : load_ints((const int32_t *)in + place);
       if (bytes) acc[p] = add_small_products(acc[p], x, code);
       else acc[p] += x * code;
     }
   }
-  for (int p = 0; p < pixels; p++) store16(sums + (size_t)p * sums_pixel, acc[p]);
+  for (int p = 0; p < pixels; p++) store_ints(sums + (size_t)p * sums_pixel, acc[p]);
 }
 
 static void depthwise(const qsd_depthwise *dw, const void *in, size_t pixel, int pixels, int vectors,
@@ -111,9 +121,9 @@ static void depthwise(const qsd_depthwise *dw, const void *in, size_t pixel, int
   for (int p = 0; p < pixels;) {
     int take = pixels - p >= DW_PIXELS ? DW_PIXELS : 1;
     const char *from = (const char *)in + (size_t)p * pixel * size;
-    for (int v = 0; v < vectors; v++) {
-      int32_t *to = sums + (size_t)p * wide + (size_t)(v * LANES);
-      int c = channel + v * LANES;
+    for (int lane = 0; lane < vectors * LANES; lane += WIDTH) {
+      int32_t *to = sums + (size_t)p * wide + (size_t)lane;
+      int c = channel + lane;
       if (take > 1 && size == 1) depthwise_tile(dw, from, pixel, DW_PIXELS, c, wide, to, true);
       else if (take > 1) depthwise_tile(dw, from, pixel, DW_PIXELS, c, wide, to, false);
       else depthwise_tile(dw, from, pixel, 1, c, wide, to, size == 1);
@@ -122,12 +132,13 @@ static void depthwise(const qsd_depthwise *dw, const void *in, size_t pixel, int
   }
 }
 
-/* Sums of pixels x.. of the row, into scratch memory, for each time step. */
-INLINE void tile_sums(const qsd_row *r, qsd_tile *t, int x) {
+/* Sums of pixels x.. of the row's `all`, into scratch memory, for each time step. */
+INLINE void tile_sums(const qsd_row *r, qsd_tile *t, int x, __attribute__((unused)) int all) {
   const qsd_step *step = r->step;
   size_t wide = (size_t)step->vectors * LANES;
   t->sums = r->scratch;
-  t->sums_pixel = step->kind == STEP_DEPTHWISE ? (size_t)t->vectors * LANES : wide;
+  const int vectors = step->kind == STEP_DOT ? qsd_made_vectors(t->vectors) : t->vectors;
+  t->sums_pixel = (size_t)vectors * LANES;
   t->sums_step = wide * TILE;
   int32_t *sums = r->scratch;
   const uint8_t *in = r->in + (size_t)x * r->in_pixel;
@@ -135,7 +146,14 @@ INLINE void tile_sums(const qsd_row *r, qsd_tile *t, int x) {
     if (step->kind == STEP_DOT) {
       const int8_t *codes = step->dot.codes + (size_t)r->block * step->dot.block_codes;
       const int32_t *start = step->dot.start ? step->dot.start + (size_t)r->block * wide : NULL;
-      dot(&step->dot, in, r->in_pixel, t->pixels, codes, start, sums);
+#ifdef QSD_OWN_LISTS
+      if (r->common && t->pixels == qsd_tile_pixels(step)) {
+        size_t at = (size_t)(x / t->pixels * t->steps + s) * (size_t)step->dot.positions;
+        dot_listed(&step->dot, in, r->in_pixel, vectors, r->common, at, codes, sums);
+        continue;
+      }
+#endif
+      dot(&step->dot, in, r->in_pixel, t->pixels, vectors, codes, start, sums);
       continue;
     }
 #ifdef QSD_OWN_DEPTHWISE
@@ -143,7 +161,8 @@ INLINE void tile_sums(const qsd_row *r, qsd_tile *t, int x) {
       const uint8_t *quads[2];
       int32_t *ring = r->scratch + 2 * (size_t)t->steps * TILE * 8 * LANES;
       bool once = t->steps == 1;
-      if (x == 0 || !once) find_quads(r, in - (size_t)x * r->in_pixel, ring, r->fresh || !once, quads);
+      if (x == 0 || !once)
+        find_quads(r, in - (size_t)x * r->in_pixel, all, ring, r->fresh || !once, quads);
       else {
         quads[0] = (uint8_t *)ring + r->y % 5 * QUAD_BYTES;
         quads[1] = (uint8_t *)ring + (r->y + (step->dw.kernel == 7 ? 4 : 0)) % 5 * QUAD_BYTES;
@@ -157,20 +176,38 @@ INLINE void tile_sums(const qsd_row *r, qsd_tile *t, int x) {
   }
 }
 
-static void row(const qsd_row *r) {
+static void gather(const qsd_dot *d, const uint8_t *const *from, int pixels, size_t size,
+                   uint8_t *to) {
+  typedef struct { /* in one go */
+    char bytes[64];
+  } line;
+  const size_t bytes = qsd_position_bytes(d);
+  for (int p = 0; p < pixels; p++, to += size)
+    for (int at = 0; at < d->positions; at++) {
+      const uint8_t *x = from[p] + d->offsets[at];
+      uint8_t *y = to + (size_t)at * bytes;
+      for (size_t i = 0; i < bytes; i += sizeof(line)) {
+        line found;
+        memcpy(&found, x + i, sizeof found);
+        memcpy(y + i, &found, sizeof found);
+      }
+    }
+}
+
+static void row(qsd_row *r) {
+  qsd_tile *t = &r->tile;
   if (r->step->kind == STEP_LOAD) {
-    finish(r->step->finish, &r->tile);
+    finish(r->step->finish, t);
     return;
   }
-  qsd_tile t = r->tile;
-  int tile = r->step->kind == STEP_DOT && r->step->vectors == 4 ? TILE / 2 : TILE;
-  for (int x = 0; x < r->tile.pixels; x += tile) {
-    t.pixels = (int)qsd_min(tile, r->tile.pixels - x);
-    tile_sums(r, &t, x);
-    finish(r->step->finish, &t);
-    if (t.residual) t.residual += (size_t)tile * t.residual_pixel;
-    if (t.out) t.out += (size_t)tile * t.out_pixel;
-    if (t.counts) t.counts += (size_t)tile * t.counts_pixel;
+  const int tile = qsd_tile_pixels(r->step), pixels = t->pixels;
+  for (int x = 0; x < pixels; x += tile) {
+    t->pixels = (int)qsd_min(tile, pixels - x);
+    tile_sums(r, t, x, pixels);
+    finish(r->step->finish, t);
+    if (t->residual) t->residual += (size_t)tile * t->residual_pixel;
+    if (t->out) t->out += (size_t)tile * t->out_pixel;
+    if (t->counts) t->counts += (size_t)tile * t->counts_pixel;
   }
 }
 
@@ -179,16 +216,16 @@ static void row(const qsd_row *r) {
 /* A row of pixels of up to 4 channels by their tables, as `count` planes of 4 bytes a pixel. */
 static void pixel_planes(const uint8_t *pixels, size_t map, int channels, const int32_t *table,
                          int width, uint32_t bias, int count, size_t plane, uint8_t *to) {
-  for (int x = 0; x < width; x += LANES, to += 4 * LANES) {
-    int lanes = (int)qsd_min(LANES, width - x);
-    int32_t values[4][LANES] = {{0}};
+  for (int x = 0; x < width; x += WIDTH, to += 4 * WIDTH) {
+    int lanes = (int)qsd_min(WIDTH, width - x);
+    int32_t values[4][WIDTH] = {{0}};
     for (int c = 0; c < channels; c++)
       for (int i = 0; i < lanes; i++) values[c][i] = table[256 * c + pixels[(size_t)c * map + (size_t)(x + i)]];
     for (int i = 0; i < count; i++) {
-      v16 bytes = {0};
+      ints bytes = {0};
       for (int c = 0; c < channels; c++)
-        bytes |= (((load16(values[c]) + (int32_t)bias) >> (8 * i)) & 255) << (8 * c);
-      if (lanes == LANES) store16((int32_t *)(void *)(to + (size_t)i * plane), bytes);
+        bytes |= (((load_ints(values[c]) + (int32_t)bias) >> (8 * i)) & 255) << (8 * c);
+      if (lanes == WIDTH) store_ints((int32_t *)(void *)(to + (size_t)i * plane), bytes);
       else memcpy(to + (size_t)i * plane, &bytes, 4 * (size_t)lanes);
     }
   }
@@ -197,19 +234,24 @@ static void pixel_planes(const uint8_t *pixels, size_t map, int channels, const 
 /* A pixel's values as bytes of `planes` planes. */
 static void planes(const int32_t *values, int channels, uint32_t bias, int count, size_t plane,
                    uint8_t *to) {
-  v16 offset = (v16){0} + (int32_t)bias;
-  for (int c = 0; c < channels; c += LANES) {
-    v16 x = load16(values + c) + offset;
+  ints offset = (ints){0} + (int32_t)bias;
+  for (int c = 0; c < channels; c += WIDTH) {
+    ints x = load_ints(values + c) + offset;
     for (int i = 0; i < count; i++, x >>= 8) store_bytes(to + (size_t)i * plane + c, x & 255);
   }
 }
 
 #ifdef QSD_OWN_EVENTS
 #include "events_avx512vnni.h"
-#define EVENTS events, .find_active = find_active, .list_active = list_active
+#define EVENTS .events = events, .list_active = list_active,
 #else
-#define EVENTS NULL
-
+#define EVENTS
+#endif
+#ifdef QSD_OWN_LISTS
+#include "common_kernels.h"
+#define LISTS .find_active = find_active, .list_common = list_common,
+#else
+#define LISTS
 #endif
 
 #ifdef QSD_OWN_SCALE
@@ -221,5 +263,5 @@ static void planes(const int32_t *values, int channels, uint32_t bias, int count
 extern const qsd_kernels JOIN(qsd_kernels_, QSD_SET);
 const qsd_kernels JOIN(qsd_kernels_, QSD_SET) = {
     .name = QSD_NAME, .row = row, .finish = finish,
-    .events = EVENTS, .attention = attention, .planes = planes,
-    .pixel_planes = pixel_planes, .split_codes = SPLIT, .wide_products = WIDE};
+    .dot = dot, .gather = gather, EVENTS LISTS .attention = attention, .planes = planes,
+    .pixel_planes = pixel_planes, .pairs = WIDE, .split_codes = SPLIT, .wide_products = WIDE};

@@ -146,6 +146,7 @@ static void space_row(const qsd_task *t, int n, int y) {
   const qsd_op *op = t->op;
   const qsd_view *in = &t->in[0];
   const int64_t pixels = (int64_t)in->t->height * in->t->width;
+  const int shift = pixels & (pixels - 1) ? -1 : __builtin_ctzll((uint64_t)pixels);
   for (int c = 0; c < op->channels; c += CHUNK) {
     int count = (int)qsd_min(CHUNK, op->channels - c);
     int64_t sums[CHUNK] = {0};
@@ -159,7 +160,8 @@ static void space_row(const qsd_task *t, int n, int y) {
       int64_t sum = sums[k];
       if (op->kind == OP_SMEAN) {
         sum += pixels / 2;
-        sum = sum / pixels - (sum % pixels < 0); /* floor */
+        if (shift >= 0) sum >>= shift;
+        else sum = sum / pixels - (sum % pixels < 0); /* floor */
       }
       values[k] = (int32_t)sum;
     }

@@ -4,7 +4,7 @@
 
 #include "model.h"
 
-enum { MAX_THREADS = 256 };
+enum { MAX_THREADS = 256, MOST_IMAGES = 8, MOST_ARENA = 1 << 19 }; /* images at once, and bytes */
 /* Products of bytes. */
 #define WORTH_THREADS 20e6
 #define WORTH_MEETING 200e6
@@ -13,13 +13,20 @@ int qsd_abi(void) { return QSD_ABI; }
 
 static void take_part(qsd_model *m, int number) {
   qsd_worker *own = &m->workers[number];
+  const qsd_plan *plan = m->job.frames ? &m->moving : &m->still;
   if (m->together) {
     for (size_t image = 0; image < m->job.batch; image++)
-      qsd_run_image(m, &m->workers[0], own, image, number, m->threads);
+      qsd_run_image(m, plan, &m->workers[0], own, image, number, m->threads);
     return;
   }
-  for (size_t image; (image = atomic_fetch_add(&m->next_image, 1)) < m->job.batch;)
-    qsd_run_image(m, own, own, image, 0, 1);
+  const size_t most = m->job.many ? (size_t)m->many.images : 1;
+  for (size_t image; (image = atomic_fetch_add(&m->next_image, most)) < m->job.batch;) {
+    size_t end = image + most;
+    if (most > 1 && end <= m->job.batch) qsd_run_image(m, &m->many, own, own, image, 0, 1);
+    else
+      for (; image < end && image < m->job.batch; image++)
+        qsd_run_image(m, plan, own, own, image, 0, 1);
+  }
 }
 
 /* Threads ------------------------------------------------------------------------------------ */
@@ -95,7 +102,19 @@ static qsd_events_mode events_mode(void) {
   const char *word = getenv("QSD_NATIVE_EVENTS");
   if (word && strcmp(word, "never") == 0) return EVENTS_NEVER;
   if (word && strcmp(word, "always") == 0) return EVENTS_ALWAYS;
+  if (word && strcmp(word, "tiles") == 0) return EVENTS_TILES;
   return EVENTS_CHOSEN;
+}
+
+/* Small maps of several images fill the kernels better and share what a step costs. With more than
+ * one step of time, maps of an image have an order of their own. */
+static int images_at_once(const qsd_model *m) {
+  if (!m->has_still || m->graph.time_steps > 1) return 1;
+  for (int i = 0; i < m->graph.op_count; i++)
+    if (m->graph.ops[i].f[F_STEPS] > 1 || m->graph.ops[i].steps > 1) return 1;
+  int images = MOST_IMAGES;
+  while (images > 1 && m->still.arena * (uint64_t)images > MOST_ARENA) images /= 2;
+  return images;
 }
 
 static int make_plans(qsd_model *m, qsd_error *error) {
@@ -109,19 +128,25 @@ static int make_plans(qsd_model *m, qsd_error *error) {
   if (!builder.codes || !builder.starts || !builder.dw_codes)
     status = qsd_fail(error, QSD_TOO_LARGE, "the network needs more memory than allowed");
   if (!status && !m->graph.takes_frames) {
-    status = qsd_build_plan(&builder, false, &m->still);
+    status = qsd_build_plan(&builder, false, 1, &m->still);
     m->has_still = !status;
   }
   if (!status && (m->graph.takes_frames || m->graph.has_repeat)) {
-    status = qsd_build_plan(&builder, true, &m->moving);
+    status = qsd_build_plan(&builder, true, 1, &m->moving);
     m->has_moving = !status;
     if (status == QSD_BAD_ARGUMENT && m->has_still) status = QSD_OK;
+  }
+  int images = status ? 1 : images_at_once(m);
+  if (images > 1) {
+    status = qsd_build_plan(&builder, false, images, &m->many);
+    m->has_many = !status;
   }
   m->pool = builder.pool;
   if (status) return status;
   qsd_events_mode mode = events_mode();
   if (!qsd_plan_events(&m->pool, m->kernels, mode, &m->still) ||
-      !qsd_plan_events(&m->pool, m->kernels, mode, &m->moving))
+      !qsd_plan_events(&m->pool, m->kernels, mode, &m->moving) ||
+      !qsd_plan_events(&m->pool, m->kernels, mode, &m->many))
     return qsd_fail(error, QSD_TOO_LARGE, "the network needs more memory than allowed");
   return QSD_OK;
 }
@@ -136,10 +161,21 @@ static double count_products(const qsd_graph *graph) {
   return all;
 }
 
+/* Bytes of values and of scratch memory for the plan that needs most. */
+static void find_sizes(const qsd_model *m, uint64_t *arena, uint64_t *scratch) {
+  const qsd_plan *plans[] = {&m->still, &m->moving, &m->many};
+  *arena = *scratch = 0;
+  for (size_t i = 0; i < sizeof plans / sizeof *plans; i++) {
+    if (plans[i]->arena > *arena) *arena = plans[i]->arena;
+    if (plans[i]->scratch > *scratch) *scratch = plans[i]->scratch;
+  }
+}
+
 static int make_workers(qsd_model *m, qsd_error *error) {
-  uint64_t arena = m->still.arena > m->moving.arena ? m->still.arena : m->moving.arena;
-  uint64_t scratch = m->still.scratch > m->moving.scratch ? m->still.scratch : m->moving.scratch;
+  uint64_t arena, scratch;
+  find_sizes(m, &arena, &scratch);
   uint64_t threads = (uint64_t)m->threads;
+  uint64_t maps = (uint64_t)qsd_max(m->graph.time_steps, m->many.images);
   m->workers = qsd_alloc(&m->pool, threads, sizeof *m->workers);
   m->handles = qsd_alloc(&m->pool, threads, sizeof *m->handles);
   m->tickets = qsd_alloc(&m->pool, threads, sizeof *m->tickets);
@@ -148,7 +184,7 @@ static int make_workers(qsd_model *m, qsd_error *error) {
     qsd_worker *w = &m->workers[i];
     w->arena = qsd_alloc(&m->pool, arena + 64, 1);
     w->scratch = qsd_alloc(&m->pool, scratch + 64, 1);
-    w->pixels = qsd_alloc(&m->pool, (uint64_t)m->graph.time_steps, sizeof *w->pixels);
+    w->pixels = qsd_alloc(&m->pool, maps, sizeof *w->pixels);
     w->activity = qsd_alloc(&m->pool, (uint64_t)m->graph.neuron_count, sizeof *w->activity);
     fine = w->arena && w->scratch && w->pixels && w->activity;
   }
@@ -218,8 +254,8 @@ void qsd_free(qsd_model *m) {
 int qsd_describe(const qsd_model *m, qsd_info *info) {
   if (!m || !info) return QSD_BAD_ARGUMENT;
   const qsd_graph *g = &m->graph;
-  uint64_t arena = m->still.arena > m->moving.arena ? m->still.arena : m->moving.arena;
-  uint64_t scratch = m->still.scratch > m->moving.scratch ? m->still.scratch : m->moving.scratch;
+  uint64_t arena, scratch;
+  find_sizes(m, &arena, &scratch);
   *info = (qsd_info){.channels = g->channels,
                      .height = g->height,
                      .width = g->width,
@@ -282,7 +318,8 @@ int qsd_run(qsd_model *m, const uint8_t *pixels, size_t batch, int frames, int32
   if (moving ? !m->has_moving : !m->has_still)
     return qsd_fail(&error, QSD_BAD_ARGUMENT, "this network does not take a frame for each time step");
   pthread_mutex_lock(&m->running);
-  m->job = (qsd_job){pixels, batch, moving, logits, outputs, counts};
+  bool many = m->has_many && !moving && batch >= (size_t)m->many.images * (size_t)m->threads;
+  m->job = (qsd_job){pixels, batch, moving, many, logits, outputs, counts};
   run_job(m);
   pthread_mutex_unlock(&m->running);
   return QSD_OK;

@@ -10,7 +10,7 @@
 typedef struct {
   const uint8_t *pixels;
   size_t batch;
-  bool frames;
+  bool frames, many; /* many: as many images at once as that plan takes */
   int32_t *logits, *const *outputs;
   uint8_t *const *counts;
 } qsd_job;
@@ -18,7 +18,7 @@ typedef struct {
 typedef struct {
   uint8_t *arena;
   int32_t *scratch;
-  const uint8_t **pixels; /* of each time step */
+  const uint8_t **pixels; /* of each time step or image */
   qsd_activity *activity;
 } qsd_worker;
 
@@ -31,7 +31,8 @@ struct qsd_model {
   qsd_graph graph;
   qsd_pool pool;
   qsd_plan still, moving; /* for pixels, and for a frame for each time step */
-  bool has_still, has_moving;
+  qsd_plan many;          /* for pixels of several images at once */
+  bool has_still, has_moving, has_many;
   const qsd_kernels *kernels;
   uint64_t weight_bytes;
   int threads;
@@ -60,9 +61,11 @@ struct qsd_model {
  * would take the core from those that are waited for. Who changes a word wakes the sleepers. */
 void qsd_wait(qsd_model *m, const atomic_uint *word, unsigned old);
 void qsd_wake(qsd_model *m);
-/* Part `part` of `parts` of an image, whose values lie in the memory of `w`; `own` is this
- * thread's. */
-void qsd_run_image(qsd_model *m, qsd_worker *w, qsd_worker *own, size_t image, int part, int parts);
+/* Part `part` of `parts` of an image, or as many from there on as the plan takes, whose values lie
+ * in the memory of `w`; `own` is this thread's. */
+void qsd_run_image(qsd_model *m, const qsd_plan *plan, qsd_worker *w, qsd_worker *own, size_t image,
+                   int part, int parts);
 /* Its step number `i` alone. */
-void qsd_run_step(qsd_model *m, qsd_worker *w, qsd_worker *own, int i, int part, int parts);
+void qsd_run_step(qsd_model *m, const qsd_plan *plan, qsd_worker *w, qsd_worker *own, int i,
+                  int part, int parts);
 #endif

@@ -179,6 +179,27 @@ static void planes_row(const qsd_op *op, qsd_view out, const qsd_view *in, const
   }
 }
 
+/* Pixels of one channel as `planes` byte planes without gaps; `planes` is a constant. */
+static inline __attribute__((always_inline)) void split_pixels(const uint8_t *pixels, int width,
+                                                               const int32_t *table, uint32_t bias,
+                                                               size_t plane, const int planes,
+                                                               uint8_t *to) {
+  for (int x = 0; x < width; x++) {
+    uint32_t value = (uint32_t)table[pixels[x]] + bias;
+    for (int i = 0; i < planes; i++) to[(size_t)i * plane + (size_t)x] = (uint8_t)(value >> (8 * i));
+  }
+}
+
+static void pixel_row(const uint8_t *pixels, const int32_t *table, const qsd_tensor *t, uint8_t *to) {
+  const size_t plane = qsd_image_size(t) * (size_t)t->n;
+  switch (t->planes) {
+    case 1: split_pixels(pixels, t->width, table, t->bias, plane, 1, to); break;
+    case 2: split_pixels(pixels, t->width, table, t->bias, plane, 2, to); break;
+    case 3: split_pixels(pixels, t->width, table, t->bias, plane, 3, to); break;
+    default: split_pixels(pixels, t->width, table, t->bias, plane, 4, to);
+  }
+}
+
 void qsd_run_planes(const qsd_place_to_run *at, const qsd_step *step, int part, int parts) {
   const qsd_op *op = &at->graph->ops[step->op];
   qsd_view out = qsd_view_of(at->plan, at->arena, step->out), in = {0};
@@ -193,6 +214,11 @@ void qsd_run_planes(const qsd_place_to_run *at, const qsd_step *step, int part, 
       at->kernels->pixel_planes(at->pixels[n] + (size_t)y * width, map, t->channels,
                                 at->plan->tables[step->op], t->width, t->bias, t->planes,
                                 qsd_image_size(t) * (size_t)t->n, out.memory + qsd_place(t, n, y, 0));
+      continue;
+    }
+    if (step->source < 0 && t->stride == 1) {
+      pixel_row(at->pixels[n] + (size_t)y * (size_t)t->width, at->plan->tables[step->op], t,
+                out.memory + qsd_place(t, n, y, 0));
       continue;
     }
     if (step->source < 0 || t->stride % LANES) {

@@ -48,6 +48,7 @@ static bool pack_codes(qsd_builder *builder, const qsd_op *op, const layout *l, 
                        qsd_step *step) {
   const qsd_array *array = ARRAY(op, A_CODES);
   int wide = step->vectors * LANES, number = step->op, times = l->split ? 2 : 1;
+  int each = step->pairs ? 8 : 4; /* bytes of a group */
   size_t bytes = (size_t)step->blocks * (size_t)(l->positions * times) * (size_t)l->groups *
                  (size_t)wide * 4;
   int8_t *packed = qsd_alloc(&builder->pool, bytes, 1);
@@ -61,10 +62,12 @@ static bool pack_codes(qsd_builder *builder, const qsd_op *op, const layout *l, 
   int8_t *next = packed;
   for (int b = 0; b < step->blocks; b++)
     for (int at = 0; at < l->positions * times; at++)
-      for (int j = 0; j < l->groups * 4; j += 4)
-        for (int o = b * wide; o < (b + 1) * wide; o++)
+      for (int j = 0; j < l->groups * each; j += each)
+        for (int lane = 0; lane < wide; lane++)
           for (int i = 0; i < 4; i++) {
-            int code = code_at(op, codes, l, in->stride, o, at % l->positions, j + i);
+            int o = step->pairs ? lane / 2 : b * wide + lane;
+            int byte = j + i + (step->pairs ? lane % 2 * 4 : 0);
+            int code = code_at(op, codes, l, in->stride, o, at % l->positions, byte);
             int half = code >> 1; /* rounds down: both halves lie in -64..64 */
             if (l->split) code = at < l->positions ? half : code - half;
             *next++ = (int8_t)code;
@@ -76,10 +79,18 @@ static bool pack_codes(qsd_builder *builder, const qsd_op *op, const layout *l, 
   return true;
 }
 
+/* Groups whose products can be added in 16 bits, two and two. */
+static int run_of(const qsd_op *op, const qsd_op *x, const qsd_tensor *in) {
+  if (in->planes > 1 || in->bias) return 0;
+  double run = INT16_MAX / (2 * qsd_max((int64_t)x->most, 1) * (double)(1 << (op->f[F_BITS] - 1)));
+  return run >= LANES ? (int)run : 0;
+}
+
 int qsd_pack_dot(qsd_builder *builder, const qsd_plan *plan, qsd_step *step) {
   const qsd_op *op = &builder->graph->ops[step->op], *x = &builder->graph->ops[op->inputs[0]];
   const qsd_tensor *in = &plan->tensors[step->source];
   layout l = choose_layout(builder, op, x, in);
+  if (step->pairs) l.groups = (l.groups + 1) / 2;
   int kernel = (int)ARRAY(op, A_CODES)->side[2], all = l.positions * (l.split ? 2 : 1);
   if (!builder->codes[step->op] && !pack_codes(builder, op, &l, in, step)) return no_memory(builder);
   size_t *offsets = qsd_alloc(&builder->pool, (uint64_t)all, sizeof *offsets);
@@ -94,6 +105,8 @@ int qsd_pack_dot(qsd_builder *builder, const qsd_plan *plan, qsd_step *step) {
                         .blocks = step->blocks,
                         .positions = all,
                         .groups = l.groups,
+                        .pairs = step->pairs,
+                        .run = run_of(op, x, in),
                         .planes = in->planes,
                         .plane_size = qsd_image_size(in) * (size_t)in->n,
                         .offsets = offsets,

@@ -72,7 +72,9 @@ static int byte_tensor(qsd_planner *p, int number, const int *key) {
                          .height = op->height,
                          .width = op->width,
                          .channels = op->channels,
-                         .stride = qsd_round_up(op->channels, op->channels <= 8 ? 4 : LANES),
+                         .stride = op->kind == OP_NORMALISE && op->channels == 1
+                                       ? 1
+                                       : qsd_round_up(op->channels, op->channels <= 8 ? 4 : LANES),
                          .pad = p->pad[number],
                          .planes = planes,
                          .bias = op->positive ? 0 : 0x80u << (8 * (planes - 1))};
@@ -95,7 +97,7 @@ static bool find_leading(qsd_planner *p) {
     int *n = &p->plan->leading[i];
     *n = op->kind != OP_NORMALISE ? p->plan->leading[op->inputs[0]]
          : p->plan->frames        ? p->graph->time_steps
-                                  : 1;
+                                  : p->plan->images;
     for (int j = 1; j < op->input_count; j++)
       if (p->plan->leading[op->inputs[j]] != *n) return false;
     if (op->kind == OP_REPEAT && !p->plan->frames) *n *= (int)op->f[F_STEPS];
@@ -152,12 +154,17 @@ static void place_group(qsd_planner *p, qsd_step *step) {
   step->pad_op = op;
   step->rows = step->flat ? 1 : map->height;
   step->width = step->flat ? map->height * map->width : map->width;
-  step->outer = p->plan->leading[root_of(p, made_op)] / step->steps;
+  step->outer = step->maps = p->plan->leading[root_of(p, made_op)] / step->steps;
   int all = qsd_round_up(map->channels, LANES) / LANES;
   static const int VECTORS[] = {2, 4, 8}; /* of dot, depthwise and load */
   step->vectors = (int)qsd_min(all, VECTORS[step->kind]);
   if (step->kind == STEP_DOT && step->width <= TILE / 2 && all >= 4) step->vectors = 4;
+  step->pairs = step->kind == STEP_DOT && map->channels <= LANES / 2 && p->builder->kernels->pairs;
   step->blocks = (all + step->vectors - 1) / step->vectors;
+  if (step->flat && step->steps == 1) { /* the maps are one row, too */
+    step->width *= step->outer;
+    step->outer = 1;
+  }
   int span = step->kind == STEP_DEPTHWISE ? QUAD_SPAN : SPAN;
   step->spans = (step->width + span - 1) / span;
 }
@@ -234,9 +241,10 @@ static bool unpack_tables(qsd_planner *p) {
   return true;
 }
 
-int qsd_build_plan(qsd_builder *builder, bool frames, qsd_plan *plan) {
+int qsd_build_plan(qsd_builder *builder, bool frames, int images, qsd_plan *plan) {
   qsd_planner p = {.builder = builder, .graph = builder->graph, .plan = plan};
   plan->frames = frames;
+  plan->images = images;
   if (!prepare(&p)) return too_large(&p);
   if (!find_leading(&p))
     return qsd_fail(builder->error, QSD_BAD_ARGUMENT, "this network does not take frames");
@@ -263,6 +271,8 @@ int qsd_build_plan(qsd_builder *builder, bool frames, qsd_plan *plan) {
       plan->scratch = qsd_attention_scratch(p.graph, plan, op);
     uint64_t all = step->kind == STEP_DEPTHWISE ? 2 * sums + 5 * QUAD_BYTES : 2 * sums;
     if (step->kind <= STEP_LOAD && all > plan->scratch) plan->scratch = all;
+    uint64_t packed = status ? 0 : qsd_plan_packed(plan, step);
+    if (packed > plan->scratch) plan->scratch = packed;
   }
   const qsd_step *next = NULL;
   for (int i = plan->step_count - 1; i >= 0; i--) {

@@ -50,6 +50,7 @@ typedef struct {
    * which they fit 16 bits; flip and centre may be NULL. */
   int32_t *thresholds, *centre;
   const int32_t *flip;
+  bool centred; /* some centre is not 0 */
   /* Thresholds at k * 2^shift - offset, the last at `top`. */
   int even_shift;
   int32_t even_offset, even_top;
@@ -61,11 +62,15 @@ typedef struct {
 
 /* Sums of products of bytes: for planes, positions and groups of 4 channels. */
 typedef struct {
-  int vectors, blocks; /* output channels are blocks * vectors * LANES */
+  int vectors, blocks; /* output channels are blocks * vectors * LANES, the last ones unused */
   int positions, groups, planes;
+  /* Up to 8 channels: groups of 8, of which even lanes take the first 4 and odd ones the others;
+   * lanes 2 o and 2 o + 1 are of output o. */
+  bool pairs;
+  int run; /* groups of which the sums of two products each fit 16 bits; 0: few */
   size_t plane_size;
   const size_t *offsets; /* of positions, in bytes */
-  const int8_t *codes;   /* [block][position][group][vectors * LANES][4] */
+  const int8_t *codes;   /* [block][position][group][vectors * LANES][4], or of pairs */
   const int32_t *start;  /* added to the sums, or NULL */
   size_t block_codes;    /* bytes of a block */
 } qsd_dot;
@@ -103,6 +108,12 @@ typedef struct {
 
 typedef struct qsd_step qsd_step;
 
+/* Groups of 4 channels that are active in any window of a tile, of [tile][time step][position]. */
+typedef struct {
+  const uint16_t *lists, *counts;
+  size_t pitch, row; /* from one list to the next; lists of a row of pixels */
+} qsd_common;
+
 /* A row of pixels: `in` is where the first one's window begins; strides in bytes. */
 typedef struct {
   const qsd_step *step;
@@ -113,6 +124,7 @@ typedef struct {
   bool fresh; /* the row before was not row y - 1 of the same block */
   int32_t *scratch; /* of a tile's sums, and rows interleaved */
   qsd_tile tile;    /* all its pixels */
+  const qsd_common *common; /* or NULL: all groups are multiplied */
 } qsd_row;
 
 /* Sums of pixels by their active groups of 4 channels alone, rows * pixels of them. Groups have
@@ -121,7 +133,7 @@ typedef struct {
   const qsd_dot *dot;
   const int8_t *codes; /* of the first block */
   int vectors;         /* 1, 2, 4, or 8, in as many blocks as it takes */
-  bool sparse;         /* few are active */
+  int part;            /* groups of 8 vectors whose codes fit the nearest cache */
   /* The row of the input where the first pixel's window begins, and the next ones. */
   const uint8_t *row;
   const uint64_t *mask;  /* which groups are active */
@@ -136,17 +148,22 @@ typedef struct {
   int32_t *sums; /* [rows * pixels][vectors * LANES] */
 } qsd_events;
 
-typedef enum { EVENTS_CHOSEN, EVENTS_NEVER, EVENTS_ALWAYS } qsd_events_mode;
+typedef enum { EVENTS_CHOSEN, EVENTS_NEVER, EVENTS_ALWAYS, EVENTS_TILES } qsd_events_mode;
 
 typedef struct {
   const char *name;
-  void (*row)(const qsd_row *row);
+  void (*row)(qsd_row *row); /* its tile is changed */
   void (*finish)(const qsd_finish *finish, const qsd_tile *tile);
   /* Sets a bit for every 4 bytes that are not all 0, and says how many these are. NULL: there are
-   * no kernels by events. */
+   * no kernels that leave groups out; events, below: none that do so for each pixel. */
   int64_t (*find_active)(const uint8_t *values, size_t bytes, uint64_t *mask);
-  /* The numbers of the bits that are set, and how many these are; up to 16 more are written. */
-  size_t (*list_active)(const uint64_t *mask, size_t words, uint16_t *list);
+  /* The numbers of the bits that are set, from list + before on, where the list is after each word,
+   * and how long it is now; up to 16 more are written. */
+  uint32_t (*list_active)(const uint64_t *mask, size_t words, uint32_t before, uint32_t *ranks,
+                          uint16_t *list);
+  /* Groups that are active in any of the windows of e->pixels pixels, for each position; how many
+   * these are in all. Up to 16 more are written to each list. */
+  size_t (*list_common)(const qsd_events *e, size_t pitch, uint16_t *lists, uint16_t *counts);
   void (*events)(const qsd_events *events);
   void (*attention)(const qsd_attention *head);
   void (*planes)(const int32_t *values, int channels, uint32_t bias, int planes, size_t plane,
@@ -154,7 +171,14 @@ typedef struct {
   /* Rows of pixels [channels][map] by tables [channels][256], each + bias, as byte planes. */
   void (*pixel_planes)(const uint8_t *pixels, size_t map, int channels, const int32_t *table,
                        int width, uint32_t bias, int planes, size_t plane, uint8_t *to);
+  /* Sums of pixels [pixels][vectors * LANES], of the first `vectors` of a block: 1, 2 or 4. */
+  void (*dot)(const qsd_dot *dot, const uint8_t *in, size_t pixel, int pixels, int vectors,
+              const int8_t *codes, const int32_t *start, int32_t *sums);
+  /* The windows of pixels one after the other, `size` bytes each; up to 63 more are written. */
+  void (*gather)(const qsd_dot *dot, const uint8_t *const *from, int pixels, size_t size,
+                 uint8_t *to);
   bool wide_products; /* products of 64 bits are as good as such of 32 */
+  bool pairs; /* there are products of pairs of groups */
   int split_codes; /* products of bytes must be split where they could pass 16 bits */
 } qsd_kernels;
 
@@ -175,21 +199,27 @@ struct qsd_step {
   qsd_dot dot;
   qsd_depthwise dw;
   bool flat; /* the map is one row of pixels */
+  bool pairs; /* products of pairs of groups */
+  int packed; /* pixels whose windows are put together, of whatever row and map; or 0 */
   int rows, width, spans, blocks, outer, vectors;
+  int maps; /* of which the neuron makes one each */
   int stride; /* of the convolution */
   int channels; /* of the map that it makes */
   const qsd_op *pad_op; /* the convolution */
-  /* By events: vectors at a time, rows or pixels of a band, and the share of active groups up to
-   * which it pays. */
+  /* By events: vectors at a time, rows or pixels of a band, and what they cost, whatever is active
+   * and for the share of active groups, where dense products cost 1. */
   bool by_events;
   int event_vectors, band_rows, band_pixels;
-  double event_share;
+  bool keeps_lists; /* of all bands, what their tiles have in common */
+  double event_looking, event_fixed, event_slope, event_runs; /* looking: either way */
+  double tile_fixed, tile_slope; /* the same by groups that tiles have in common */
   const uint16_t *rows_at, *bits_at; /* of each position: its row, and its first group in it */
   const int8_t *ahead;  /* codes of the next products, at least as many as of a block here; NULL */
 };
 
 typedef struct {
   bool frames;
+  int images; /* that run at once, as so many maps of every value */
   int step_count, tensor_count;
   qsd_step *steps;
   qsd_tensor *tensors;
@@ -197,6 +227,7 @@ typedef struct {
   int *leading; /* time steps of each value */
   int *input_of;  /* operation to the tensor that holds its value, -1 */
   const int32_t **tables; /* of `normalise`, by operation */
+  int near_groups;  /* groups of 8 vectors whose codes fit the nearest cache */
   uint64_t arena;   /* bytes of all tensors */
   uint64_t scratch; /* bytes for each thread */
 } qsd_plan;
@@ -216,7 +247,7 @@ int qsd_root(const qsd_graph *graph, const qsd_plan *plan, int number);
 void qsd_find_lives(const qsd_graph *graph, const bool *result, qsd_plan *plan);
 /* Gives tensors that live at once places apart. */
 bool qsd_place_tensors(qsd_pool *pool, qsd_plan *plan);
-int qsd_build_plan(qsd_builder *builder, bool frames, qsd_plan *plan);
+int qsd_build_plan(qsd_builder *builder, bool frames, int images, qsd_plan *plan);
 /* Packs the weights of a step's convolution and finds the offsets of its positions. */
 int qsd_pack_dot(qsd_builder *builder, const qsd_plan *plan, qsd_step *step);
 int qsd_pack_depthwise(qsd_builder *builder, const qsd_plan *plan, qsd_step *step);
@@ -269,7 +300,21 @@ typedef struct {
 
 void qsd_run_group(const qsd_kernels *kernels, const qsd_plan *plan, const qsd_step *step,
                    uint8_t *arena, int32_t *scratch, int part, int parts);
-void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int x, int pixels, bool fresh);
+/* `common` is NULL where all groups are multiplied. */
+void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int rows, int x, int pixels,
+                  bool fresh, const qsd_common *common);
+/* Bytes of a position of a window. */
+static inline size_t qsd_position_bytes(const qsd_dot *dot) {
+  return (size_t)dot->groups * (dot->pairs ? 8 : 4);
+}
+
+/* Of the vectors of sums that are needed, how many are made. */
+static inline int qsd_made_vectors(int vectors) { return vectors == 3 ? 4 : vectors; }
+
+/* Pixels of which sums are held at a time. */
+static inline int qsd_tile_pixels(const qsd_step *step) {
+  return step->kind == STEP_DOT && step->vectors == 4 ? TILE / 2 : TILE;
+}
 /* Where the tile's pixels, from (n, y, x) on, lie in what is written and in the shortcut. */
 void qsd_find_tile(const qsd_runner *r, int n, int y, int x, qsd_tile *tile);
 void qsd_share(const qsd_runner *r, int64_t each, int blocks, int block, int part, int parts,
@@ -278,10 +323,22 @@ void qsd_share(const qsd_runner *r, int64_t each, int blocks, int block, int par
 bool qsd_widens(const qsd_plan *plan, const qsd_step *step);
 /* By the active groups alone; false where this does not pay. */
 bool qsd_run_events(const qsd_runner *r, int part, int parts);
-/* The share of active groups up to which events pay for a step. */
-double qsd_event_share(const qsd_kernels *kernels, const qsd_step *step);
+/* Finds what events cost for a step, where dense products cost 1; false where it is not known. */
+bool qsd_event_costs(const qsd_kernels *kernels, qsd_step *step);
+/* Groups of 8 vectors whose codes fit the nearest cache. */
+int qsd_near_groups(void);
 bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode mode,
                      qsd_plan *plan);
+/* Small maps: several rows and maps at a time. Finds whether a step is run so, and the scratch
+ * memory that this takes in bytes. */
+uint64_t qsd_plan_packed(const qsd_plan *plan, qsd_step *step);
+void qsd_run_packed(const qsd_runner *r, int part, int parts);
+/* Of pixel (n, y, x) of the step's map, in which all rows may be one. */
+static inline uint8_t *qsd_at_pixel(const qsd_map *map, int n, int y, int x, int channel) {
+  return map->first + (size_t)n * map->image + (size_t)y * map->row + (size_t)x * map->pixel +
+         (size_t)channel * map->bytes;
+}
+
 void qsd_clear_border(const qsd_tensor *tensor, uint8_t *memory);
 
 static inline int qsd_round_up(int value, int to) { return (value + to - 1) / to * to; }

@@ -58,21 +58,26 @@ static void count_row(const qsd_tensor *t, const uint8_t *row, qsd_activity *a) 
   a->elements += (uint64_t)t->width * (uint64_t)t->channels;
 }
 
+/* Of map `n` of the image, or of the image that is `n` further on, among those of the batch. */
+static size_t map_number(const qsd_model *m, const qsd_plan *plan, size_t image, int n) {
+  return plan->images > 1 ? image + (size_t)n : (size_t)n * m->job.batch + image;
+}
+
 /* Of the neuron of a step that is done: statistics, and counts where they are asked for. */
 static void observe(const qsd_model *m, const qsd_plan *plan, const qsd_step *step, qsd_worker *w,
                     qsd_worker *own, size_t image, int part, int parts) {
-  if (!step || step->counts < 0) return;
+  uint8_t *counts = step && step->counts >= 0 && m->job.counts ? m->job.counts[step->neuron_number] : NULL;
+  if (!step || step->counts < 0 || (!counts && !m->counting)) return;
   const qsd_tensor *t = &plan->tensors[step->counts];
   const uint8_t *memory = w->arena + t->offset;
   int64_t units = (int64_t)t->n * t->height;
-  uint8_t *counts = m->job.counts ? m->job.counts[step->neuron_number] : NULL;
   size_t map = (size_t)t->height * (size_t)t->width;
   for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; unit++) {
     int n = (int)(unit / t->height), y = (int)(unit % t->height);
     const uint8_t *row = memory + qsd_place(t, n, y, 0);
     if (m->counting) count_row(t, row, &own->activity[step->neuron_number]);
     if (!counts) continue;
-    uint8_t *to = counts + ((size_t)n * m->job.batch + image) * (size_t)t->channels * map +
+    uint8_t *to = counts + map_number(m, plan, image, n) * (size_t)t->channels * map +
                   (size_t)y * (size_t)t->width;
     for (int c = 0; c < t->channels; c++)
       for (int x = 0; x < t->width; x++)
@@ -92,13 +97,13 @@ static void copy_result(const qsd_model *m, const qsd_plan *plan, const qsd_work
         for (int x = 0; x < t->width; x++) {
           size_t from = qsd_place(t, n, y, x) + (size_t)c;
           int32_t value = t->bytes == 1 ? memory[from] : ((const int32_t *)(const void *)memory)[from];
-          to[((size_t)n * m->job.batch + image) * all + (size_t)c * map +
+          to[map_number(m, plan, image, n) * all + (size_t)c * map +
              (size_t)y * (size_t)t->width + (size_t)x] = value;
         }
 }
 
-void qsd_run_step(qsd_model *m, qsd_worker *w, qsd_worker *own, int i, int part, int parts) {
-  const qsd_plan *plan = m->job.frames ? &m->moving : &m->still;
+void qsd_run_step(qsd_model *m, const qsd_plan *plan, qsd_worker *w, qsd_worker *own, int i,
+                  int part, int parts) {
   const qsd_step *step = &plan->steps[i];
   qsd_place_to_run at = {&m->graph, m->kernels, plan, w->arena, own->scratch, own->pixels};
   if (step->kind == STEP_OP) qsd_run_op(&at, step, part, parts);
@@ -106,18 +111,18 @@ void qsd_run_step(qsd_model *m, qsd_worker *w, qsd_worker *own, int i, int part,
   else qsd_run_group(m->kernels, plan, step, w->arena, own->scratch, part, parts);
 }
 
-void qsd_run_image(qsd_model *m, qsd_worker *w, qsd_worker *own, size_t image, int part, int parts) {
-  const qsd_plan *plan = m->job.frames ? &m->moving : &m->still;
+void qsd_run_image(qsd_model *m, const qsd_plan *plan, qsd_worker *w, qsd_worker *own, size_t image,
+                   int part, int parts) {
   const qsd_graph *graph = &m->graph;
   size_t size = qsd_pixel_count(graph);
-  int frames = m->job.frames ? graph->time_steps : 1;
-  for (int t = 0; t < frames; t++)
-    own->pixels[t] = m->job.pixels + ((size_t)t * m->job.batch + image) * size;
+  int maps = plan->frames ? graph->time_steps : plan->images;
+  for (int n = 0; n < maps; n++)
+    own->pixels[n] = m->job.pixels + map_number(m, plan, image, n) * size;
   const qsd_step *before = NULL;
   for (int i = 0; i < plan->step_count; i++) {
     const qsd_step *step = &plan->steps[i];
     observe(m, plan, before, w, own, image, part, parts);
-    qsd_run_step(m, w, own, i, part, parts);
+    qsd_run_step(m, plan, w, own, i, part, parts);
     before = step;
     meet(m, parts);
   }

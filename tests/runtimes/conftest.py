@@ -8,8 +8,17 @@ from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.runtimes import native
 
-# Instruction sets, and whether sums are made by active groups alone; not all sets can do that.
-SETS = ("avx512vnni", "avx512vnni by events", "avxvnni", "avx2", "portable")
+# Instruction sets, and whether sums are made by the active groups alone, of each pixel or of each
+# tile; not all sets can do that.
+SETS = (
+    "avx512vnni",
+    "avx512vnni by events",
+    "avx512vnni by tiles",
+    "avxvnni",
+    "avx2",
+    "avx2 by tiles",
+    "portable",
+)
 
 
 @pytest.fixture(params=SETS)
@@ -19,7 +28,9 @@ def isa(
     """Each instruction set that this processor has, for the models that the test makes."""
     name, _, events = request.param.partition(" by ")
     monkeypatch.setenv("QSD_NATIVE_ISA", name)
-    monkeypatch.setenv("QSD_NATIVE_EVENTS", "always" if events else "never")
+    monkeypatch.setenv(
+        "QSD_NATIVE_EVENTS", {"events": "always", "tiles": "tiles"}.get(events, "never")
+    )
     try:
         found = native.of_graph(small_graph).isa
     except UserError as error:
