@@ -20,7 +20,7 @@ from qsdformer.recipes import packaged_recipes
 from qsdformer.recipes.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("zoo/*.md"))]
 
 
 def blocks(document: Path, language: str = "[a-z]*") -> list[str]:
