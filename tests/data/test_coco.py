@@ -156,6 +156,9 @@ def test_outlines_are_needed_for_masks_only(tmp_path: Path) -> None:
     [
         ({"annotations": [annotation(5, 99)]}, "annotation 5 is of image 99, which is not listed"),
         ({"annotations": [annotation(5, 1, category_id=4)]}, "category 4, which is not listed"),
+        ({"annotations": [annotation(5, 1) | {"image_id": [1]}]}, "image [1], which is not listed"),
+        ({"annotations": [annotation(5, 1, category_id=[3])]}, "category [3], which is not listed"),
+        ({"annotations": [annotation(5, 1, category_id=3.0)]}, "category 3.0, which is not"),
         ({"annotations": [annotation(5, 1, bbox=[1, 2, 3])]}, "x, y, width, height"),
         ({"annotations": [annotation(5, 1, bbox=[1, 2, 3, "x"])]}, "x, y, width, height"),
         ({"annotations": [annotation(5, 1, bbox=[1, 2, 3, float("nan")])]}, "x, y, width"),

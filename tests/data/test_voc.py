@@ -75,6 +75,22 @@ def test_damaged_lists_are_refused(tmp_path: Path) -> None:
     assert "names no images" in error(tmp_path)
     names.write_text("val_1 1\nval_1 -1\n")
     assert "more than once" in error(tmp_path)
+    names.write_text("val_1\n", encoding="utf-16")
+    assert "not text in UTF-8" in error(tmp_path)
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    (tmp_path / "ImageSets" / "Main" / "val.txt").write_text("val_1\n", encoding="utf-8-sig")
+    assert len(read_voc(tmp_path, "val").records) == 1
+
+
+@pytest.mark.parametrize("encoding", ["foo-9", "shift_jis"])
+def test_an_encoding_that_cannot_be_read_is_one_line(tmp_path: Path, encoding: str) -> None:
+    write_voc(tmp_path)
+    file = tmp_path / "Annotations" / "val_1.xml"
+    file.write_text(f'<?xml version="1.0" encoding="{encoding}"?>' + file.read_text())
+    assert "not XML, or cut short" in error(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def histogram_entropy(histogram: Tensor) -> float:
     """Entropy in bits of a histogram of any shape; 0 for an empty one."""
     p = histogram.double().flatten()
     p = p[p > 0] / p.sum().clamp_min(1)
-    return float(-(p * p.log2()).sum())
+    return max(0.0, -float((p * p.log2()).sum()))  # 0.0, not -0.0, for a single count
 
 
 def spike_information_distortion(student: Tensor, twin: Tensor) -> float:

@@ -70,13 +70,20 @@ def check_same_classes(train: ClassFolders, val: ClassFolders) -> None:
             )
 
 
-def check_images(paths: Sequence[str]) -> None:
-    """`UserError` that counts and names the images that cannot be read, if there are any."""
+def check_images(paths: Sequence[str], *, skippable: bool = True) -> None:
+    """`UserError` that counts and names the images that cannot be read, if there are any.
+
+    `skippable` says whether this data has the option that leaves them out.
+    """
     bad = dict(find_bad(paths))
     if bad:
+        hint = (
+            "replace or remove them, or leave them out with --data.skip_bad true"
+            if skippable
+            else "replace them"
+        )
         raise UserError(
-            f"{len(bad):,} of {len(paths):,} images cannot be read: {_some(bad)}; replace or "
-            "remove them, or leave them out with --data.skip_bad true"
+            f"{len(bad):,} of {len(paths):,} images cannot be read: {_some(bad)}; {hint}"
         )
 
 

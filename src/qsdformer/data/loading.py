@@ -54,6 +54,7 @@ class SplitModule(lightning.LightningDataModule, Generic[Dataset]):
 
     _train: Dataset | None
     _eval: Dataset
+    can_skip_bad = True  # whether data.skip_bad leaves unreadable images out
 
     def __init__(
         self, *, batch_size: int, eval_batch_size: int | None, seed: int, workers: int
@@ -90,7 +91,8 @@ class SplitModule(lightning.LightningDataModule, Generic[Dataset]):
 
         A quick look at each file that is not read yet: some damage is found on decoding only.
         """
-        check_images([*self.training_set.unread, *self._eval.unread])
+        paths = [*self.training_set.unread, *self._eval.unread]
+        check_images(paths, skippable=self.can_skip_bad)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, augmented batches; call `loader.sampler.set_epoch` before each epoch."""

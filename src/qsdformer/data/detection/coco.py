@@ -125,7 +125,7 @@ def _by_image(
     found: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for entry in content["annotations"]:
         image = entry.get("image_id")
-        if image not in images:
+        if not _is_whole(image) or image not in images:
             raise UserError(
                 f"{file}: annotation {entry.get('id')} is of image {image}, which is not listed"
             )
@@ -145,7 +145,7 @@ def _objects(
     for entry in entries:
         which = f"{file}: annotation {entry.get('id')}"
         category: Any = entry.get("category_id")
-        if category not in labels:
+        if not _is_whole(category) or category not in labels:
             raise UserError(f"{which} has category {category!r}, which is not listed")
         area = entry.get("area")
         x, y, width, height = _box(entry.get("bbox"), which)

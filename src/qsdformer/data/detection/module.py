@@ -28,6 +28,8 @@ class DetectionDataModule(SplitModule[DetectionDataset]):
     `category_ids` are what the files call them. Raises `UserError` for data that cannot be used.
     """
 
+    can_skip_bad = False  # an image belongs to the list that names it
+
     def __init__(
         self,
         config: DetectionData,

@@ -83,11 +83,13 @@ def _names(folder: Path, split: str) -> list[str]:
     """Names of the images in a split: the first word of each line, as in lists of one class."""
     file = folder / "ImageSets" / "Main" / f"{split}.txt"
     try:
-        text = file.read_text(encoding="utf-8", errors="surrogateescape")
+        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         others = sorted(path.stem for path in file.parent.glob("*.txt"))
         hint = f"; there is {', '.join(others[:5])}" if others else f"; {LAYOUT}"
         raise UserError(f"cannot read the list {file}: {error.strerror}{hint}") from error
+    if "\0" in text:
+        raise UserError(f"the list {file} is not text in UTF-8")
     names = [words[0] for line in text.splitlines() if (words := line.split())]
     if not names:
         raise UserError(f"the list {file} names no images")
@@ -106,14 +108,15 @@ def _parse(file: Path) -> ElementTree.Element:
         if file.stat().st_size > LARGEST_XML:
             raise UserError(f"{file} is too large for the annotations of one image")
         content = file.read_bytes()
-        if b"<!ENTITY" in content:
-            raise UserError(f"{file} defines entities, which annotations have no use for")
-        return ElementTree.fromstring(content)
     except FileNotFoundError as error:
         raise UserError(f"no annotation file {file}, but its image is listed; {LAYOUT}") from error
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
-    except ElementTree.ParseError as error:
+    if b"<!ENTITY" in content:
+        raise UserError(f"{file} defines entities, which annotations have no use for")
+    try:
+        return ElementTree.fromstring(content)
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: its encoding
         raise UserError(f"{file} is not XML, or cut short: {one_line(error)}") from error
 
 
