@@ -98,10 +98,10 @@ def test_executors_feed_images_to_the_device_of_the_model(lively, monkeypatch, n
 
     def record(_model, images):
         seen.append(images.device.type)
-        return SimpleNamespace(logits=torch.zeros(1), counts={})
+        return SimpleNamespace(outputs={"logits": torch.zeros(len(images), 5)}, counts={})
 
     monkeypatch.setattr(executors, "run_binary_of", record)
-    monkeypatch.setattr(executors, "multi_bit_of", lambda m, x: (record(m, x).logits, {}))
+    monkeypatch.setattr(executors, "multi_bit_of", lambda m, x: (record(m, x).outputs, {}))
     execute = executors.EXECUTORS[name].factory(model.to("meta"), graph)
     assert execute is not None
     execute(random_pixels(model).numpy(), True)
