@@ -126,8 +126,8 @@ def main() -> None:
         if not own:
             continue
         means[label] = mean(own)
-        spread = stdev(own) if len(own) > 1 else float("nan")
-        line = f"{label:32s} {metric} {means[label]:.2f} +- {spread:.2f} % (n={len(own)})"
+        spread = f" +- {stdev(own):.2f} (sd)" if len(own) > 1 else ""
+        line = f"{label:32s} {metric} {means[label]:.2f}{spread} %, n = {len(own)}"
         if label != ANN and ANN in means:
             line += f", {means[label] / means[ANN] - 1:+.1%} of the ANN's"
         print(line)
