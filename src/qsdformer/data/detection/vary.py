@@ -6,6 +6,7 @@ K objects, H rows, W columns. What is random comes from one generator, made of a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -61,26 +62,22 @@ def resized_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 def mirrored(sample: Sample) -> Sample:
     """Left and right exchanged."""
-    width = sample.image.width
-    boxes = sample.boxes.copy()
-    boxes[:, [0, 2]] = width - sample.boxes[:, [2, 0]]
-    image = sample.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    masks = sample.masks
-    return replace(
-        sample, image=image, boxes=boxes, masks=None if masks is None else masks[:, :, ::-1]
-    )
+    return _flipped(sample, 0)
 
 
 def upside_down(sample: Sample) -> Sample:
     """Top and bottom exchanged."""
-    height = sample.image.height
+    return _flipped(sample, 1)
+
+
+def _flipped(sample: Sample, axis: Literal[0, 1]) -> Sample:
+    """The other way round along x (0) or y (1)."""
+    first, last = axis, axis + 2  # of a box: its smaller and its larger coordinate
     boxes = sample.boxes.copy()
-    boxes[:, [1, 3]] = height - sample.boxes[:, [3, 1]]
-    image = sample.image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-    masks = sample.masks
-    return replace(
-        sample, image=image, boxes=boxes, masks=None if masks is None else masks[:, ::-1]
-    )
+    boxes[:, [first, last]] = sample.image.size[axis] - sample.boxes[:, [last, first]]
+    flip = (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM)[axis]
+    masks = None if sample.masks is None else np.flip(sample.masks, 2 - axis)
+    return replace(sample, image=sample.image.transpose(flip), boxes=boxes, masks=masks)
 
 
 def cropped(sample: Sample, box: tuple[int, int, int, int]) -> Sample:
