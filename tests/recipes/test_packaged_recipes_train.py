@@ -193,13 +193,13 @@ def small_teacher(tmp_path: Path) -> Callable[[Recipe], str]:
 
     def write(recipe: Recipe) -> str:
         from qsdformer.data import DataModule
-        from qsdformer.models.building import build
         from qsdformer.models.checkpoint import save_checkpoint
+        from qsdformer.models.networks import build_network
         from qsdformer.training.teaching import counterpart
 
         info = DataModule(recipe.data, batch_size=BATCH).info
         path = tmp_path / "teacher.ckpt"
-        save_checkpoint(path, build(counterpart(recipe).model_config(info)), info)
+        save_checkpoint(path, build_network(counterpart(recipe).model_config(info)), info)
         return str(path)
 
     return write

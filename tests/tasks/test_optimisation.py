@@ -8,8 +8,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from timm.optim import Lamb
 
 from qsdformer import create_model
-from qsdformer.models.building import build
 from qsdformer.models.dense.config import SegmentationConfig
+from qsdformer.models.networks import build_network
 from qsdformer.models.registry import model_config
 from qsdformer.recipes.learning import TrainConfig
 from qsdformer.tasks.optimisation import (
@@ -23,7 +23,7 @@ from qsdformer.tasks.optimisation import (
 def segmenter() -> torch.nn.Module:
     backbone = model_config("metaspikeformer_tiny", dims=(4, 6, 8, 8), depth=2, heads=2)
     widths = {"neck_width": 8, "head_width": 8}
-    return build(SegmentationConfig(backbone=backbone, num_classes=3, **widths))
+    return build_network(SegmentationConfig(backbone=backbone, num_classes=3, **widths))
 
 
 def test_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:

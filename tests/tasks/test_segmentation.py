@@ -23,9 +23,9 @@ from qsdformer.data.base import DataInfo
 from qsdformer.data.segmentation.labels import IGNORE
 from qsdformer.data.segmentation.names import CAMVID
 from qsdformer.errors import UserError
-from qsdformer.models.building import build
 from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.models.dense.config import SegmentationConfig
+from qsdformer.models.networks import build_network
 from qsdformer.recipes.dense import SegmentationRecipe
 from qsdformer.recipes.recipe import Recipe, load_recipe, parse_recipe
 from qsdformer.tasks.dense_distillation import TaughtSegmentation
@@ -368,7 +368,7 @@ def test_the_tokens_of_a_teacher_that_is_the_student_are_no_loss(
     keys = {"distill.teacher": "ann", "train.batch_size": "2"}
     recipe = load_recipe("camvid", {**SMALL, **keys, "data.root": str(files)})
     data = DataModule(recipe.data, batch_size=2)
-    model = build(recipe.model_config(data.info))
+    model = build_network(recipe.model_config(data.info))
     task = TaughtSegmentation(recipe, data.info, Teacher(cast(Any, model).body))
     cast(Any, model).load_state_dict(task.model.state_dict())
     task.on_fit_start()

@@ -12,7 +12,7 @@ from qsdformer.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from qsdformer.commands.predict import Predict
+    from qsdformer.commands.found import Predict
     from qsdformer.graph.integer import IntegerGraph
     from qsdformer.models.checkpoint import Loaded
     from qsdformer.runtimes.onnx_predict import OnnxModel

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from qsdformer.commands.dense import BATCH
+from qsdformer.commands.found import Found, Predict
 from qsdformer.commands.pictures import Pictures
-from qsdformer.commands.predict import Found, Predict
 from qsdformer.commands.recipe_keys import given_keys
 from qsdformer.errors import UserError
 from qsdformer.files import write_text

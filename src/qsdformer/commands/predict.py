@@ -6,13 +6,13 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from qsdformer.commands.arguments import add_threads_argument, positive, share
+from qsdformer.commands.found import Found, Predict
 from qsdformer.data.decoding import EXTENSIONS, find_images, open_image
 from qsdformer.errors import UserError
 
@@ -24,16 +24,6 @@ if TYPE_CHECKING:
 BATCH = 64  # images held in memory at a time
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """What is said of an image, as text and as JSON."""
-
-    line: str
-    entry: dict[str, Any]
-
-
-# What predicts on (path, image) pairs, one after the other.
-Predict = Callable[[Sequence[tuple[str, Image.Image]]], Iterable[Found]]
 # The likeliest (class name, probability) pairs of each image.
 Classify = Callable[[Sequence[Image.Image]], list[list[tuple[str, float]]]]
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from qsdformer.commands.dense import BATCH
+from qsdformer.commands.found import Found, Predict
 from qsdformer.commands.pictures import Pictures
-from qsdformer.commands.predict import Found, Predict
 from qsdformer.commands.recipe_keys import given_keys
 from qsdformer.errors import UserError
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from qsdformer.models.base import SpikingTransformer
-from qsdformer.models.dense.config import DenseConfig
 from qsdformer.models.registry import DEFAULT, Family, families, model_config
 from qsdformer.nn.config import NetworkConfig
-
-if TYPE_CHECKING:
-    from qsdformer.data import DataInfo
 
 IN_TIMM = "qsdformer.models.families"  # importing it makes all families known to timm
 
@@ -25,17 +21,9 @@ def create_model(name: str = DEFAULT, **fields: Any) -> Any:
     return build(model_config(name, **fields))
 
 
-def build(config: NetworkConfig | DenseConfig, info: DataInfo | None = None) -> SpikingTransformer:
-    """The network of a configuration, with new weights; `info` is for detectors.
-
-    A dense one is to training and checkpoints what a `SpikingTransformer` is: a module with its
-    configuration in `config`.
-    """
+def build(config: NetworkConfig) -> SpikingTransformer:
+    """The network of a configuration, with new weights."""
     importlib.import_module(IN_TIMM)
-    if isinstance(config, DenseConfig):
-        from qsdformer.models.dense.building import build_dense  # torchvision's, for few
-
-        return cast(SpikingTransformer, build_dense(config, info))
     family = families()[config.family]
     model = family.network(config)
     model.pretrained_cfg = model.default_cfg = record_of(family, config)

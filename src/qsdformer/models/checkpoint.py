@@ -27,8 +27,8 @@ from qsdformer.devices import pick_device
 from qsdformer.errors import UserError, one_line
 from qsdformer.files import atomic_path, exported_kind
 from qsdformer.models.base import SpikingTransformer
-from qsdformer.models.building import build
 from qsdformer.models.dense.config import DenseConfig, dense_config_from_dict
+from qsdformer.models.networks import build_network
 from qsdformer.models.registry import FIRST_FAMILY, config_from_dict
 from qsdformer.nn.config import NetworkConfig
 
@@ -139,7 +139,7 @@ def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> Loaded
             f"{path}: damaged checkpoint header: depth={depth} with {len(weights)} weights"
         )
     with torch.device("meta"):
-        model = build(config, info)
+        model = build_network(config, info)
     load_weights(model, weights, path)
     return Loaded(model=model.to(device).eval(), info=info, extra=extra)
 

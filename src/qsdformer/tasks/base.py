@@ -13,11 +13,11 @@ from torch.optim import Optimizer
 
 from qsdformer.data import DataInfo
 from qsdformer.models.base import SpikingTransformer
-from qsdformer.models.building import build
 from qsdformer.models.checkpoint import KEY, header
 from qsdformer.models.dense.base import DenseNetwork
 from qsdformer.models.dense.starting import start_backbone
 from qsdformer.models.finetune import start_from
+from qsdformer.models.networks import build_network
 from qsdformer.recipes.recipe import Recipe
 from qsdformer.recipes.tasks import Measures
 from qsdformer.tasks.activity import ActivityPenalty
@@ -60,7 +60,7 @@ class NetworkTask(LightningModule):
 
     def make_model(self) -> SpikingTransformer:
         """The network with new weights."""
-        return build(self.recipe.model_config(self.info), self.info)
+        return build_network(self.recipe.model_config(self.info), self.info)
 
     def use_data(self, data: Any) -> None:
         """Take from the data module what the loss needs of the training set; here nothing."""
