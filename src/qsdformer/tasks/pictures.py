@@ -22,14 +22,12 @@ LIKELY = 0.3  # score from which a detection is drawn
 def shown_image(image: Tensor, info: DataInfo) -> np.ndarray:
     """A normalised image (C, H, W) as the pixels (H, W, 3) uint8 that it was made of."""
     mean, std = (torch.tensor(v, device=image.device).view(-1, 1, 1) for v in (info.mean, info.std))
-    pixels = (255 * (image * std + mean)).round().clamp(0, 255).to(torch.uint8)
-    colour = pixels.expand(3, *pixels.shape[1:]) if pixels.shape[0] == 1 else pixels
-    return np.ascontiguousarray(colour.permute(1, 2, 0).cpu().numpy())
+    return _pixels(image * std + mean)
 
 
 def log_overlays(task: Any, images: Tensor, found: Tensor, masks: Tensor) -> None:
     """Images beside the masks found and the true ones, to each TensorBoard logger of the run."""
-    loggers = [one for one in task.trainer.loggers if isinstance(one, TensorBoardLogger)]
+    loggers = _loggers(task)
     if not loggers:
         return
     classes = len(task.info.class_names)
@@ -58,15 +56,13 @@ def log_boxes(
 
     Images (C, h, w) are in 0..1, boxes and masks for their sizes in the files.
     """
-    loggers = [one for one in task.trainer.loggers if isinstance(one, TensorBoardLogger)]
+    loggers = _loggers(task)
     if not loggers:
         return
     names = task.info.class_names
     for index, (image, one, true) in enumerate(zip(images, found, targets, strict=True)):
         height, width = (int(side) for side in true["size"])
-        resized = (255 * _resized(image, (height, width))).round().clamp(0, 255).to(torch.uint8)
-        colour = resized.expand(3, height, width).permute(1, 2, 0).cpu().numpy()
-        shown = Image.fromarray(np.ascontiguousarray(colour))
+        shown = Image.fromarray(_pixels(_resized(image, (height, width))))
         likely = one["scores"] >= LIKELY
         kept = {key: value[likely] for key, value in one.items()}
         pictures = [drawn(shown, as_drawn(kept), names), drawn(shown, as_drawn(true), names)]
@@ -86,6 +82,17 @@ def as_drawn(found: Mapping[str, Tensor]) -> Drawn:
         scores=None if scores is None else scores.tolist(),
         masks=None if masks is None else masks.bool().cpu().numpy(),
     )
+
+
+def _loggers(task: Any) -> list[TensorBoardLogger]:
+    return [one for one in task.trainer.loggers if isinstance(one, TensorBoardLogger)]
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    """An image (C, H, W) in 0..1, grey or in colour, as (H, W, 3) uint8."""
+    pixels = (255 * image).round().clamp(0, 255).to(torch.uint8)
+    colour = pixels.expand(3, *pixels.shape[1:])
+    return np.ascontiguousarray(colour.permute(1, 2, 0).cpu().numpy())
 
 
 def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
