@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from data.detection_files import CATEGORIES, annotation, voc_object, write_coco, write_voc
-from lightning.pytorch import Callback
 from PIL import Image
+from recording import Record
 from rich.console import Console
 from torch import Tensor
 
@@ -183,19 +183,6 @@ def test_predict_draws_boxes_and_writes_results(
         assert y >= 0
         assert x + width <= 48.01
         assert y + height <= 40.01
-
-
-class Record(Callback):
-    """Notes the loss of every step and stops, as Ctrl-C would, at `interrupt_at`."""
-
-    def __init__(self, interrupt_at: int = -1) -> None:
-        self.losses: dict[int, float] = {}
-        self.interrupt_at = interrupt_at
-
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *args: Any) -> None:
-        self.losses[trainer.global_step] = outputs["loss"].item()
-        if trainer.global_step == self.interrupt_at:
-            raise KeyboardInterrupt
 
 
 def test_a_resumed_run_repeats_an_uninterrupted_one(coco: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from recording import Record
 from rich.console import Console
 
 from qsdformer.errors import UserError
@@ -38,19 +39,6 @@ def small(folder: Path, **overrides: str) -> Recipe:
 
 def run(recipe: Recipe, **options: Any) -> TrainResult:
     return train(recipe, console=Console(quiet=True), **options)
-
-
-class Record(Callback):
-    """Notes the loss of every step and stops, as Ctrl-C would, at `interrupt_at`."""
-
-    def __init__(self, interrupt_at: int = -1) -> None:
-        self.losses: dict[int, float] = {}
-        self.interrupt_at = interrupt_at
-
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *args: Any) -> None:
-        self.losses[trainer.global_step] = outputs["loss"].item()
-        if trainer.global_step == self.interrupt_at:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
