@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+from data.detection_files import voc_object, write_image, write_voc
+from PIL import Image
 
+from qsdformer.cli import run
 from qsdformer.graph.artifact import load_artifact
 from qsdformer.graph.check import check_graph
 from qsdformer.runtimes import native
@@ -46,3 +50,40 @@ def test_the_native_engine_gives_the_integers_of_the_reference(path: Path):
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         assert np.array_equal(found[name], values), name
+
+
+def camvid_like(root: Path) -> None:
+    """One street scene in each split that the card evaluates, of every class."""
+    for split in ("val", "test"):
+        write_image(root / split / "images" / "street.png", (360, 480))
+        (root / split / "masks").mkdir()
+        mask = np.arange(360 * 480).reshape(360, 480) // 40 % 12
+        Image.fromarray(mask.astype(np.uint8)).save(root / split / "masks" / "street.png")
+
+
+def bccd_like(root: Path) -> None:
+    """One image of cells in each split that the card evaluates."""
+    for split in ("val", "test"):
+        write_voc(root, split, {f"{split}0": [voc_object(), voc_object("WBC")]}, (480, 640))
+
+
+SETS = {"camvid": camvid_like, "bccd": bccd_like}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_commands_of_a_card_run_on_a_folder_of_its_layout(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    name = path.stem.partition("-")[0]
+    SETS[name](tmp_path / "data" / name)
+    for image in ("street.jpg", "cells.jpg"):
+        write_image(tmp_path / image, (480, 640))
+    (tmp_path / "zoo").symlink_to(ZOO)
+    monkeypatch.chdir(tmp_path)
+    card = path.with_suffix(".md").read_text(encoding="utf-8")
+    commands = re.findall(r"^qsd (.*)$", card, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        assert run(shlex.split(command)) == 0, command
+        assert "of 1 images" in capsys.readouterr().out or command.startswith("predict")
+    assert list((tmp_path / "predictions").glob("*.png"))
