@@ -9,15 +9,19 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from variants import info_for
 
 import qsdformer
 from qsdformer.cli import COMMANDS, run
 from qsdformer.commands.recipe_keys import given_keys
 from qsdformer.experiments.grid import load_grid
+from qsdformer.models.checkpoint import save_checkpoint
 from qsdformer.recipes import packaged_recipes
 from qsdformer.recipes.recipe import load_recipe
+from qsdformer.runtimes import native
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("zoo/*.md"))]
@@ -103,3 +107,37 @@ def test_the_python_of_the_readme_runs(lively, fixtures: Path) -> None:
     with torch.device("cpu"):
         exec(compile(code, "README.md", "exec"), scope)
     assert qsdformer.load("model.ckpt").data_info == scope["info"]
+
+
+def python_of(name: str, scope: dict[str, object]) -> dict[str, object]:
+    """What the blocks of a page of docs/ define, run one after the other in `scope`."""
+    for code in blocks(ROOT / "docs" / name, "python"):
+        exec(compile(code, name, "exec"), scope)
+    return scope
+
+
+def test_the_python_about_dense_networks_runs() -> None:
+    pytest.importorskip("segmentation_models_pytorch")
+    folder = Path("runs/classifier")
+    folder.mkdir(parents=True)
+    classifier = qsdformer.create_model("metaspikeformer_tiny", fully_spiking=True, num_classes=5)
+    save_checkpoint(folder / "best.ckpt", classifier)
+    found = python_of("dense.md", {"__name__": "example"})
+    assert tuple(found["mask"].shape) == (1, 11, 48, 64)
+    assert found["boxes"].keys() == {"boxes", "labels", "scores", "masks"}
+    assert found["model"].eval()(torch.rand(1, 3, 64, 64)).shape == (1, 11, 64, 64)
+
+
+def test_the_python_about_exported_maps_runs() -> None:
+    shutil.copy(ROOT / "zoo" / "camvid-tiny.qsd", "camvid.qsd")
+    found = python_of("deploy.md", {"pixels": np.zeros((2, 3, 176, 240), np.uint8)})
+    assert found["maps"]["mask"].shape == (2, 11, 88, 120)
+
+
+@pytest.mark.skipif(not native.available(), reason="the native engine was not built")
+def test_the_python_about_the_native_engine_runs(lively) -> None:
+    model = lively()
+    qsdformer.export(model, Path("model.qsd"), info_for(model))
+    size = info_for(model).image_size
+    found = python_of("native.md", {"pixels": np.zeros((2, 3, size, size), np.uint8)})
+    assert np.array_equal(found["graph"].reference.run(found["pixels"]), found["logits"])
