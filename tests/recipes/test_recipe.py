@@ -64,6 +64,13 @@ def test_the_documented_recipe_and_grid_can_be_trained(tmp_path: Path) -> None:
         assert cell_recipe(loaded, Cell(name, 0)).data.name == "digits"
 
 
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_the_documented_recipe_of_a_dense_task_is_one(task: str, tmp_path: Path) -> None:
+    [recipe] = yaml_blocks(f"docs/{task}.md")
+    (tmp_path / "mine.yaml").write_text(recipe)
+    assert load_recipe(str(tmp_path / "mine.yaml")).task == task
+
+
 def test_a_recipe_builds_on_another_key_by_key(tmp_path: Path) -> None:
     file = tmp_path / "short.yaml"
     file.write_text("recipe: digits\nmodel: {weight_bits: 2}\ntrain: {epochs: 3}\ndistill: {}\n")
