@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from qsdformer.data.base import DataInfo
 
 CANONICAL_LEVEL = 4  # log2 of the stride of the map that boxes of the canonical scale are read from
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class DetectorBackbone(nn.Module):
@@ -125,7 +125,9 @@ def build_detector(config: DetectionConfig, info: DataInfo | None = None) -> Det
     """
     backbone = DetectorBackbone(config)
     channels = config.in_channels
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,) * channels,) * 2
+    mean, std = (
+        (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if channels == 3 else ((0.5,) * channels,) * 2
+    )
     if config.detector == "retinanet":
         detector = _retinanet(config, backbone)
     else:
