@@ -26,6 +26,7 @@ from qsdformer.errors import UserError
 from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.models.dense.config import SegmentationConfig
 from qsdformer.models.networks import build_network
+from qsdformer.nn.scaling import scaled
 from qsdformer.recipes.dense import SegmentationRecipe
 from qsdformer.recipes.recipe import Recipe, load_recipe, parse_recipe
 from qsdformer.tasks.dense_distillation import TaughtSegmentation
@@ -35,7 +36,6 @@ from qsdformer.tasks.segmenting import (
     MaskScores,
     Segmenter,
     evaluate_masks,
-    logits_at,
     window_starts,
 )
 from qsdformer.tasks.teachers import Teacher
@@ -128,7 +128,7 @@ def test_whole_images_of_any_size_are_padded_and_cropped_again() -> None:
     assert logits.shape == (2, 2, 10, 13)
     assert network.shapes == [(12, 16)]
     even = torch.rand(1, 3, 8, 12)
-    exact = logits_at(nn.functional.avg_pool2d(even[:, :2], 2), (8, 12))
+    exact = scaled(nn.functional.avg_pool2d(even[:, :2], 2), (8, 12))
     assert torch.equal(Segmenter(network=network)(even), exact)
     assert Segmenter(network=network)(even, (20, 30)).shape == (1, 2, 20, 30)
 

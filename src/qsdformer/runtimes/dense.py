@@ -19,9 +19,10 @@ from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.ops import Array
 from qsdformer.graph.post import DetectionPost, RegionPost, SegmentationPost
+from qsdformer.nn.scaling import scaled
 from qsdformer.runtimes.executors import to_pixels
 from qsdformer.runtimes.onnx_predict import OnnxModel
-from qsdformer.runtimes.post import Size, detections, scaled
+from qsdformer.runtimes.post import Size, detections
 from qsdformer.runtimes.regions import Run, region_detections
 from qsdformer.runtimes.runnable import RunnableGraph, runnable
 from qsdformer.tasks.network_images import normalised, placed, whole

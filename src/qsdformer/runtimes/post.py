@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
@@ -22,6 +21,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.graph.ops import Array
 from qsdformer.graph.post import DetectionPost, Level, SegmentationPost
+from qsdformer.nn.scaling import scaled
 
 Size = tuple[int, int]  # height, width
 BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
@@ -40,13 +40,6 @@ def class_maps(
         height, width = pre.place_of(size)
         found.append(scaled(one[None, :, :height, :width], size)[0].argmax(0))
     return found
-
-
-def scaled(maps: Tensor, size: Size) -> Tensor:
-    """Maps (B, C, h, w) as (B, C, *size), bilinear with half-pixel centres."""
-    if maps.shape[-2:] == torch.Size(size):
-        return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def detections(

@@ -10,11 +10,11 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from qsdformer.data import DataInfo
 from qsdformer.data.detection.drawing import Drawn, beside, drawn
 from qsdformer.data.segmentation.overlay import coloured, overlaid
+from qsdformer.nn.scaling import scaled
 
 LIKELY = 0.3  # score from which a detection is drawn
 
@@ -34,7 +34,7 @@ def log_overlays(task: Any, images: Tensor, found: Tensor, masks: Tensor) -> Non
     rows = []
     for image, one, true in zip(images, found, masks, strict=True):
         height, width = true.shape
-        shown = shown_image(_resized(image, (height, width)), task.info)
+        shown = shown_image(scaled(image[None], (height, width))[0], task.info)
         labels = (mask.to(torch.uint8).cpu().numpy() for mask in (one, true))
         predicted, wanted = labels
         parts = (shown, overlaid(shown, predicted, classes), coloured(wanted, classes))
@@ -62,7 +62,7 @@ def log_boxes(
     names = task.info.class_names
     for index, (image, one, true) in enumerate(zip(images, found, targets, strict=True)):
         height, width = (int(side) for side in true["size"])
-        shown = Image.fromarray(_pixels(_resized(image, (height, width))))
+        shown = Image.fromarray(_pixels(scaled(image[None], (height, width))[0]))
         likely = one["scores"] >= LIKELY
         kept = {key: value[likely] for key, value in one.items()}
         pictures = [drawn(shown, as_drawn(kept), names), drawn(shown, as_drawn(true), names)]
@@ -93,9 +93,3 @@ def _pixels(image: Tensor) -> np.ndarray:
     pixels = (255 * image).round().clamp(0, 255).to(torch.uint8)
     colour = pixels.expand(3, *pixels.shape[1:])
     return np.ascontiguousarray(colour.permute(1, 2, 0).cpu().numpy())
-
-
-def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(image.shape[-2:]) == size:
-        return image
-    return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]

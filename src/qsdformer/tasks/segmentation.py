@@ -18,10 +18,11 @@ from qsdformer.data.segmentation.dataset import MaskDataset
 from qsdformer.data.segmentation.labels import IGNORE
 from qsdformer.errors import UserError
 from qsdformer.nn.exact import exact_float32
+from qsdformer.nn.scaling import scaled
 from qsdformer.recipes.recipe import Recipe
 from qsdformer.tasks.base import NetworkTask
 from qsdformer.tasks.pictures import log_overlays
-from qsdformer.tasks.segmenting import MaskScores, Segmenter, logits_at, padded, parts
+from qsdformer.tasks.segmenting import MaskScores, Segmenter, padded, parts
 
 Batch = tuple[Any, Any]  # images and masks, each a tensor or a list of those of each image
 SHOWN = 4  # evaluation images whose overlays TensorBoard gets
@@ -65,7 +66,7 @@ class Segmentation(NetworkTask):
         height, width = masks.shape[-2:]
         images = padded(images, int(getattr(self.model, "multiple", 1)))
         coarse = self.model(self._laid_out(images))["mask"]
-        logits = logits_at(coarse, images.shape[-2:])[..., :height, :width]
+        logits = scaled(coarse, images.shape[-2:])[..., :height, :width]
         loss = self._loss(logits, masks)
         counted = masks != IGNORE
         right = (logits.detach().argmax(1) == masks) & counted

@@ -19,6 +19,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJac
 from qsdformer.data import DataInfo
 from qsdformer.data.segmentation.labels import IGNORE
 from qsdformer.errors import UserError
+from qsdformer.nn.scaling import scaled
 from qsdformer.recipes.dense import SegmentationRecipe
 
 Size = Sequence[int]  # height, width
@@ -44,14 +45,14 @@ class Segmenter:
     def __call__(self, images: Tensor, size: Size | None = None) -> Tensor:
         """Logits at `size`, or at the size of the images."""
         logits = self._whole(images) if self.window is None else self._slide(images)
-        return logits if size is None else logits_at(logits, size)
+        return logits if size is None else scaled(logits, size)
 
     def _whole(self, images: Tensor) -> Tensor:
         """Images are padded with zeros to what the network's strides divide."""
         height, width = images.shape[-2:]
         images = padded(images, int(getattr(self.network, "multiple", 1)))
         coarse = self.network.forward(images)["mask"]
-        return logits_at(coarse, images.shape[-2:])[..., :height, :width]
+        return scaled(coarse, images.shape[-2:])[..., :height, :width]
 
     def _slide(self, images: Tensor) -> Tensor:
         """The mean of the logits of all windows that a pixel is in."""
@@ -86,13 +87,6 @@ def window_starts(length: int, window: int, overlap: float) -> list[int]:
     step = max(1, int(window * (1 - overlap)))
     starts = list(range(0, length - window, step))
     return [*starts, length - window]
-
-
-def logits_at(logits: Tensor, size: Size) -> Tensor:
-    """Logits (B, K, h, w) resized to (B, K, *size), bilinear."""
-    if logits.shape[-2:] == torch.Size(size):
-        return logits
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 class MaskScores(nn.Module):
