@@ -25,10 +25,10 @@ from qsdformer.runtimes.onnx_predict import OnnxModel
 from qsdformer.runtimes.post import Size, detections
 from qsdformer.runtimes.regions import Run, region_detections
 from qsdformer.runtimes.runnable import RunnableGraph, runnable
+from qsdformer.tasks import detecting
 from qsdformer.tasks.network_images import normalised, placed, whole
 
 Model = IntegerGraph | OnnxModel
-MASK_THRESHOLD = 0.5  # of the probability that a pixel is the object's
 
 
 def real_outputs(model: Model, pixels: Array) -> dict[str, Array]:
@@ -112,15 +112,8 @@ class ExportedDetector:
         if isinstance(self.post, RegionPost):
             seen = (self.pre.sides, places, sizes)
             regions = region_detections(self.post, found, self.heads, *seen)
-            return [_with_plain_masks(one) for one in regions]
+            return [detecting.detections(one) for one in regions]
         return detections(self.post, found, self.pre.sides, places, sizes)
-
-
-def _with_plain_masks(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Masks as (N, H, W) bool in place of probabilities (N, 1, H, W)."""
-    if "masks" not in found:
-        return found
-    return {**found, "masks": found["masks"][:, 0] > MASK_THRESHOLD}
 
 
 def fitted_pixels(images: Sequence[Tensor], pre: Preprocessing) -> Array:
