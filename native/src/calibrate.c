@@ -16,7 +16,7 @@ enum { GROUPS = 64, PIXELS = 112, REPEATS = 7, KINDS = 4, MOST_VECTORS = 8 };
 
 /* Nanoseconds for a pixel of GROUPS groups. */
 typedef struct {
-  double dense;            /* and a vector */
+  double dense, listed;    /* and a vector: all groups, and by lists of them */
   double fixed[KINDS];     /* of 1, 2, 4 and 8 vectors by events, whatever is active */
   double groups[KINDS];    /* and for every active group */
 } costs;
@@ -64,13 +64,15 @@ static double time_events(bench *b, const qsd_kernels *kernels, const qsd_dot *d
   return best / PIXELS;
 }
 
-static double time_dense(bench *b, const qsd_kernels *kernels, const qsd_dot *dot) {
+/* By lists of all groups where these are given. */
+static double time_dense(bench *b, const qsd_kernels *kernels, const qsd_dot *dot,
+                         const qsd_common *common) {
   qsd_finish finish = {.small = true, .store = true};
   qsd_step step = {.kind = STEP_DOT, .finish = &finish, .dot = *dot, .vectors = dot->vectors};
   size_t wide = (size_t)dot->vectors * LANES;
   double best = 1e12;
   for (int i = 0; i < REPEATS; i++) {
-    qsd_row row = {.step = &step, .in = b->values, .in_pixel = GROUPS * 4, .scratch = b->scratch,
+    qsd_row row = {.step = &step, .common = common, .in = b->values, .in_pixel = GROUPS * 4, .scratch = b->scratch,
                    .tile = {.out = b->sums, .out_pixel = wide, .steps = 1, .pixels = PIXELS,
                             .vectors = dot->vectors}};
     double from = now();
@@ -81,6 +83,17 @@ static double time_dense(bench *b, const qsd_kernels *kernels, const qsd_dot *do
   return best / PIXELS / dot->vectors;
 }
 
+static double time_listed(bench *b, const qsd_kernels *kernels, const qsd_dot *dot) {
+  enum { TILES = PIXELS / TILE, PITCH = GROUPS + LANES };
+  uint16_t *lists = b->list, counts[TILES];
+  for (int i = 0; i < TILES; i++) {
+    counts[i] = GROUPS;
+    for (int g = 0; g < GROUPS; g++) lists[i * PITCH + g] = (uint16_t)g;
+  }
+  qsd_common common = {.lists = lists, .counts = counts, .pitch = PITCH, .row = TILES};
+  return time_dense(b, kernels, dot, &common);
+}
+
 static bool measure(const qsd_kernels *kernels, costs *found) {
   bench *b = aligned_alloc(64, (sizeof *b + 63) / 64 * 64);
   if (!b) return false;
@@ -89,6 +102,7 @@ static bool measure(const qsd_kernels *kernels, costs *found) {
   for (int k = 0; k < KINDS; k++) {
     int vectors = 1 << k, each = (int)qsd_min(vectors, 2);
     qsd_dot dot = {.vectors = each, .blocks = vectors / each, .positions = 1, .groups = GROUPS,
+                   .tile_groups = qsd_tile_groups(GROUPS),
                    .planes = 1, .offsets = START, .codes = b->codes,
                    .block_codes = (size_t)GROUPS * (size_t)each * LANES * 4};
     fill(b, kernels, 2);
@@ -97,7 +111,9 @@ static bool measure(const qsd_kernels *kernels, costs *found) {
     double many = time_events(b, kernels, &dot, vectors), count_many = b->ranks[PIXELS];
     found->groups[k] = (many - few) / (count_many - count_few) * PIXELS;
     found->fixed[k] = qsd_max(0, (int64_t)(few - found->groups[k] * count_few / PIXELS));
-    if (each == 2 && vectors == 2) found->dense = time_dense(b, kernels, &dot);
+    if (each != 2 || vectors != 2) continue;
+    found->dense = time_dense(b, kernels, &dot, NULL);
+    if (kernels->tiles) found->listed = time_listed(b, kernels, &dot);
   }
   free(b);
   return true;
@@ -108,13 +124,13 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct {
   const qsd_kernels *kernels;
   costs costs;
-} known[4];
+} known[5];
 
 static costs costs_of(const qsd_kernels *kernels) {
   costs found = {0};
   pthread_mutex_lock(&lock);
   size_t i = 0;
-  while (i < 3 && known[i].kernels && known[i].kernels != kernels) i++;
+  while (i < 4 && known[i].kernels && known[i].kernels != kernels) i++;
   if (!known[i].kernels && measure(kernels, &known[i].costs)) known[i].kernels = kernels;
   if (known[i].kernels == kernels) found = known[i].costs;
   pthread_mutex_unlock(&lock);
@@ -125,7 +141,14 @@ bool qsd_event_costs(const qsd_kernels *kernels, qsd_step *step) {
   costs cost = costs_of(kernels);
   int kind = step->event_vectors == 8 ? 3 : step->event_vectors == 4 ? 2 : step->event_vectors - 1;
   if (cost.groups[kind] <= 0) return false;
-  double groups = (double)step->dot.positions * step->dot.groups;
+  const qsd_dot *dot = &step->dot;
+  if (kernels->tiles) { /* they may be filled in part */
+    double share = qsd_tile_rows(step->band_pixels) * dot->tile_groups / 256.0;
+    if (!qsd_tiles_pay(dot, step->band_pixels)) share = 0;
+    step->dense_gain = fmax(1, cost.listed / cost.dense * share);
+    cost.dense = cost.listed / step->dense_gain;
+  }
+  double groups = (double)dot->positions * dot->groups;
   double dense = groups / GROUPS * cost.dense * step->event_vectors;
   double near = 8.0 * qsd_near_groups();
   double runs = ceil(step->dot.groups * step->event_vectors / near); /* of a position */

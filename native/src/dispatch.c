@@ -1,4 +1,5 @@
 /* Which kernels this processor can run. */
+#define _DEFAULT_SOURCE
 #include <string.h>
 
 #include "plan.h"
@@ -6,8 +7,13 @@
 extern const qsd_kernels qsd_kernels_portable;
 #ifdef QSD_X86
 extern const qsd_kernels qsd_kernels_avx2, qsd_kernels_avxvnni, qsd_kernels_avx512vnni;
+#ifdef QSD_AMX
+extern const qsd_kernels qsd_kernels_amx;
+#endif
 
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 /* Bit `bit` of what cpuid says of leaf 7, and whether the system saves the registers in `state`. */
 static bool has(int subleaf, int word, int bit, uint32_t state) {
@@ -29,6 +35,15 @@ static bool has_avx512vnni(void) { /* BMI, BMI2, F, DQ, BW, VL, VNNI */
     if (!has(0, LEAF[i][0], LEAF[i][1], 0xe6)) return false;
   return true;
 }
+#ifdef QSD_AMX
+/* AMX-TILE, AMX-INT8, and the system's leave to use tiles, which all threads of the process then
+ * have; Linux asks that every alternative signal stack can hold them. */
+static bool has_amx(void) {
+  enum { ASK_FOR_STATE = 0x1023, TILES = 18 };
+  return has_avx512vnni() && has(0, 3, 24, 0x600e6) && has(0, 3, 25, 0x600e6) &&
+         syscall(SYS_arch_prctl, ASK_FOR_STATE, TILES) == 0;
+}
+#endif
 #endif
 
 static bool always(void) { return true; }
@@ -38,6 +53,9 @@ const qsd_kernels *qsd_pick_kernels(const char *isa) {
     const qsd_kernels *kernels;
     bool (*runs)(void);
   } KNOWN[] = {
+#ifdef QSD_AMX
+      {&qsd_kernels_amx, has_amx},
+#endif
 #ifdef QSD_X86
       {&qsd_kernels_avx512vnni, has_avx512vnni},
       {&qsd_kernels_avxvnni, has_avxvnni},

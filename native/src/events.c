@@ -122,15 +122,17 @@ bool qsd_plan_events(qsd_pool *pool, const qsd_kernels *kernels, qsd_events_mode
     step->band_rows = (int)qsd_min(step->pad_op->height, qsd_max(1, most / width));
     int all = step->blocks * step->vectors;
     step->event_vectors = all >= 8 ? 8 : all >= 4 ? 4 : all >= 2 ? 2 : 1;
+    step->dense_gain = 1;
     if (kernels->events && !qsd_event_costs(kernels, step)) continue;
     if (!kernels->events) step->event_runs = 1;
-    step->tile_slope = TILES_WORSE;
+    step->tile_slope = TILES_WORSE * step->dense_gain;
     int tile = qsd_tile_pixels(step), words = (step->dot.groups + 63) / 64;
     double groups = (double)step->dot.groups * tile;
     step->tile_fixed = words * (WORD_CYCLES + PIXEL_CYCLES * tile) / (groups * step->event_vectors) +
                        TILE_CYCLES / (groups * step->dot.positions * step->vectors);
+    step->tile_fixed *= step->dense_gain;
     if (width < tile) step->tile_fixed = 1;
-    double looking = BAND_CYCLES / ((double)step->band_rows * step->band_pixels * step->steps *
+    double looking = step->dense_gain * BAND_CYCLES / ((double)step->band_rows * step->band_pixels * step->steps *
                                     step->dot.positions * step->dot.groups * all);
     step->event_looking = kernels->events ? looking : NEVER;
     step->tile_fixed += looking;

@@ -176,6 +176,17 @@ INLINE void tile_sums(const qsd_row *r, qsd_tile *t, int x, __attribute__((unuse
   }
 }
 
+/* Sums of any number of pixels. */
+static void dots(const qsd_dot *d, const uint8_t *in, size_t pixel, int pixels, int vectors,
+                 const int8_t *codes, const int32_t *start, int32_t *sums) {
+  const int tile = vectors == 4 ? TILE / 2 : TILE, tiles = (pixels + tile - 1) / tile;
+  for (int i = 0; i < tiles; i++) {
+    const int from = pixels * i / tiles, count = pixels * (i + 1) / tiles - from;
+    dot(d, in + (size_t)from * pixel, pixel, count, vectors, codes, start,
+        sums + (size_t)from * (size_t)vectors * LANES);
+  }
+}
+
 static void gather(const qsd_dot *d, const uint8_t *const *from, int pixels, size_t size,
                    uint8_t *to) {
   typedef struct { /* in one go */
@@ -260,8 +271,17 @@ static void planes(const int32_t *values, int channels, uint32_t bias, int count
 #define WIDE false
 #endif
 
+#define KERNELS                                                                                   \
+  .finish = finish, .gather = gather, EVENTS LISTS .attention = attention, .planes = planes,      \
+  .pixel_planes = pixel_planes, .pairs = WIDE, .split_codes = SPLIT, .wide_products = WIDE
+
 extern const qsd_kernels JOIN(qsd_kernels_, QSD_SET);
 const qsd_kernels JOIN(qsd_kernels_, QSD_SET) = {
-    .name = QSD_NAME, .row = row, .finish = finish,
-    .dot = dot, .gather = gather, EVENTS LISTS .attention = attention, .planes = planes,
-    .pixel_planes = pixel_planes, .pairs = WIDE, .split_codes = SPLIT, .wide_products = WIDE};
+    .name = QSD_NAME, .row = row, .dots = dots, KERNELS};
+
+#ifdef QSD_AMX
+#include "dot_amx.h"
+extern const qsd_kernels qsd_kernels_amx;
+const qsd_kernels qsd_kernels_amx = {
+    .name = "amx", .row = amx_row, .dots = amx_dots, .tiles = true, KERNELS};
+#endif

@@ -106,6 +106,7 @@ int qsd_pack_dot(qsd_builder *builder, const qsd_plan *plan, qsd_step *step) {
                         .positions = all,
                         .groups = l.groups,
                         .pairs = step->pairs,
+                        .tile_groups = qsd_tile_groups(l.groups),
                         .run = run_of(op, x, in),
                         .planes = in->planes,
                         .plane_size = qsd_image_size(in) * (size_t)in->n,

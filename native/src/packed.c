@@ -67,18 +67,19 @@ static void put(const pixels_of *to, int count, size_t at, size_t bytes, const u
 
 void qsd_run_packed(const qsd_runner *r, int part, int parts) {
   const qsd_step *step = r->step;
-  const int all = step->outer * step->rows * step->width, tile = qsd_tile_pixels(step);
+  const int all = step->outer * step->rows * step->width;
   static const size_t START[1];
   qsd_dot dot = step->dot; /* all positions of a window are one */
   dot.positions = 1;
   dot.groups *= step->dot.positions;
+  dot.tile_groups = qsd_tile_groups(dot.groups);
   dot.offsets = START;
   const places p = find_places(step->packed, &step->dot);
   const size_t window = window_bytes(&step->dot);
   uint8_t *scratch = (uint8_t *)r->scratch;
   pixels_of in, residual, out, counts;
   for (int first = 0; first < all; first += step->packed) {
-    const int pixels = (int)qsd_min(step->packed, all - first), tiles = (pixels + tile - 1) / tile;
+    const int pixels = (int)qsd_min(step->packed, all - first);
     find_pixels(&r->in, step, first, pixels, &in);
     find_pixels(&r->residual, step, first, pixels, &residual);
     find_pixels(&r->out, step, first, pixels, &out);
@@ -92,12 +93,8 @@ void qsd_run_packed(const qsd_runner *r, int part, int parts) {
       const size_t c = (size_t)channel, wide = (size_t)vectors * LANES;
       qsd_tile t = {.sums = r->scratch, .sums_pixel = (size_t)made * LANES, .steps = 1,
                     .pixels = pixels, .vectors = vectors, .channel = channel};
-      for (int i = 0; i < tiles; i++) {
-        int from = pixels * i / tiles, to = pixels * (i + 1) / tiles;
-        r->kernels->dot(&dot, scratch + p.windows + (size_t)from * window, window, to - from, made,
-                        codes, dot.start ? dot.start + channel : NULL,
-                        r->scratch + (size_t)from * t.sums_pixel);
-      }
+      r->kernels->dots(&dot, scratch + p.windows, window, pixels, made, codes,
+                       dot.start ? dot.start + channel : NULL, r->scratch);
       if (r->residual.first) {
         take(&residual, pixels, 4 * c, 4 * wide, scratch + p.residual);
         t.residual = (const int32_t *)(const void *)(scratch + p.residual);

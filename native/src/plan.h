@@ -67,6 +67,7 @@ typedef struct {
   /* Up to 8 channels: groups of 8, of which even lanes take the first 4 and odd ones the others;
    * lanes 2 o and 2 o + 1 are of output o. */
   bool pairs;
+  int tile_groups; /* that a tile of 64 bytes holds: as many as divide `groups` */
   int run; /* groups of which the sums of two products each fit 16 bits; 0: few */
   size_t plane_size;
   const size_t *offsets; /* of positions, in bytes */
@@ -172,13 +173,14 @@ typedef struct {
   void (*pixel_planes)(const uint8_t *pixels, size_t map, int channels, const int32_t *table,
                        int width, uint32_t bias, int planes, size_t plane, uint8_t *to);
   /* Sums of pixels [pixels][vectors * LANES], of the first `vectors` of a block: 1, 2 or 4. */
-  void (*dot)(const qsd_dot *dot, const uint8_t *in, size_t pixel, int pixels, int vectors,
+  void (*dots)(const qsd_dot *dot, const uint8_t *in, size_t pixel, int pixels, int vectors,
               const int8_t *codes, const int32_t *start, int32_t *sums);
   /* The windows of pixels one after the other, `size` bytes each; up to 63 more are written. */
   void (*gather)(const qsd_dot *dot, const uint8_t *const *from, int pixels, size_t size,
                  uint8_t *to);
   bool wide_products; /* products of 64 bits are as good as such of 32 */
   bool pairs; /* there are products of pairs of groups */
+  bool tiles; /* dense products go by tiles where these pay */
   int split_codes; /* products of bytes must be split where they could pass 16 bits */
 } qsd_kernels;
 
@@ -213,6 +215,7 @@ struct qsd_step {
   bool keeps_lists; /* of all bands, what their tiles have in common */
   double event_looking, event_fixed, event_slope, event_runs; /* looking: either way */
   double tile_fixed, tile_slope; /* the same by groups that tiles have in common */
+  double dense_gain; /* how many times sooner dense products are done than by lists of all groups */
   const uint16_t *rows_at, *bits_at; /* of each position: its row, and its first group in it */
   const int8_t *ahead;  /* codes of the next products, at least as many as of a block here; NULL */
 };
@@ -310,6 +313,25 @@ static inline size_t qsd_position_bytes(const qsd_dot *dot) {
 
 /* Of the vectors of sums that are needed, how many are made. */
 static inline int qsd_made_vectors(int vectors) { return vectors == 3 ? 4 : vectors; }
+
+/* Where there are tiles of 16 pixels by 16 groups: the most groups that divide all, and pixels of a
+ * row, as tiles of one size. */
+static inline int qsd_tile_groups(int groups) {
+  int each = (int)qsd_min(groups, 16);
+  while (groups % each) each--;
+  return each;
+}
+
+static inline int qsd_tile_rows(int pixels) {
+  int count = (pixels + 15) / 16;
+  return (pixels + count - 1) / count;
+}
+
+/* Whether they are used: where tiles are filled enough, and there is enough to do for a row. */
+static inline bool qsd_tiles_pay(const qsd_dot *dot, int pixels) {
+  return !dot->pairs && dot->planes == 1 && qsd_tile_rows(pixels) * dot->tile_groups >= 48 &&
+         (int64_t)dot->positions * dot->groups * pixels >= 1000;
+}
 
 /* Pixels of which sums are held at a time. */
 static inline int qsd_tile_pixels(const qsd_step *step) {

@@ -11,6 +11,9 @@ from qsdformer.runtimes import native
 # Instruction sets, and whether sums are made by the active groups alone, of each pixel or of each
 # tile; not all sets can do that.
 SETS = (
+    "amx",
+    "amx by events",
+    "amx by tiles",
     "avx512vnni",
     "avx512vnni by events",
     "avx512vnni by tiles",
