@@ -73,7 +73,7 @@ static double time_dense(bench *b, const qsd_kernels *kernels, const qsd_dot *do
   double best = 1e12;
   for (int i = 0; i < REPEATS; i++) {
     qsd_row row = {.step = &step, .common = common, .in = b->values, .in_pixel = GROUPS * 4, .scratch = b->scratch,
-                   .tile = {.out = b->sums, .out_pixel = wide, .steps = 1, .pixels = PIXELS,
+                   .tile = {.out = (uint8_t *)b->sums, .out_pixel = 4 * wide, .steps = 1, .pixels = PIXELS,
                             .vectors = dot->vectors}};
     double from = now();
     kernels->row(&row);

@@ -3,6 +3,7 @@
 
 #define SPLIT 0
 #define QSD_OWN_CONVERSIONS
+#define QSD_OWN_WORDS
 #define QSD_OWN_DEPTHWISE
 #define QSD_OWN_COUNTS
 #define QSD_OWN_EVENTS
@@ -26,6 +27,14 @@ INLINE ints max16(ints a, ints b) { return (ints)_mm512_max_epi32((__m512i)a, (_
 
 INLINE void store_bytes(uint8_t *p, ints x) {
   _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8((__m512i)x));
+}
+
+INLINE void store_words(uint8_t *p, ints x) {
+  _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16((__m512i)x));
+}
+
+INLINE ints load_words(const uint8_t *p) {
+  return (ints)_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)p));
 }
 
 INLINE ints load_bytes(const uint8_t *p) {

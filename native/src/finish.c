@@ -196,7 +196,11 @@ static bool is_small(const qsd_kernels *kernels, const qsd_factors *f) {
   return !f || (kernels->wide_products ? f->factor : f->high);
 }
 
-int qsd_pack_finish(qsd_builder *builder, qsd_step *step) {
+static bool is_narrow(const qsd_plan *plan, int tensor) {
+  return tensor >= 0 && plan->tensors[tensor].bytes == 2;
+}
+
+int qsd_pack_finish(qsd_builder *builder, const qsd_plan *plan, qsd_step *step) {
   const qsd_op *ops = builder->graph->ops;
   int wide = step->blocks * step->vectors * LANES;
   qsd_finish *finish = qsd_alloc(&builder->pool, 1, sizeof *finish);
@@ -219,6 +223,9 @@ int qsd_pack_finish(qsd_builder *builder, qsd_step *step) {
       if (x->bound[c] + y->bound[c] > (double)finish->add_limit) finish->add_fits = false;
   }
   finish->store = step->out >= 0;
+  finish->narrow_residual = is_narrow(plan, step->residual);
+  finish->narrow_out = is_narrow(plan, step->out);
+  step->narrow_source = step->kind == STEP_LOAD && is_narrow(plan, step->source);
   int status = step->neuron < 0 ? QSD_OK : pack_neuron(builder, step, finish);
   finish->small = step->steps == 1 && !finish->neuron_scale && finish->neuron <= NEURON_EVEN &&
                   is_small(builder->kernels, finish->scale) &&

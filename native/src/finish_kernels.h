@@ -35,20 +35,30 @@ INLINE ints add_within(ints x, ints y, int32_t limit) {
   return max16(min16(sum, (ints){0} + limit), (ints){0} - limit);
 }
 
+/* Potentials, in 16 bits where that is proved to hold them. */
+INLINE ints load_value(const uint8_t *p, bool is_narrow) {
+  return is_narrow ? load_words(p) : load_ints((const int32_t *)(const void *)p);
+}
+
+INLINE void store_value(uint8_t *p, ints x, bool is_narrow) {
+  if (is_narrow) store_words(p, x);
+  else store_ints((int32_t *)(void *)p, x);
+}
+
 /* The value of a pixel's vector after factor, shortcut, storing and the neuron's factor. */
-INLINE ints value16(const qsd_finish *f, ints x, const int32_t *residual, int32_t *out, int c) {
+INLINE ints value16(const qsd_finish *f, ints x, const uint8_t *residual, uint8_t *out, int c) {
   if (f->scale || f->add) {
     wide_ints y = widen(&x);
     if (f->scale) y = scale16(y, f->scale, c);
     if (f->add) {
-      ints r = load_ints(residual);
+      ints r = load_value(residual, f->narrow_residual);
       wide_ints z = widen(&r);
       if (f->residual_scale) z = scale16(z, f->residual_scale, c);
       y = clamp16((wide_ints){y.low + z.low, y.high + z.high}, f->add_limit);
     }
     x = narrow(y);
   }
-  if (f->store) store_ints(out, x);
+  if (f->store) store_value(out, x, f->narrow_out);
   if (f->neuron_scale) x = narrow(scale16(widen(&x), f->neuron_scale, c));
   return x;
 }
@@ -141,6 +151,8 @@ static void count(const qsd_finish *f, const qsd_tile *t) {
 }
 
 INLINE void small_tile(const qsd_finish *f, const qsd_tile *t, const bool scale, const bool add) {
+  const bool narrow_residual = f->narrow_residual, narrow_out = f->narrow_out;
+  const int residual_lane = narrow_residual ? 2 : 4, out_lane = narrow_out ? 2 : 4; /* bytes */
   const bool scales_residual = add && f->residual_scale, fits = f->add_fits, store = f->store;
   const bool counts = f->neuron;
   const int32_t limit = (int32_t)f->add_limit;
@@ -150,8 +162,8 @@ INLINE void small_tile(const qsd_finish *f, const qsd_tile *t, const bool scale,
   for (int lane = 0; lane < t->vectors * LANES; lane += WIDTH) {
     const int c = t->channel + lane;
     const int32_t *sums = t->sums + lane;
-    const int32_t *residual = add ? t->residual + lane : NULL;
-    int32_t *out = store ? t->out + lane : NULL;
+    const uint8_t *residual = add ? t->residual + lane * residual_lane : NULL;
+    uint8_t *out = store ? t->out + lane * out_lane : NULL;
     uint8_t *to = counts ? t->counts + lane : NULL;
     small_factors factors = {0}, others = {0};
     if (scale) factors = load_factors(f->scale, c);
@@ -162,14 +174,14 @@ INLINE void small_tile(const qsd_finish *f, const qsd_tile *t, const bool scale,
       sums += sums_pixel;
       if (scale) x = scale_small(x, &factors);
       if (add) {
-        ints r = load_ints(residual);
+        ints r = load_value(residual, narrow_residual);
         residual += residual_pixel;
         if (scales_residual) r = scale_small(r, &others);
         if (fits) x += r;
         else x = add_within(x, r, limit);
       }
       if (store) {
-        store_ints(out, x);
+        store_value(out, x, narrow_out);
         out += out_pixel;
       }
       if (counts) {
@@ -201,9 +213,13 @@ static void finish(const qsd_finish *f, const qsd_tile *t) {
       for (int i = 0; i < t->steps; i++) {
         size_t at = (size_t)p, step = (size_t)i, lane = (size_t)v;
         ints x = load_ints(t->sums + at * t->sums_pixel + step * t->sums_step + lane);
-        const int32_t *residual =
-            f->add ? t->residual + at * t->residual_pixel + step * t->residual_step + lane : NULL;
-        int32_t *out = f->store ? t->out + at * t->out_pixel + step * t->out_step + lane : NULL;
+        const uint8_t *residual = f->add ? t->residual + at * t->residual_pixel +
+                                               step * t->residual_step +
+                                               lane * (f->narrow_residual ? 2 : 4)
+                                         : NULL;
+        uint8_t *out = f->store ? t->out + at * t->out_pixel + step * t->out_step +
+                                      lane * (f->narrow_out ? 2 : 4)
+                                : NULL;
         x = value16(f, x, residual, out, c);
         if (f->neuron == NEURON_NONE) continue;
         uint8_t *counts = t->counts + at * t->counts_pixel + step * t->counts_step + lane;

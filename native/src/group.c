@@ -34,27 +34,28 @@ static qsd_map find_map(const qsd_plan *plan, uint8_t *arena, int number) {
 }
 
 /* Bytes as 32-bit numbers, [steps][pixels][channels of the tile], in scratch memory. */
-static const int32_t *widened(const qsd_map *map, const uint8_t *from, qsd_tile *tile, int32_t *to,
+static const uint8_t *widened(const qsd_map *map, const uint8_t *from, qsd_tile *tile, int32_t *to,
                               size_t *pixel, size_t *step) {
   size_t channels = (size_t)tile->vectors * LANES;
-  *pixel = channels;
-  *step = channels * (size_t)tile->pixels;
+  *pixel = 4 * channels;
+  *step = *pixel * (size_t)tile->pixels;
   for (int s = 0; s < tile->steps; s++)
     for (int p = 0; p < tile->pixels; p++) {
       const uint8_t *x = from + (size_t)s * map->image + (size_t)p * map->pixel;
-      int32_t *y = to + (size_t)s * *step + (size_t)p * channels;
+      int32_t *y = to + ((size_t)s * (size_t)tile->pixels + (size_t)p) * channels;
       for (size_t c = 0; c < channels; c++) y[c] = x[c];
     }
-  return to;
+  return (const uint8_t *)to;
 }
 
-static const int32_t *operand(const qsd_map *map, int n, int y, int x, qsd_tile *tile,
+/* Values in 16 or 32 bits, and how far pixels and time steps are apart in bytes. */
+static const uint8_t *operand(const qsd_map *map, int n, int y, int x, qsd_tile *tile,
                               int32_t *scratch, size_t *pixel, size_t *step) {
   const uint8_t *from = qsd_at_pixel(map, n, y, x, tile->channel);
   if (map->bytes == 1) return widened(map, from, tile, scratch, pixel, step);
-  *pixel = map->pixel / sizeof(int32_t);
-  *step = map->image / sizeof(int32_t);
-  return (const int32_t *)(const void *)from;
+  *pixel = map->pixel;
+  *step = map->image;
+  return from;
 }
 
 void qsd_find_tile(const qsd_runner *r, int n, int y, int x, qsd_tile *tile) {
@@ -64,9 +65,9 @@ void qsd_find_tile(const qsd_runner *r, int n, int y, int x, qsd_tile *tile) {
                              &tile->residual_step);
   }
   if (r->out.first) {
-    tile->out = (int32_t *)(void *)qsd_at_pixel(&r->out, n, y, x, tile->channel);
-    tile->out_pixel = r->out.pixel / sizeof(int32_t);
-    tile->out_step = r->out.image / sizeof(int32_t);
+    tile->out = qsd_at_pixel(&r->out, n, y, x, tile->channel);
+    tile->out_pixel = r->out.pixel;
+    tile->out_step = r->out.image;
   }
   if (r->counts.first) {
     tile->counts = qsd_at_pixel(&r->counts, n, y, x, tile->channel);
@@ -98,7 +99,10 @@ void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int rows, in
   tile->channel = block * step->vectors * LANES;
   tile->vectors = (int)qsd_min(step->vectors, r->all_vectors - block * step->vectors);
   if (step->kind == STEP_LOAD) {
-    tile->sums = operand(&r->in, n, y, x, tile, r->scratch, &tile->sums_pixel, &tile->sums_step);
+    row.in = operand(&r->in, n, y, x, tile, r->scratch, &row.in_pixel, &row.in_step);
+    tile->sums = (const int32_t *)(const void *)row.in;
+    tile->sums_pixel = row.in_pixel / sizeof(int32_t);
+    tile->sums_step = row.in_step / sizeof(int32_t);
   } else {
     row.in = qsd_at_pixel(&r->in, n, y, x, 0);
     row.in_pixel = r->in.pixel;
@@ -106,9 +110,8 @@ void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int rows, in
     row.rows = r->in_rows - y * step->stride;
   }
   qsd_find_tile(r, n, y, x, tile);
-  const int32_t *residual = tile->residual;
-  int32_t *out = tile->out;
-  uint8_t *counts = tile->counts;
+  const uint8_t *residual = tile->residual;
+  uint8_t *out = tile->out, *counts = tile->counts;
   for (;;) {
     r->kernels->row(&row);
     if (--rows == 0) return;
@@ -119,14 +122,11 @@ void qsd_run_span(const qsd_runner *r, int block, int outer, int y, int rows, in
       lists.lists += lists.row * lists.pitch;
       lists.counts += lists.row;
     }
-    if (step->kind == STEP_LOAD) {
-      tile->sums += r->in.row / sizeof(int32_t);
-    } else {
-      row.in += r->in.row;
-      row.rows -= step->stride;
-    }
-    if (residual) tile->residual = residual += r->residual.row / sizeof(int32_t);
-    if (out) tile->out = out += r->out.row / sizeof(int32_t);
+    row.in += r->in.row;
+    if (step->kind == STEP_LOAD) tile->sums = (const int32_t *)(const void *)row.in;
+    else row.rows -= step->stride;
+    if (residual) tile->residual = residual += r->residual.row;
+    if (out) tile->out = out += r->out.row;
     if (counts) tile->counts = counts += r->counts.row;
   }
 }

@@ -17,6 +17,7 @@ enum { WIDTH = LANES / 4 };
 typedef int32_t ints __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 typedef int32_t half_ints __attribute__((vector_size(2 * WIDTH), aligned(4), may_alias));
 typedef int64_t longs __attribute__((vector_size(4 * WIDTH), aligned(8), may_alias));
+typedef int16_t words __attribute__((vector_size(2 * WIDTH), aligned(1), may_alias));
 typedef uint8_t octets __attribute__((vector_size(WIDTH), aligned(1), may_alias));
 typedef struct {
   longs low, high;
@@ -76,6 +77,19 @@ INLINE ints load_bytes(const uint8_t *p) {
 
 /* sums + x * y, where x lies in 0..32767 and y fits 16 bits. */
 INLINE ints add_small_products(ints sums, ints x, ints y) { return sums + x * y; }
+#endif
+
+#ifndef QSD_OWN_WORDS
+INLINE void store_words(uint8_t *p, ints x) {
+  words y = __builtin_convertvector(x, words);
+  memcpy(p, &y, sizeof y);
+}
+
+INLINE ints load_words(const uint8_t *p) {
+  words x;
+  memcpy(&x, p, sizeof x);
+  return __builtin_convertvector(x, ints);
+}
 #endif
 
 INLINE longs load_longs(const int64_t *p) {
@@ -205,16 +219,31 @@ static void gather(const qsd_dot *d, const uint8_t *const *from, int pixels, siz
     }
 }
 
+/* Pixels x.. of values in 16 bits, into scratch memory. */
+static void tile_words(const qsd_row *r, qsd_tile *t, int x) {
+  t->sums = r->scratch;
+  t->sums_pixel = (size_t)t->vectors * LANES;
+  t->sums_step = t->sums_pixel * TILE;
+  for (int s = 0; s < t->steps; s++)
+    for (int p = 0; p < t->pixels; p++) {
+      const uint8_t *from = r->in + (size_t)s * r->in_step + (size_t)(x + p) * r->in_pixel;
+      int32_t *to = r->scratch + (size_t)s * t->sums_step + (size_t)p * t->sums_pixel;
+      for (int lane = 0; lane < t->vectors * LANES; lane += WIDTH)
+        store_ints(to + lane, load_words(from + 2 * (size_t)lane));
+    }
+}
+
 static void row(qsd_row *r) {
   qsd_tile *t = &r->tile;
-  if (r->step->kind == STEP_LOAD) {
+  if (r->step->kind == STEP_LOAD && !r->step->narrow_source) {
     finish(r->step->finish, t);
     return;
   }
   const int tile = qsd_tile_pixels(r->step), pixels = t->pixels;
   for (int x = 0; x < pixels; x += tile) {
     t->pixels = (int)qsd_min(tile, pixels - x);
-    tile_sums(r, t, x, pixels);
+    if (r->step->kind == STEP_LOAD) tile_words(r, t, x);
+    else tile_sums(r, t, x, pixels);
     finish(r->step->finish, t);
     if (t->residual) t->residual += (size_t)tile * t->residual_pixel;
     if (t->out) t->out += (size_t)tile * t->out_pixel;

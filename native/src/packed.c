@@ -96,20 +96,20 @@ void qsd_run_packed(const qsd_runner *r, int part, int parts) {
       r->kernels->dots(&dot, scratch + p.windows, window, pixels, made, codes,
                        dot.start ? dot.start + channel : NULL, r->scratch);
       if (r->residual.first) {
-        take(&residual, pixels, 4 * c, 4 * wide, scratch + p.residual);
-        t.residual = (const int32_t *)(const void *)(scratch + p.residual);
-        t.residual_pixel = wide;
+        t.residual_pixel = r->residual.bytes * wide;
+        take(&residual, pixels, r->residual.bytes * c, t.residual_pixel, scratch + p.residual);
+        t.residual = scratch + p.residual;
       }
       if (r->out.first) {
-        t.out = (int32_t *)(void *)(scratch + p.out);
-        t.out_pixel = wide;
+        t.out = scratch + p.out;
+        t.out_pixel = r->out.bytes * wide;
       }
       if (r->counts.first) {
         t.counts = scratch + p.counts;
         t.counts_pixel = wide;
       }
       r->kernels->finish(step->finish, &t);
-      if (r->out.first) put(&out, pixels, 4 * c, 4 * wide, scratch + p.out);
+      if (r->out.first) put(&out, pixels, r->out.bytes * c, t.out_pixel, scratch + p.out);
       if (r->counts.first) put(&counts, pixels, c, wide, scratch + p.counts);
     }
   }

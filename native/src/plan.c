@@ -44,7 +44,7 @@ static int value_tensor(qsd_planner *p, int number) {
   number = root_of(p, number);
   if (p->plan->value[number] >= 0) return p->plan->value[number];
   const qsd_op *op = qsd_op_at(p, number);
-  qsd_tensor tensor = {.bytes = is_byte(p, number) ? 1 : 4,
+  qsd_tensor tensor = {.bytes = is_byte(p, number) ? 1 : p->word[number] ? 2 : 4,
                        .n = p->plan->leading[number],
                        .height = op->height,
                        .width = op->width,
@@ -175,6 +175,25 @@ static int by_key(const void *a, const void *b) {
   return order ? order : (y->kind == STEP_PLANES) - (x->kind == STEP_PLANES);
 }
 
+/* Potentials that fit 16 bits, where steps of sums alone make and read them. */
+static void find_words(qsd_planner *p) {
+  for (int i = 0; i < p->plan->step_count; i++) {
+    const qsd_step *step = &p->plan->steps[i];
+    int made = step->kind == STEP_OP ? -1 : step->cur;
+    if (made >= 0 && made != step->source_op && qsd_op_at(p, made)->most <= INT16_MAX)
+      p->word[made] = true;
+  }
+  for (int i = 0; i < p->plan->step_count; i++) {
+    const qsd_step *step = &p->plan->steps[i];
+    if (step->kind == STEP_DOT || step->kind == STEP_DEPTHWISE)
+      p->word[root_of(p, step->source_op)] = false;
+    for (int j = 0; step->kind == STEP_OP && j < qsd_op_at(p, step->op)->input_count; j++)
+      p->word[root_of(p, qsd_op_at(p, step->op)->inputs[j])] = false;
+  }
+  for (int i = 0; i < p->graph->op_count; i++)
+    if (p->result[i]) p->word[root_of(p, i)] = false;
+}
+
 static void place_tensors(qsd_planner *p) {
   int groups = p->plan->step_count; /* byte planes add steps, each before its first reader */
   for (int i = 0; i < groups; i++) {
@@ -211,6 +230,7 @@ static bool prepare(qsd_planner *p) {
   p->planes = qsd_alloc(pool, count, sizeof *p->planes);
   p->plane_step = qsd_alloc(pool, count, sizeof *p->plane_step);
   p->result = qsd_alloc(pool, count, sizeof *p->result);
+  p->word = qsd_alloc(pool, count, sizeof *p->word);
   p->absorbed = qsd_alloc(pool, count, sizeof *p->absorbed);
   p->deferred = qsd_alloc(pool, count, sizeof *p->deferred);
   p->plan->value = qsd_alloc(pool, count, sizeof *p->plan->value);
@@ -219,7 +239,7 @@ static bool prepare(qsd_planner *p) {
   p->plan->tables = qsd_alloc(pool, count, sizeof *p->plan->tables);
   p->plan->steps = qsd_alloc(pool, 2 * count + 2, sizeof *p->plan->steps);
   p->plan->tensors = qsd_alloc(pool, 2 * count, sizeof *p->plan->tensors);
-  if (!p->uses || !p->first_use || !p->pad || !p->planes || !p->plane_step || !p->result || !p->absorbed || !p->deferred ||
+  if (!p->uses || !p->first_use || !p->pad || !p->planes || !p->plane_step || !p->result || !p->word || !p->absorbed || !p->deferred ||
       !p->plan->value || !p->plan->leading || !p->plan->input_of || !p->plan->tables || !p->plan->steps || !p->plan->tensors)
     return false;
   for (uint64_t i = 0; i < count; i++) p->planes[i] = p->plan->value[i] = -1;
@@ -250,6 +270,7 @@ int qsd_build_plan(qsd_builder *builder, bool frames, int images, qsd_plan *plan
     return qsd_fail(builder->error, QSD_BAD_ARGUMENT, "this network does not take frames");
   find_pads(&p);
   qsd_make_steps(&p);
+  find_words(&p);
   place_tensors(&p);
   qsort(plan->steps, (size_t)plan->step_count, sizeof *plan->steps, by_key);
   qsd_find_lives(p.graph, p.result, plan);
@@ -261,7 +282,7 @@ int qsd_build_plan(qsd_builder *builder, bool frames, int images, qsd_plan *plan
     int status = QSD_OK;
     if (step->kind == STEP_DOT) status = qsd_pack_dot(builder, plan, step);
     if (step->kind == STEP_DEPTHWISE) status = qsd_pack_depthwise(builder, plan, step);
-    if (!status && step->kind <= STEP_LOAD) status = qsd_pack_finish(builder, step);
+    if (!status && step->kind <= STEP_LOAD) status = qsd_pack_finish(builder, plan, step);
     if (status) return status;
     /* Sums of a tile, then bytes of sources widened: source and residual. */
     uint64_t sums = (uint64_t)step->steps * TILE * 8 * LANES * sizeof(int32_t);

@@ -18,7 +18,7 @@ enum {
  * than one byte plane, [planes] of that, the lowest bytes first. Channels beyond `channels` hold
  * anything. */
 typedef struct {
-  int bytes; /* of an element: 1 unsigned, 4 signed */
+  int bytes; /* of an element: 1 unsigned, 2 or 4 signed */
   int n, height, width, channels, stride, pad, planes;
   uint32_t bias; /* added to values before they became planes */
   uint64_t size, offset;
@@ -45,6 +45,7 @@ typedef struct {
   int64_t add_limit;
   bool add_fits; /* within the limit, whatever the values */
   bool small;    /* no memory, and 32 bits do for everything */
+  bool narrow_residual, narrow_out; /* stored in 16 bits */
   int neuron, levels, wide; /* wide: channels, padded */
   /* Thresholds of each channel [levels][channels] that x ^ flip is compared with, and a centre for
    * which they fit 16 bits; flip and centre may be NULL. */
@@ -96,12 +97,12 @@ typedef struct {
   bool small; /* the sums of k * v fit 16 bits, and counts 7 */
 } qsd_attention;
 
-/* Pixels in a row of which sums are finished; strides in elements, of pixels and of time steps. */
+/* Pixels in a row of which sums are finished; strides of pixels and of time steps, of sums in
+ * elements and otherwise in bytes. */
 typedef struct {
   const int32_t *sums;
-  const int32_t *residual;
-  int32_t *out;
-  uint8_t *counts;
+  const uint8_t *residual;
+  uint8_t *out, *counts;
   size_t sums_pixel, sums_step, residual_pixel, residual_step;
   size_t out_pixel, out_step, counts_pixel, counts_step;
   int steps, pixels, vectors, channel;
@@ -202,6 +203,7 @@ struct qsd_step {
   qsd_depthwise dw;
   bool flat; /* the map is one row of pixels */
   bool pairs; /* products of pairs of groups */
+  bool narrow_source; /* of a load: in 16 bits */
   int packed; /* pixels whose windows are put together, of whatever row and map; or 0 */
   int rows, width, spans, blocks, outer, vectors;
   int maps; /* of which the neuron makes one each */
@@ -254,7 +256,7 @@ int qsd_build_plan(qsd_builder *builder, bool frames, int images, qsd_plan *plan
 /* Packs the weights of a step's convolution and finds the offsets of its positions. */
 int qsd_pack_dot(qsd_builder *builder, const qsd_plan *plan, qsd_step *step);
 int qsd_pack_depthwise(qsd_builder *builder, const qsd_plan *plan, qsd_step *step);
-int qsd_pack_finish(qsd_builder *builder, qsd_step *step);
+int qsd_pack_finish(qsd_builder *builder, const qsd_plan *plan, qsd_step *step);
 bool qsd_is_depthwise(const qsd_op *op);
 bool qsd_is_dot(const qsd_op *op);
 

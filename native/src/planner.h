@@ -16,6 +16,7 @@ typedef struct {
   int *planes; /* tensor of byte planes of a value, -1 */
   int *plane_step; /* the step that makes them */
   bool *result;
+  bool *word; /* values that are stored in 16 bits */
 } qsd_planner;
 
 static inline const qsd_op *qsd_op_at(const qsd_planner *p, int i) { return &p->graph->ops[i]; }

@@ -71,9 +71,12 @@ def test_sizes_and_instruction_sets_do_not_matter(isa: str, fields, size: int, m
     assert_same(graph, np.random.default_rng(0).integers(0, 256, (2, 3, size, size), np.uint8))
 
 
+@pytest.mark.parametrize("fully_spiking", [False, True])
 @pytest.mark.parametrize("bits", [16, 32])
-def test_membranes_of_either_width_give_the_integers_of_the_reference(bits: int, lively):
-    model = lively(dims=(16, 32, 48, 64), heads=4)
+def test_membranes_of_either_width_give_the_integers_of_the_reference(
+    isa: str, bits: int, fully_spiking: bool, lively
+):
+    model = lively(dims=(16, 32, 48, 64), heads=4, fully_spiking=fully_spiking)
     graph = lower(model, info_for(model), membrane_bits=bits)
     assert_same(graph, random_pixels(model).numpy())
 

@@ -32,9 +32,10 @@ def noise(*shape: int) -> np.ndarray:
 
 
 @functools.cache
-def family_graph(family: str, neuron: str, steps: int) -> IntegerGraph:
+def family_graph(family: str, neuron: str, steps: int, bits: int = 32) -> IntegerGraph:
     name, fields = FAMILIES[family]
-    return lower(settled(name, **fields, **NEURONS[neuron], time_steps=steps), INFO)
+    model = settled(name, **fields, **NEURONS[neuron], time_steps=steps)
+    return lower(model, INFO, membrane_bits=bits)
 
 
 @functools.cache
@@ -62,6 +63,22 @@ def test_every_family_neuron_and_number_of_time_steps(
     graph = family_graph(family, neuron, steps)
     assert_same(graph, noise(3, 3, 16, 16), threads=1)
     assert_same(graph, noise(1, 3, 16, 16), threads=2)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_potentials_of_16_bits(isa: str, family: str, steps: int):
+    graph = family_graph(family, "D4", steps, 16)
+    assert_same(graph, noise(3, 3, 16, 16), threads=1)
+    assert_same(graph, noise(1, 3, 16, 16), threads=2)
+
+
+def test_potentials_of_16_bits_take_less_memory():
+    narrow, wide = (
+        native.of_graph(family_graph("e-spikeformer", "D4", 1, bits)).info.scratch_bytes
+        for bits in (16, 32)
+    )
+    assert narrow < wide
 
 
 @pytest.mark.parametrize("name", EVENTS)
