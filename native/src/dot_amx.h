@@ -93,6 +93,17 @@ WITH_TILES INLINE int run_tiles(const qsd_dot *d, const uint8_t *in, size_t pixe
   return second + c->pixels;
 }
 
+/* Sums of byte planes, one after the other, as one. */
+INLINE void join_planes(int32_t *sums, int planes, size_t count) {
+  for (size_t i = 0; i < count; i += LANES) {
+    __m512i x = _mm512_loadu_si512(sums + i);
+    for (int plane = 1; plane < planes; plane++)
+      x = _mm512_add_epi32(x, _mm512_slli_epi32(_mm512_loadu_si512(sums + (size_t)plane * count + i),
+                                                (unsigned)(8 * plane)));
+    _mm512_storeu_si512(sums + i, x);
+  }
+}
+
 /* Sums of all pixels of a row, and what becomes of them, two tiles at a time. */
 WITH_TILES static void amx_row(qsd_row *r) {
   if (r->step->kind != STEP_DOT || r->common || !qsd_tiles_pay(&r->step->dot, r->tile.pixels)) {
@@ -103,13 +114,13 @@ WITH_TILES static void amx_row(qsd_row *r) {
   const qsd_step *step = r->step;
   const qsd_dot *d = &step->dot;
   const cut c = cut_row(t->pixels);
-  const int vectors = qsd_made_vectors(t->vectors), most = vectors > 2 ? 1 : 2;
+  const int vectors = qsd_made_vectors(t->vectors), most = vectors * d->planes > 2 ? 1 : 2;
   const size_t wide = (size_t)step->vectors * LANES;
   const int8_t *codes = d->codes + (size_t)r->block * d->block_codes;
   const int32_t *start = d->start ? d->start + (size_t)r->block * wide : NULL;
   t->sums = r->scratch;
   t->sums_pixel = (size_t)vectors * LANES;
-  t->sums_step = (size_t)4 * TILE_ROWS * LANES; /* there is room for 8 * TILE vectors */
+  t->sums_step = (size_t)8 * TILE * LANES; /* at least `most` tiles of all vectors and planes */
   configure(c.pixels, d->tile_groups);
   for (int i = 0, at = 0; i < c.count; i += most) {
     const int before = at;
@@ -120,8 +131,14 @@ WITH_TILES static void amx_row(qsd_row *r) {
     if (t->counts) t->counts += on * t->counts_pixel;
     const uint8_t *in = r->in;
     int32_t *sums = r->scratch;
-    for (int s = 0; s < t->steps; s++, in += r->in_step, sums += t->sums_step)
+    for (int s = 0; s < t->steps; s++, in += r->in_step, sums += t->sums_step) {
       t->pixels = run_tiles(d, in, r->in_pixel, &c, i, most, vectors, codes, start, sums);
+      const size_t count = (size_t)t->pixels * t->sums_pixel;
+      for (int plane = 1; plane < d->planes; plane++)
+        run_tiles(d, in + (size_t)plane * d->plane_size, r->in_pixel, &c, i, most, vectors, codes,
+                  NULL, sums + (size_t)plane * count);
+      if (d->planes > 1) join_planes(sums, d->planes, count);
+    }
     finish(step->finish, t);
   }
   _tile_release();
