@@ -71,6 +71,19 @@ def test_sizes_and_instruction_sets_do_not_matter(isa: str, fields, size: int, m
     assert_same(graph, np.random.default_rng(0).integers(0, 256, (2, 3, size, size), np.uint8))
 
 
+@pytest.mark.parametrize("fields", [{}, {"fully_spiking": True}, {**LIF, "time_steps": 4}])
+def test_wide_networks(isa: str, fields, make_model, settle):
+    """Wide enough for whole tiles and blocks, in byte planes and time steps too."""
+    model = settle(make_model(dims=(64, 96, 128, 160), heads=8, stem_kernel=7, **fields), 56)
+    graph = lower(model, info_for(model, 56))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 56, 56), np.uint8)
+    assert_same(graph, pixels)
+    assert_same(graph, pixels[:1], threads=2)
+    if graph.time_steps > 1:
+        frames = np.stack([pixels, 255 - pixels, pixels // 2, pixels])
+        assert np.array_equal(native.of_graph(graph)(frames), graph.run(frames))
+
+
 @pytest.mark.parametrize("fully_spiking", [False, True])
 @pytest.mark.parametrize("bits", [16, 32])
 def test_membranes_of_either_width_give_the_integers_of_the_reference(
