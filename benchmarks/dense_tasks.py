@@ -3,9 +3,10 @@
     python benchmarks/dense_tasks.py SET --root DIR [--seeds 0 1 2] [--jobs 1] [--finished]
 
 SET is one of camvid, bccd and fashion-scenes. Each run is `qsd train` with a recipe of the package,
-in a process with 2 / jobs threads; a finished run is not repeated. Writes docs/results/SET.csv: a
-row a run, with what the task measures of the last and of the best epoch on the evaluation split,
-wall-clock and processor seconds, threads. The best epoch is chosen on the split it is measured on;
+in a process with 2 / jobs threads. Writes docs/results/SET.csv: a row a run, with what the task
+measures of the last and of the best epoch on the evaluation split, wall-clock and processor seconds,
+threads. A run that is finished or has its row is not repeated (delete the row to do so), but for an
+ANN whose checkpoint is needed to teach. The best epoch is chosen on the split it is measured on;
 figures that are quoted are those of the last one.
 """
 
@@ -71,6 +72,24 @@ def run(folder: Path, recipe: str, seed: int, root: Path, threads: int) -> None:
         subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
 
 
+def rows_of(path: Path) -> dict[tuple[str, int], list[str]]:
+    """The rows of an earlier table by model and seed."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        return {(row[0], int(row[1])): row for row in list(csv.reader(file))[1:]}
+
+
+def row_of(
+    label: str, seed: int, values: dict[str, float], metric: str, threads: int
+) -> list[str]:
+    """The row of a finished run."""
+    measured = [f"{values[f'{which}_{metric}']:.4f}" for which in ("last", "best")]
+    times = [str(round(values["seconds"])), str(round(values["cpu_seconds"]))]
+    rest = [str(threads), str(values["parameters"]), metric, torch.__version__]
+    return [label, str(seed), *measured, *times, *rest]
+
+
 def main() -> None:
     """Run what is missing, then write and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -92,6 +111,12 @@ def main() -> None:
         for label, recipe in SETS[name].items()
         for seed in options.seeds
     ]
+    path = options.csv or Path(f"docs/results/{name}.csv")
+    rows = rows_of(path)
+
+    def to_teach(seed: int) -> bool:
+        return TAUGHT in SETS[name] and (TAUGHT, seed) not in rows
+
     if not options.finished:
         if options.root is None:
             parser.error("--root is needed to train")
@@ -102,27 +127,24 @@ def main() -> None:
                     pool.submit(run, folder, recipe, seed, root, threads)
                     for label, seed, folder, recipe in cells
                     if (label == TAUGHT) == taught
+                    and ((label, seed) not in rows or (label == ANN and to_teach(seed)))
                 ]
                 for job in jobs:
                     job.result()
     metric = METRICS[name]
-    found = [(label, seed, result(folder)) for label, seed, folder, _ in cells]
-    with (
-        atomic_path(options.csv or Path(f"docs/results/{name}.csv")) as temporary,
-        temporary.open("w", newline="") as file,
-    ):
+    for label, seed, folder, _ in cells:
+        values = result(folder)
+        if values is not None:
+            rows[label, seed] = row_of(label, seed, values, metric, threads)
+    labels = list(SETS[name])
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*COLUMNS, "metric", "torch"])
-        for label, seed, values in found:
-            if values is not None:
-                measured = [f"{values[f'{which}_{metric}']:.4f}" for which in ("last", "best")]
-                times = [round(values["seconds"]), round(values["cpu_seconds"])]
-                row = [label, seed, *measured, *times, threads, values["parameters"]]
-                writer.writerow([*row, metric, torch.__version__])
+        writer.writerows(rows[key] for key in sorted(rows, key=lambda k: (labels.index(k[0]), k[1])))
     print(f"{platform.machine()}, {threads} thread(s) a run, {options.jobs} runs side by side")
     means: dict[str, float] = {}
     for label in SETS[name]:
-        own = [100 * v[f"last_{metric}"] for of, _, v in found if of == label and v is not None]
+        own = [100 * float(row[2]) for (of, _), row in rows.items() if of == label]
         if not own:
             continue
         means[label] = mean(own)

@@ -2,14 +2,15 @@
 
     python benchmarks/native_speed.py [MODEL.qsd ...] [--batch 1] [--threads 1] [--runs 21]
     python benchmarks/native_speed.py --activity 90 60 40 20 10 5 [--figure FIGURE.png]
-    python benchmarks/native_speed.py TRAINED.qsd ... --trained CSV
+    python benchmarks/native_speed.py TRAINED.qsd ... --trained CSV [--data cifar10 --root DIR]
 
 Without a file: metaspikeformer_15m at 224 pixels, untrained, fully spike-driven and as published;
 with `--tiny` metaspikeformer_tiny at 28. Medians of one batch, and how many times sooner the native
 engine is done; "native, dense" is the engine when it skips nothing. With `--activity` only that
 share of the groups of 4 neighbouring channels fires, the others never do: biases see to it, in the
-one network that all runtimes are given. `--trained` is for networks trained on Fashion-MNIST: it
-runs test images and adds accuracy, activity and bytes; the figure shows them.
+one network that all runtimes are given. `--trained` is for trained networks, on Fashion-MNIST unless
+`--data` says otherwise: it runs evaluation images and adds accuracy, activity and bytes; the figure
+shows them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 
 from qsdformer import create_model
-from qsdformer.data import fashion_mnist
+from qsdformer.commands.exported_data import data_for, pixel_batches
 from qsdformer.data.base import DataInfo
 from qsdformer.graph.artifact import load_artifact
 from qsdformer.graph.integer import IntegerGraph
@@ -140,12 +141,13 @@ def sweep(
 
 
 def trained(path: str, graph: IntegerGraph, options: argparse.Namespace) -> dict[str, str | float]:
-    """Accuracy, activity, bytes and milliseconds of a network trained on Fashion-MNIST."""
-    split = fashion_mnist.read_split(fashion_mnist.find_folder(None, download=False), "t10k")
-    images, labels = split.images.numpy(), split.labels.numpy()
-    right = np.concatenate(
-        [native.of_graph(graph)(part).argmax(1) for part in np.split(images, 10)]
-    )
+    """Accuracy, activity, bytes and milliseconds of a trained network."""
+    keys = {"data.name": options.data, **({"data.root": options.root} if options.root else {})}
+    data = data_for(path, graph, keys, batch_size=500)
+    batches = [(x.numpy(), y.numpy()) for x, y in pixel_batches(data, None)]
+    images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    model = native.of_graph(graph)
+    right = np.concatenate([model(x).argmax(1) for x, _ in batches])
     groups, elements = activity(graph, images[:500])
     pixels = images[: options.batch]
     name = Path(path).stem
@@ -225,6 +227,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="metaspikeformer_tiny at 28 pixels")
     parser.add_argument("--csv", type=Path, help="where to add the times by activity, or read them")
     parser.add_argument("--trained", type=Path, metavar="CSV", help="the same of trained networks")
+    parser.add_argument("--data", default="fashion_mnist", help="what networks were trained on")
+    parser.add_argument("--root", help="the folder of that data")
     parser.add_argument("--figure", type=Path, help="draws what is in --csv, or was measured")
     options = parser.parse_args()
     graphs = {path: load_artifact(path) for path in options.models}
