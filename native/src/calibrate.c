@@ -143,8 +143,9 @@ bool qsd_event_costs(const qsd_kernels *kernels, qsd_step *step) {
   if (cost.groups[kind] <= 0) return false;
   const qsd_dot *dot = &step->dot;
   if (kernels->tiles) { /* they may be filled in part */
-    double share = qsd_tile_rows(step->band_pixels) * dot->tile_groups / 256.0;
-    if (!qsd_tiles_pay(dot, step->band_pixels)) share = 0;
+    const int pixels = step->band_pixels * (step->flat ? step->band_rows : 1);
+    double share = qsd_tile_rows(pixels) * dot->tile_groups / 256.0;
+    if (!qsd_tiles_pay(dot, pixels)) share = 0;
     step->dense_gain = fmax(1, cost.listed / cost.dense * share);
     cost.dense = cost.listed / step->dense_gain;
   }

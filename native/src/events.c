@@ -322,6 +322,10 @@ static void run_blocks(finder *f, size_t band, int block, int count, int outer, 
     run_band(f, block, count * step->vectors, n, y, rows, x, pixels, share);
     return;
   }
+  if (f->ways[kept] == DENSE && step->flat && pixels == step->pad_op->width) {
+    pixels *= rows; /* all rows are one */
+    rows = 1;
+  }
   const size_t at = kept * band_lists(step), pitch = common_pitch(step);
   const qsd_common common = {f->common + at * pitch, f->counts + at, pitch, row_lists(step)};
   for (int b = block; b < block + count; b++)

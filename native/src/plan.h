@@ -333,7 +333,7 @@ static inline int qsd_tile_rows(int pixels) {
  * for the sums of each byte plane. */
 static inline bool qsd_tiles_pay(const qsd_dot *dot, int pixels) {
   return !dot->pairs && dot->planes * dot->vectors <= 6 && qsd_tile_rows(pixels) * dot->tile_groups >= 48 &&
-         (int64_t)dot->positions * dot->groups * pixels >= 1000;
+         (int64_t)dot->positions * dot->groups * pixels >= 250;
 }
 
 /* Pixels of which sums are held at a time. */
