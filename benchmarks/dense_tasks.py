@@ -4,10 +4,10 @@
 
 SET is one of camvid, bccd and fashion-scenes. Each run is `qsd train` with a recipe of the package,
 in a process with 2 / jobs threads. Writes docs/results/SET.csv: a row a run, with what the task
-measures of the last and of the best epoch on the evaluation split, wall-clock and processor seconds,
-threads. A run that is finished or has its row is not repeated (delete the row to do so), but for an
-ANN whose checkpoint is needed to teach. The best epoch is chosen on the split it is measured on;
-figures that are quoted are those of the last one.
+measures of the last and of the best epoch on the evaluation split, wall-clock and processor
+seconds, threads. A run that is finished or has its row is not repeated (delete the row to do so),
+but for an ANN whose checkpoint is needed to teach. The best epoch is chosen on the split it is
+measured on; figures that are quoted are those of the last one.
 """
 
 from __future__ import annotations
@@ -80,9 +80,7 @@ def rows_of(path: Path) -> dict[tuple[str, int], list[str]]:
         return {(row[0], int(row[1])): row for row in list(csv.reader(file))[1:]}
 
 
-def row_of(
-    label: str, seed: int, values: dict[str, float], metric: str, threads: int
-) -> list[str]:
+def row_of(label: str, seed: int, values: dict[str, float], metric: str, threads: int) -> list[str]:
     """The row of a finished run."""
     measured = [f"{values[f'{which}_{metric}']:.4f}" for which in ("last", "best")]
     times = [str(round(values["seconds"])), str(round(values["cpu_seconds"]))]
@@ -140,7 +138,9 @@ def main() -> None:
     with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*COLUMNS, "metric", "torch"])
-        writer.writerows(rows[key] for key in sorted(rows, key=lambda k: (labels.index(k[0]), k[1])))
+        writer.writerows(
+            rows[key] for key in sorted(rows, key=lambda k: (labels.index(k[0]), k[1]))
+        )
     print(f"{platform.machine()}, {threads} thread(s) a run, {options.jobs} runs side by side")
     means: dict[str, float] = {}
     for label in SETS[name]:

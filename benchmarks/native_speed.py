@@ -8,9 +8,9 @@ Without a file: metaspikeformer_15m at 224 pixels, untrained, fully spike-driven
 with `--tiny` metaspikeformer_tiny at 28. Medians of one batch, and how many times sooner the native
 engine is done; "native, dense" is the engine when it skips nothing. With `--activity` only that
 share of the groups of 4 neighbouring channels fires, the others never do: biases see to it, in the
-one network that all runtimes are given. `--trained` is for trained networks, on Fashion-MNIST unless
-`--data` says otherwise: it runs evaluation images and adds accuracy, activity and bytes; the figure
-shows them.
+one network that all runtimes are given. `--trained` is for trained networks, on Fashion-MNIST
+unless `--data` says otherwise: it runs evaluation images and adds accuracy, activity and bytes; the
+figure shows them.
 """
 
 from __future__ import annotations
