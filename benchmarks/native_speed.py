@@ -186,7 +186,7 @@ def draw(rows: Sequence[dict[str, float]], points: Sequence[dict[str, str]], pat
             line.set_color("tab:orange" if runtime == "OpenVINO" else "tab:green")
     axes.set(xlabel="groups of 4 channels that fire / %", ylabel="ms an image", ylim=(0, None))
     axes.set_xlim(0, 100)
-    axes.legend()
+    axes.legend(loc="center right", bbox_to_anchor=(1, 0.72))
     shares = [row["native"] / row[DENSE] for row in rows]
     other.plot(active, shares, "o-", label="15M, masks, untrained")
     for number, point in enumerate(points):
