@@ -10,7 +10,7 @@ from qsdformer.commands.arguments import positive
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `qsd scenes`."""
     parser.add_argument("out", metavar="OUT", help="a new folder for images, masks and COCO JSON")
-    for name, default in (("train", 5000), ("val", 500)):
+    for name, default in (("train", 15000), ("val", 500)):
         parser.add_argument(
             f"--{name}",
             type=positive,
