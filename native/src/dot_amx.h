@@ -21,9 +21,10 @@ WITH_TILES static void configure(int pixels, int groups) {
 }
 
 /* Sums of one or two tiles of pixels, of which the second begins `second` bytes after the first. */
-WITH_TILES INLINE void tiles_of(const qsd_dot *d, const uint8_t *in, size_t pixel, size_t second, const int tiles,
-                     const int vectors, const int8_t *codes, const int32_t *start, int32_t *sums,
-                     int32_t *second_sums, size_t sums_pixel) {
+WITH_TILES INLINE void tiles_of(const qsd_dot *d, const uint8_t *in, size_t pixel, size_t second,
+                                const int tiles, const int vectors, const int8_t *codes,
+                                const int32_t *start, int32_t *sums, int32_t *second_sums,
+                                size_t sums_pixel) {
   const size_t stored = (size_t)d->vectors * LANES * 4, out = 4 * sums_pixel;
   const int each = d->tile_groups;
   if (start) { /* the same for every pixel */
@@ -73,8 +74,9 @@ INLINE cut cut_row(int pixels) {
 INLINE int tile_start(const cut *c, int i) { return (int)qsd_min(i * c->pixels, c->last); }
 
 /* Tiles i and, where there is one and `most` allows, i + 1; how many pixels there are. */
-WITH_TILES INLINE int run_tiles(const qsd_dot *d, const uint8_t *in, size_t pixel, const cut *c, int i, int most,
-                     int vectors, const int8_t *codes, const int32_t *start, int32_t *sums) {
+WITH_TILES INLINE int run_tiles(const qsd_dot *d, const uint8_t *in, size_t pixel, const cut *c,
+                                int i, int most, int vectors, const int8_t *codes,
+                                const int32_t *start, int32_t *sums) {
   const int first = tile_start(c, i), tiles = (int)qsd_min(qsd_min(most, 2), c->count - i);
   const int second = tiles > 1 ? tile_start(c, i + 1) - first : 0;
   const uint8_t *from = in + (size_t)first * pixel;
