@@ -132,7 +132,7 @@ def predictor(options: argparse.Namespace, loaded: Loaded, device: torch.device)
     def prepare(image: Image.Image) -> Tensor:
         return preparation(in_channels(image, preparation.channels))
 
-    ids = category_ids_of(loaded.extra.get("category_ids"), len(info.class_names))
+    ids = category_ids_of(loaded.extra.get("category_ids"), info.class_names)
     return _predictor(options, _detector(loaded, device), prepare, info.class_names, ids)
 
 
@@ -199,11 +199,13 @@ def described(
     return Found(line=f"{path}: {', '.join(objects) or 'nothing'} -> {picture}", entry=entry)
 
 
-def category_ids_of(stored: Any, classes: int) -> tuple[int, ...]:
+def category_ids_of(stored: Any, class_names: Sequence[str]) -> tuple[int, ...]:
     """What files call the classes, as a checkpoint says; 1, 2, ... where it does not."""
-    if isinstance(stored, list) and len(stored) == classes:
+    from qsdformer.data.detection.records import numbered_categories
+
+    if isinstance(stored, list) and len(stored) == len(class_names):
         return tuple(int(number) for number in stored)
-    return tuple(range(1, classes + 1))
+    return numbered_categories(class_names)
 
 
 def _detector(loaded: Loaded, device: torch.device) -> Detect:

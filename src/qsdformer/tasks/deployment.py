@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from qsdformer.data import DataInfo
+from qsdformer.data.detection.records import numbered_categories
 from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.lowering import lower
@@ -100,9 +101,9 @@ def deployable(
         post: Post = SegmentationPost(class_names=names, output=LARGEST, stride=network.stride)
         return Deployable(**common, post=post)
     if isinstance(network, RetinaNetDetector):
-        post = retina_post(network, names, category_ids or range(1, len(names) + 1))
+        post = retina_post(network, names, category_ids or numbered_categories(names))
         return Deployable(**common, post=post)
-    post = region_post(network, names, category_ids or range(1, len(names) + 1))
+    post = region_post(network, names, category_ids or numbered_categories(names))
     heads = {BOX: _head(RegionBoxes(network), network, post.box_size)}
     if post.has_masks:
         heads[MASK] = _head(RegionMasks(network), network, post.mask_size)

@@ -9,6 +9,7 @@ from torch import Tensor
 from qsdformer.data import DataInfo
 from qsdformer.data.detection.dataset import DetectionBatch
 from qsdformer.data.detection.module import DetectionDataModule
+from qsdformer.data.detection.records import numbered_categories
 from qsdformer.models.checkpoint import KEY
 from qsdformer.models.dense.config import DetectionConfig
 from qsdformer.models.dense.detection import Detector
@@ -29,7 +30,7 @@ class Detection(NetworkTask):
         super().__init__(recipe, info)
         config = cast(DetectionConfig, cast(Any, self.model).config)
         self.scores = BoxScores(len(info.class_names), masks=config.has_masks)
-        self.category_ids: tuple[int, ...] = tuple(range(1, len(info.class_names) + 1))
+        self.category_ids = numbered_categories(info.class_names)
 
     def use_data(self, data: DetectionDataModule) -> None:
         """Keep what the files call the classes."""

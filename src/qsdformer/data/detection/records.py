@@ -26,6 +26,11 @@ Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 
+def numbered_categories(class_names: Sequence[str]) -> tuple[int, ...]:
+    """The category ids of classes to which no file gives any: 1, 2, ..."""
+    return tuple(range(1, len(class_names) + 1))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One image and its objects; the pixels and masks are made when they are asked for.

@@ -15,7 +15,13 @@ from xml.etree import ElementTree
 
 from qsdformer.data.base import as_text
 from qsdformer.data.decoding import EXTENSIONS
-from qsdformer.data.detection.records import DetectionSet, Objects, Record, notes_of
+from qsdformer.data.detection.records import (
+    DetectionSet,
+    Objects,
+    Record,
+    notes_of,
+    numbered_categories,
+)
 from qsdformer.errors import UserError, one_line
 
 LAYOUT = (
@@ -57,7 +63,7 @@ def read_voc(
     return DetectionSet(
         records=tuple(records),
         class_names=classes,
-        category_ids=tuple(range(1, len(classes) + 1)),
+        category_ids=numbered_categories(classes),
         notes=notes_of(left_out, folder / "Annotations"),
     )
 
