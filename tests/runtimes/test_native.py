@@ -71,17 +71,32 @@ def test_sizes_and_instruction_sets_do_not_matter(isa: str, fields, size: int, m
     assert_same(graph, np.random.default_rng(0).integers(0, 256, (2, 3, size, size), np.uint8))
 
 
-@pytest.mark.parametrize("fields", [{}, {"fully_spiking": True}, {**LIF, "time_steps": 4}])
-def test_wide_networks(isa: str, fields, make_model, settle):
-    """Wide enough for whole tiles and blocks, in byte planes and time steps too."""
-    model = settle(make_model(dims=(64, 96, 128, 160), heads=8, stem_kernel=7, **fields), 56)
-    graph = lower(model, info_for(model, 56))
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 56, 56), np.uint8)
-    assert_same(graph, pixels)
-    assert_same(graph, pixels[:1], threads=2)
+@pytest.fixture(
+    scope="module",
+    params=[{"fully_spiking": True}, {**LIF, "time_steps": 4}],
+    ids=["one step", "four steps"],
+)
+def wide_network(request: pytest.FixtureRequest, make_model, settle):
+    """A graph with images, and with frames where it has time steps: each with what they give."""
+    model = make_model(dims=(64, 96, 128, 160), heads=8, stem_kernel=7, **request.param)
+    graph = lower(settle(model, 56), info_for(model, 56))
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 56, 56), np.uint8)
+    inputs = [images]
     if graph.time_steps > 1:
-        frames = np.stack([pixels, 255 - pixels, pixels // 2, pixels])
-        assert np.array_equal(native.of_graph(graph)(frames), graph.run(frames))
+        inputs.append(np.stack([images, 255 - images, images // 2, images])[:, :1])
+    return graph, [(x, *graph.run_with_counts(x)) for x in inputs]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_wide_networks(isa: str, wide_network, threads: int):
+    """Wide enough for whole tiles and blocks, in byte planes and time steps too."""
+    graph, cases = wide_network
+    model = native.of_graph(graph, threads)
+    for pixels, expected, expected_counts in cases:
+        logits, counts = model.run_with_counts(pixels)
+        assert np.array_equal(logits, expected)
+        for name, count in expected_counts.items():
+            assert np.array_equal(counts[name], count), name
 
 
 @pytest.mark.parametrize("fully_spiking", [False, True])
