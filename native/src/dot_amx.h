@@ -3,8 +3,6 @@
 
 #define WITH_TILES __attribute__((target("amx-tile,amx-int8")))
 
-enum { TILE_ROWS = 16 };
-
 /* Numbers 0 to 3 hold sums (of two times 16 pixels by two vectors), 4 and 5 bytes, 6 and 7 codes. */
 WITH_TILES static void configure(int pixels, int groups) {
   struct {
@@ -73,11 +71,11 @@ INLINE cut cut_row(int pixels) {
 
 INLINE int tile_start(const cut *c, int i) { return (int)qsd_min(i * c->pixels, c->last); }
 
-/* Tiles i and, where there is one and `most` allows, i + 1; how many pixels there are. */
+/* Tile i and, where there is one and `most`, 1 or 2, allows, i + 1; how many pixels these are. */
 WITH_TILES INLINE int run_tiles(const qsd_dot *d, const uint8_t *in, size_t pixel, const cut *c,
                                 int i, int most, int vectors, const int8_t *codes,
                                 const int32_t *start, int32_t *sums) {
-  const int first = tile_start(c, i), tiles = (int)qsd_min(qsd_min(most, 2), c->count - i);
+  const int first = tile_start(c, i), tiles = (int)qsd_min(most, c->count - i);
   const int second = tiles > 1 ? tile_start(c, i + 1) - first : 0;
   const uint8_t *from = in + (size_t)first * pixel;
   const size_t wide = (size_t)vectors * LANES;

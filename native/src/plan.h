@@ -332,7 +332,8 @@ static inline int qsd_tile_rows(int pixels) {
 /* Whether they are used: where tiles are filled enough, there is enough to do for a row, and room
  * for the sums of each byte plane. */
 static inline bool qsd_tiles_pay(const qsd_dot *dot, int pixels) {
-  return !dot->pairs && dot->planes * dot->vectors <= 6 && qsd_tile_rows(pixels) * dot->tile_groups >= 48 &&
+  return !dot->pairs && dot->planes * dot->vectors <= 6 &&
+         qsd_tile_rows(pixels) * dot->tile_groups >= 48 &&
          (int64_t)dot->positions * dot->groups * pixels >= 250;
 }
 
