@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning
 import pytest
+from rich.console import Console
 
 from qsdformer.cli import run as qsd
 from qsdformer.errors import UserError
@@ -24,6 +25,7 @@ from qsdformer.experiments.ablation_report import (
 from qsdformer.experiments.grid import (
     Cell,
     Grid,
+    Variant,
     cell_folder,
     cell_recipe,
     digest,
@@ -127,6 +129,56 @@ def test_a_cell_taught_by_a_recipe_hands_on_data_and_budget(grid: Grid) -> None:
 def test_a_chosen_variant_brings_its_teacher_along(grid: Grid) -> None:
     cells = wanted_cells(grid, ["fgd"], [1])
     assert cells == [Cell("ann", 1), Cell("fgd", 1)]
+
+
+def progressive(grid: Grid) -> Grid:
+    """The grid with a variant more: full precision first, then 4 bits, taught as well."""
+    full = Variant(name="full", overrides={"model.weight_bits": None, "model.levels": 8})
+    low = Variant(name="low", start_from="full", distill={})
+    return dataclasses.replace(grid, variants=(low, *grid.variants, full))
+
+
+def test_a_variant_starts_from_the_weights_of_another(grid: Grid) -> None:
+    grid = progressive(grid)
+    cells = wanted_cells(grid, ["low"], [1])
+    assert cells == [Cell("full", 1), Cell("ann", 1), Cell("low", 1)]
+    recipe = cell_recipe(grid, Cell("low", 1))
+    assert recipe.model.start_from == str(cell_folder(grid, Cell("full", 1)) / "last.ckpt")
+    assert recipe.model.fields["levels"] == 4  # of its own, not those it starts from
+    assert cell_recipe(grid, Cell("full", 1)).model.start_from is None
+    longer = dataclasses.replace(grid.variant("full"), overrides={"train.epochs": 9})
+    other = dataclasses.replace(grid, variants=(*grid.variants[:-1], longer))
+    assert digest(other, "low") != digest(grid, "low")
+    assert digest(other, "plain") == digest(grid, "plain")
+
+
+def test_low_bits_go_on_from_full_precision(grid: Grid) -> None:
+    grid = with_output(progressive(grid), None, {"train.epochs": "1"})
+    (low,) = (dataclasses.replace(v, distill=None) for v in grid.variants if v.name == "low")
+    grid = dataclasses.replace(grid, variants=(low, *grid.variants[1:]))
+    ablation.run_cell(grid, Cell("full", 0))
+    console = Console(record=True, width=400)
+    ablation.run_cell(grid, Cell("low", 0), console)
+    said = console.export_text()
+    assert f"weights from {cell_folder(grid, Cell('full', 0))}" in said
+    assert "step sizes started from the weights" in said  # 4 bits had none in full precision
+
+
+def test_what_another_cell_needs_is_run_again_where_its_files_are_gone(grid: Grid) -> None:
+    cells = wanted_cells(grid, ["plain", "fgd"], [0])
+    finished = [Cell("ann", 0), Cell("plain", 0)]
+    assert ablation.cells_to_run(grid, cells, finished) == [Cell("ann", 0), Cell("fgd", 0)]
+    assert ablation.cells_to_run(grid, cells, [*finished, Cell("fgd", 0)]) == []
+    write_json(cell_folder(grid, Cell("ann", 0)) / "row.json", {})
+    assert ablation.cells_to_run(grid, cells, finished) == [Cell("fgd", 0)]
+
+
+def test_variants_that_need_each_other_are_one_line(grid: Grid) -> None:
+    loop = dataclasses.replace(grid.variant("ann"), start_from="fgd")
+    with pytest.raises(ValueError, match="ann needs fgd needs ann: none could come first"):
+        dataclasses.replace(grid, variants=(loop, *grid.variants[1:]))
+    with pytest.raises(ValueError, match=r"x starts from 'fdg', .*did you mean fgd"):
+        dataclasses.replace(grid, variants=(*grid.variants, Variant(name="x", start_from="fdg")))
 
 
 def test_a_cell_is_trained_measured_and_then_never_run_again(

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="VARIANT",
-        help="run this variant, and the teacher it needs; may be repeated (default: all)",
+        help="run this variant, and those it needs; may be repeated (default: all)",
     )
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[], metavar="N", help="(default: the grid's)"

@@ -1,7 +1,7 @@
 """Ablations: a declared grid of variants x seeds, trained and measured cell by cell.
 
-A finished cell is a row, and is never run again; an interrupted one goes on from its last
-checkpoint. Cells run in processes of their own; `ablation_report` shows the rows.
+A finished cell is a row, and is not run again unless another one needs a checkpoint of it that is
+gone; an interrupted one goes on from its last checkpoint. Cells run in processes of their own; `ablation_report` shows the rows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -26,8 +26,8 @@ from qsdformer.experiments.grid import (
     Variant,
     cell_folder,
     cell_recipe,
+    cells_before,
     digest,
-    teacher_cell,
 )
 from qsdformer.files import write_json
 from qsdformer.training.once import train_once
@@ -48,8 +48,29 @@ def run_cell(grid: Grid, cell: Cell, console: Console | None = None) -> Row:
         "digest": digest(grid, cell.variant),
         **measure(recipe, finished.path, grid.measure_images),
     }
-    write_json(cell_folder(grid, cell) / "row.json", row)
+    write_json(_row_file(grid, cell), row)
     return row
+
+
+def _row_file(grid: Grid, cell: Cell) -> Path:
+    """Written when a cell is trained and measured: where it is, so is the last checkpoint."""
+    return cell_folder(grid, cell) / "row.json"
+
+
+def cells_to_run(grid: Grid, cells: Sequence[Cell], finished: Collection[Cell]) -> list[Cell]:
+    """Of `cells`, those without a row, and those with one that these need and that left no files.
+
+    `cells` come after those they need (`wanted_cells`), and so do the ones returned.
+    """
+    wanted: set[Cell] = set()
+    for cell in reversed(cells):
+        if cell not in finished:
+            wanted.add(cell)
+        if cell in wanted:
+            wanted.update(
+                one for one in cells_before(grid, cell) if not _row_file(grid, one).exists()
+            )
+    return [cell for cell in cells if cell in wanted]
 
 
 def finished_rows(grid: Grid) -> dict[Cell, Row]:
@@ -110,7 +131,7 @@ def run_grid(
     for cell in cells:
         cell_recipe(grid, cell)
     rows = finished_rows(grid)
-    pending = [cell for cell in cells if cell not in rows]
+    pending = cells_to_run(grid, cells, rows)
     console.print(f"{len(cells)} cells, {len(cells) - len(pending)} finished already")
     write_rows(grid, rows.values())
     failed: list[Cell] = []
@@ -146,18 +167,15 @@ def _ready(
     failed: list[Cell],
     jobs: int,
 ) -> list[Cell]:
-    """Take cells off `pending`, up to `jobs` in all, whose teacher neither runs nor is to come."""
+    """Take cells off `pending`, up to `jobs` in all, that need none that runs or is to come."""
     ready: list[Cell] = []
     for cell in list(pending):
-        teacher = teacher_cell(grid, cell)
-        if teacher in failed:
+        needed = cells_before(grid, cell)
+        if any(one in failed for one in needed):
             pending.remove(cell)
             failed.append(cell)
-        elif (
-            len(running) + len(ready) < jobs
-            and teacher not in pending
-            and teacher not in running
-            and teacher not in ready
+        elif len(running) + len(ready) < jobs and not any(
+            one in pending or one in running or one in ready for one in needed
         ):
             pending.remove(cell)
             ready.append(cell)

@@ -27,6 +27,7 @@ class Variant:
     label: str = ""
     overrides: dict[str, Any] = field(default_factory=dict)  # recipe keys -> values
     distill: dict[str, Any] | None = None  # keys of the distill section; none: no teacher
+    start_from: str | None = None  # the variant whose last weights, of the same seed, it starts from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,14 @@ class Grid:
         for name in (self.reference, self.baseline, *(n for pair in self.compare for n in pair)):
             if name is not None and name not in names:
                 raise ValueError(f"variants: there is no {name!r}; must be {one_of(names, name)}")
+        for variant in self.variants:
+            if variant.start_from is not None and variant.start_from not in names:
+                raise ValueError(
+                    f"variants: {variant.name} starts from {variant.start_from!r}, which is not "
+                    f"there; must be {one_of(names, variant.start_from)}"
+                )
+        for name in names:
+            self._check_order(name, ())
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds={list(self.seeds)}: must be at least one, all different")
         if self.measure_images < 1:
@@ -64,6 +73,23 @@ class Grid:
             if variant.name == name:
                 return variant
         raise UserError(f"no variant {name!r}: must be {one_of(self.names, name)}")
+
+    def variants_before(self, name: str) -> list[str]:
+        """The variants whose checkpoints one needs: its teacher's, and that which it starts from.
+
+        A teacher that is not a variant (a recipe, a file) is not among them.
+        """
+        variant = self.variant(name)
+        needed = [variant.start_from]
+        if variant.distill is not None:
+            needed.append(teacher_name(self, variant.distill))
+        return [one for one in needed if one in self.names]
+
+    def _check_order(self, name: str, above: tuple[str, ...]) -> None:
+        if name in above:
+            raise ValueError(f"variants: {' needs '.join((*above, name))}: none could come first")
+        for needed in self.variants_before(name):
+            self._check_order(needed, (*above, name))
 
     @property
     def names(self) -> list[str]:
@@ -101,13 +127,19 @@ def cell_folder(grid: Grid, cell: Cell) -> Path:
     return Path(grid.output) / "cells" / str(cell)
 
 
-def teacher_cell(grid: Grid, cell: Cell) -> Cell | None:
-    """The cell whose checkpoint teaches this one, if any: a variant's name may be the teacher."""
-    distill = grid.variant(cell.variant).distill
-    if distill is None:
-        return None
-    name = {**grid.distill, **distill}.get("teacher", grid.reference)
-    return Cell(name, cell.seed) if name in grid.names else None
+def cell_checkpoint(grid: Grid, variant: str, seed: int) -> str:
+    """The last checkpoint of a variant, for those that learn or start from it."""
+    return str(cell_folder(grid, Cell(variant, seed)) / "last.ckpt")
+
+
+def teacher_name(grid: Grid, distill: Mapping[str, Any]) -> str:
+    """Who teaches a variant with these keys of its own: a variant, or what a recipe may name."""
+    return str({**grid.distill, **distill}.get("teacher", grid.reference))
+
+
+def cells_before(grid: Grid, cell: Cell) -> list[Cell]:
+    """The cells whose checkpoints this one needs."""
+    return [Cell(name, cell.seed) for name in grid.variants_before(cell.variant)]
 
 
 def cell_values(grid: Grid, cell: Cell) -> dict[str, Any]:
@@ -121,18 +153,23 @@ def cell_values(grid: Grid, cell: Cell) -> dict[str, Any]:
         raise UserError(f"variant {cell.variant}: put distill keys into a distill section")
     values.pop("distill", None)  # the recipe's: here each variant says for itself
     if variant.distill is not None:
-        values["distill"] = {**grid.distill, **variant.distill}
-        teacher = teacher_cell(grid, cell)
-        if teacher is not None:
-            values["distill"]["teacher"] = str(cell_folder(grid, teacher) / "last.ckpt")
+        teacher = teacher_name(grid, variant.distill)
+        if teacher in grid.names:
+            teacher = cell_checkpoint(grid, teacher, cell.seed)
+        values["distill"] = {**grid.distill, **variant.distill, "teacher": teacher}
     values = with_teacher_keys(values, {_path(key): value for key, value in keys.items()})
     return {**values, "seed": cell.seed, "output": str(cell_folder(grid, cell))}
 
 
 def cell_recipe(grid: Grid, cell: Cell) -> Recipe:
-    """A cell's recipe, checked."""
+    """A cell's recipe, checked. What a cell starts from has the shape that its own keys give."""
+    start = grid.variant(cell.variant).start_from
     try:
-        return parse_recipe(with_start_shape(cell_values(grid, cell)))
+        values = with_start_shape(cell_values(grid, cell))
+        if start is not None:
+            path = cell_checkpoint(grid, start, cell.seed)
+            values["model"] = {**values["model"], "start_from": path}
+        return parse_recipe(values)
     except UserError as error:
         raise UserError(f"variant {cell.variant}: {error}") from error
 
@@ -145,26 +182,31 @@ def digest(grid: Grid, variant: str) -> str:
     """A short code for what a variant trains, apart from seed and folders; kept in its rows."""
     values = cell_values(grid, Cell(variant, 0))
     values.pop("output")
-    teacher = teacher_cell(grid, Cell(variant, 0))
-    if teacher is not None:
-        values["distill"]["teacher"] = digest(grid, teacher.variant)
+    own = grid.variant(variant)
+    if own.distill is not None and (teacher := teacher_name(grid, own.distill)) in grid.names:
+        values["distill"]["teacher"] = digest(grid, teacher)
+    if own.start_from is not None:
+        values["start_from"] = digest(grid, own.start_from)
     text = json.dumps(values, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def wanted_cells(grid: Grid, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Cell]:
-    """The cells asked for, seed by seed in the grid's order, each after the one it learns from."""
+    """The cells asked for, seed by seed in the grid's order, each after those it needs."""
     for name in only:
         grid.variant(name)
     names = [name for name in grid.names if not only or name in only]
     cells: list[Cell] = []
+
+    def add(cell: Cell) -> None:
+        for before in cells_before(grid, cell):
+            add(before)
+        if cell not in cells:
+            cells.append(cell)
+
     for seed in seeds or grid.seeds:
         for name in names:
-            cell = Cell(name, seed)
-            chain = [cell]
-            while (teacher := teacher_cell(grid, chain[-1])) is not None and teacher not in chain:
-                chain.append(teacher)
-            cells += [one for one in reversed(chain) if one not in cells]
+            add(Cell(name, seed))
     return cells
 
 
