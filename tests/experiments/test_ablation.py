@@ -12,6 +12,8 @@ import lightning
 import pytest
 from rich.console import Console
 
+from qsdformer.analysis.energy import cost_model
+from qsdformer.analysis.subject import analyze, load_subject
 from qsdformer.cli import run as qsd
 from qsdformer.errors import UserError
 from qsdformer.experiments import ablation
@@ -190,6 +192,12 @@ def test_a_cell_is_trained_measured_and_then_never_run_again(
     assert 0 <= made["firing_rate"] <= made["active_groups"] <= 1
     assert made["packed_bytes"] > 0
     assert made["images_per_second"] > 0
+    subject = load_subject(str(cell_folder(grid, cell) / "last.ckpt"), {}, batch_size=8)
+    ledger = analyze(subject, limit=grid.measure_images).ledger
+    assert (made["additions"], made["macs"]) == (ledger.synaptic_operations, ledger.macs)
+    for name in ("papers", "bit-aware", "memory"):
+        assert made[f"uj_{name.replace('-', '_')}"] == ledger.total(cost_model(name)) / 1e6
+    assert made["uj_twin"] > made["uj_twin_skip"] > 0
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished cell was run again")
@@ -200,6 +208,15 @@ def test_a_cell_is_trained_measured_and_then_never_run_again(
     assert [(r["variant"], r["seed"]) for r in rows] == [("plain", "0")]
     (cell_folder(grid, cell) / "row.json").unlink()  # the row in results.csv is enough
     ablation.run_grid(grid, [cell], ["qsd"])
+
+
+def test_the_row_of_an_ann_has_its_work_and_energy(grid: Grid) -> None:
+    grid = with_output(grid, None, {"train.epochs": "1"})
+    made = ablation.run_cell(grid, Cell("ann", 0))
+    assert made["additions"] == 0
+    charged = made["uj_papers"] / 4.6e-6  # 4.6 pJ a MAC, those on the zeros of borders too
+    assert made["macs"] < charged < 1.5 * made["macs"]
+    assert "uj_twin" not in made
 
 
 def test_an_interrupted_cell_goes_on_from_its_last_checkpoint(

@@ -209,6 +209,18 @@ def test_another_neuron_brings_what_it_decides_along(name: str, neuron: str) -> 
     assert (config.levels == 1) == (neuron == "lif")
 
 
+def test_another_family_leaves_behind_what_only_the_one_before_has(tmp_path: Path) -> None:
+    tiny = load_recipe("cifar10-tiny")
+    assert tiny.model.fields["stem_stride"] == 1
+    other = load_recipe("cifar10-tiny", {"model.name": "sdt_tiny"})
+    assert "stem_stride" not in other.model.fields
+    assert other.model.fields["residual_gain"] == tiny.model.fields["residual_gain"]  # of both
+    file = tmp_path / "mine.yaml"
+    file.write_text("recipe: cifar10-tiny\nmodel: {name: sdt_tiny, stem_stride: 1}\n")
+    with pytest.raises(UserError, match=r"model\.stem_stride is for metaspikeformer"):
+        load_recipe(str(file))
+
+
 def test_the_same_neuron_again_and_what_is_given_with_another_stay(tmp_path: Path) -> None:
     file = tmp_path / "wide.yaml"
     file.write_text("recipe: digits\nmodel: {neuron: ielif, levels: 8}\n")

@@ -1,7 +1,8 @@
 """Ablations: a declared grid of variants x seeds, trained and measured cell by cell.
 
 A finished cell is a row, and is not run again unless another one needs a checkpoint of it that is
-gone; an interrupted one goes on from its last checkpoint. Cells run in processes of their own; `ablation_report` shows the rows.
+gone; an interrupted one goes on from its last checkpoint. Cells run in processes of their own;
+`ablation_report` shows the rows.
 """
 
 from __future__ import annotations

@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qsdformer.analysis.energy import COST_MODELS
 from qsdformer.analysis.information import packed_bytes, qkv_entropy
+from qsdformer.analysis.ledger import make_ledger
+from qsdformer.analysis.measure import measure as measure_spikes
+from qsdformer.analysis.twins import ann_ledger, twins
 from qsdformer.data import DataModule
 from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.checkpoint import load_checkpoint
@@ -19,9 +23,14 @@ from qsdformer.recipes.recipe import Recipe
 from qsdformer.tasks.activity import measure_activity, overall_activity
 from qsdformer.tasks.evaluation import first_images
 
+PJ_PER_UJ = 1e6
+
 
 def measure(recipe: Recipe, checkpoint: Path, images: int) -> dict[str, Any]:
-    """Size, speed and, of a spiking model, entropies and rates over `images` evaluation images."""
+    """Size, speed, work and energy; of a spiking model entropies and rates too.
+
+    Spikes are those of the first `images` evaluation images.
+    """
     model = load_checkpoint(checkpoint).model
     row: dict[str, Any] = {
         "packed_bytes": packed_bytes(model),
@@ -30,9 +39,32 @@ def measure(recipe: Recipe, checkpoint: Path, images: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         **training_speed(checkpoint.parent / "metrics.csv", recipe.train.global_batch),
     }
+    batches = list(evaluation_batches(recipe, images))
     if model.config.is_spiking:
-        row |= spike_columns(model, list(evaluation_images(recipe, images)))
-    return row
+        row |= spike_columns(model, [inputs for inputs, _ in batches])
+    return row | work_columns(model, batches)
+
+
+def work_columns(model: SpikingTransformer, batches: list[tuple[Tensor, Any]]) -> dict[str, float]:
+    """Additions that spikes cause and MACs, an image, and the energy under every cost model, µJ.
+
+    Of a low-bit spiking model also the bit-aware energy of its quantised ANN twins.
+    """
+    bit_aware = COST_MODELS["bit-aware"]
+    others = []
+    if model.config.is_spiking:
+        measured = measure_spikes(model, batches)
+        ledger = make_ledger("", model, measured)
+        others = twins("", model, measured)[1:]  # the first is the ANN in fp32
+    else:
+        height, width = batches[0][0].shape[-2:]
+        ledger = ann_ledger("", model, (height, width), None)
+    columns = {"additions": ledger.synaptic_operations, "macs": ledger.macs}
+    for name, cost in COST_MODELS.items():
+        columns[f"uj_{name.replace('-', '_')}"] = ledger.total(cost) / PJ_PER_UJ
+    for name, twin in zip(("twin", "twin_skip"), others, strict=False):
+        columns[f"uj_{name}"] = twin.total(bit_aware) / PJ_PER_UJ
+    return columns
 
 
 def spike_columns(model: SpikingTransformer, batches: list[Tensor]) -> dict[str, float]:
@@ -45,10 +77,15 @@ def spike_columns(model: SpikingTransformer, batches: list[Tensor]) -> dict[str,
     return {**columns, **overall_activity(activity)}
 
 
-def evaluation_images(recipe: Recipe, limit: int) -> Iterator[Tensor]:
-    """The first `limit` evaluation images, in batches (B, C, H, W)."""
+def evaluation_batches(recipe: Recipe, limit: int) -> Iterator[tuple[Tensor, Any]]:
+    """The first `limit` evaluation images, in batches (B, C, H, W) with their labels."""
     data = DataModule(recipe.data, batch_size=min(256, limit), seed=recipe.seed)
-    return (images for images, _ in first_images(data.val_dataloader(), limit))
+    return first_images(data.val_dataloader(), limit)
+
+
+def evaluation_images(recipe: Recipe, limit: int) -> Iterator[Tensor]:
+    """The images of `evaluation_batches`."""
+    return (images for images, _ in evaluation_batches(recipe, limit))
 
 
 def training_speed(metrics: Path, batch: int) -> dict[str, float]:

@@ -34,6 +34,14 @@ COLUMNS = (
     "active_groups",
     "packed_bytes",
     "parameters",
+    "additions",  # an image, that spikes cause
+    "macs",  # an image, on real inputs
+    "uj_papers",  # microjoules an image, by cost model (analysis/energy.py)
+    "uj_papers_inner",
+    "uj_bit_aware",
+    "uj_memory",
+    "uj_twin",  # bit-aware, of the quantised ANN of equal bits and levels
+    "uj_twin_skip",  # ... that skips zeros
     "images_per_second",
     "seconds",
     "epochs",

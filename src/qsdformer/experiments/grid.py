@@ -27,7 +27,7 @@ class Variant:
     label: str = ""
     overrides: dict[str, Any] = field(default_factory=dict)  # recipe keys -> values
     distill: dict[str, Any] | None = None  # keys of the distill section; none: no teacher
-    start_from: str | None = None  # the variant whose last weights, of the same seed, it starts from
+    start_from: str | None = None  # the variant whose weights, of the same seed, it goes on with
 
 
 @dataclass(frozen=True, kw_only=True)

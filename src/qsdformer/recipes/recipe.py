@@ -268,13 +268,18 @@ def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 def _merged_model(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """As `_merged`, for the model section, where one key can decide others.
 
-    Another neuron takes the keys along that the one before decided, or that it decides itself.
+    Another neuron takes the keys along that the one before decided, or that it decides itself; a
+    size of another family leaves those behind that only the family before has.
     The counterpart ANN overrules what it is built on, but a key given beside it or on top of it
     must not contradict it: it would be ignored.
     """
     if own.get("neuron", base.get("neuron")) != base.get("neuron"):
         stale = {**decided_by(base.get("neuron")), **decided_by(own["neuron"])}
         base = {key: value for key, value in base.items() if key not in stale}
+    known = sizes()
+    if own.get("name") in known:
+        fields = known[own["name"]].fields
+        base = {key: v for key, v in base.items() if key in fields or not owners(key)}
     merged = {**base, **own}
     if merged.get("ann") is True:
         for key in _not_of_an_ann(own):
