@@ -18,8 +18,9 @@ from variants import VARIANTS, info_for, random_pixels
 
 from graph import numpy_reader
 from qsdformer.errors import UserError
-from qsdformer.graph import artifact
-from qsdformer.graph.artifact import export, from_bytes, load_artifact, sign, to_bytes
+from qsdformer.graph import container
+from qsdformer.graph.artifact import export, from_bytes, load_artifact, to_bytes
+from qsdformer.graph.container import sign
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.lowering import lower
 from qsdformer.graph.ops import Conv
@@ -223,7 +224,7 @@ def test_deeply_nested_and_nonsense_headers_are_refused(small_graph: IntegerGrap
         raw = json.dumps(header, separators=(",", ":")).encode()
         with pytest.raises(UserError, match="damaged"):
             from_bytes(sign(len(raw).to_bytes(8, "little") + raw + body))
-    start = artifact.PREFIX + b"0" * 64 + b'"'
+    start = container.PREFIX + b"0" * 64 + b'"'
     for raw in (start + b"[" * 100_000, start + b"\xff\xfe", start, start + b"}}"):
         with pytest.raises(UserError, match="damaged"):
             from_bytes(sign(len(raw).to_bytes(8, "little") + raw))

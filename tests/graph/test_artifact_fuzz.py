@@ -14,7 +14,8 @@ from mutants import change, damaged
 
 from graph.random_graphs import random_graph
 from qsdformer.errors import UserError
-from qsdformer.graph.artifact import from_bytes, sign, to_bytes
+from qsdformer.graph.artifact import from_bytes, to_bytes
+from qsdformer.graph.container import sign
 from qsdformer.graph.integer import IntegerGraph
 
 MUTANTS = int(os.environ.get("QSD_FUZZ_MUTANTS", "500"))

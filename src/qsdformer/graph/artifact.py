@@ -1,4 +1,4 @@
-"""The packed artifact `model.qsd`: an integer graph in a safetensors file; see docs/artifact.md.
+"""The packed artifact `model.qsd`: an integer graph in a `container`; see docs/artifact.md.
 
 A reader must not trust the file: the checksum covers every byte, and every size is checked
 against the file's length before anything is allocated. Nothing but JSON is parsed, no code runs.
@@ -7,12 +7,11 @@ against the file's length before anything is allocated. Nothing but JSON is pars
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -21,10 +20,17 @@ import numpy as np
 from qsdformer.data.base import Fit, ImageSize
 from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError, one_line
-from qsdformer.files import ARTIFACT_PREFIX as PREFIX
-from qsdformer.files import ARTIFACT_PREFIX_AT as LENGTH_BYTES
-from qsdformer.files import atomic_path, exported_kind, kind_of_bytes
+from qsdformer.files import atomic_path, exported_kind
 from qsdformer.graph.check import check_graph
+from qsdformer.graph.container import (
+    DAMAGED,
+    assemble,
+    checked_parts,
+    from_json,
+    real,
+    to_json,
+    typed,
+)
 from qsdformer.graph.integer import IntegerGraph, Output
 from qsdformer.graph.ops import (
     IELIF,
@@ -50,9 +56,6 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 2  # what is written where it says everything
 DENSE_VERSION = 3  # images that are not square or not cropped, and post-processing
-# After the header's length and PREFIX, with which it begins, come 64 hexadecimal digits.
-DIGEST = slice(LENGTH_BYTES + len(PREFIX), LENGTH_BYTES + len(PREFIX) + 64)
-MAX_HEADER = 64 * 2**20  # bytes
 
 OPS: dict[str, type[Op]] = {op.__name__.lower(): op for op in OP_INPUTS}
 FIRST_OPS = (Normalise, Conv, Rescale, Add, IELIF, LIF, Attention, Repeat, SpatialMean, TimeSum)
@@ -72,7 +75,6 @@ ARRAY_TYPES = {
 }
 LISTS = ("thresholds", "resets")
 WORDS = ("mode",)
-DAMAGED = "the artifact is damaged or was changed; copy or export it again"
 
 
 def export(
@@ -133,26 +135,6 @@ def _version(graph: IntegerGraph) -> int:
     return FORMAT_VERSION if plain else DENSE_VERSION
 
 
-def assemble(description: dict[str, Any], tensors: dict[str, bytes]) -> bytes:
-    """The file that holds `description` and packed `tensors`, with its checksum."""
-    entries: dict[str, Any] = {
-        "__metadata__": {"sha256": "0" * 64, "qsdformer": _json(description)}
-    }
-    offset = 0
-    for name, data in tensors.items():
-        end = offset + len(data)
-        entries[name] = {"dtype": "U8", "shape": [len(data)], "data_offsets": [offset, end]}
-        offset = end
-    header = _json(entries).encode()
-    header += b" " * (-len(header) % 8)
-    return sign(len(header).to_bytes(LENGTH_BYTES, "little") + header + b"".join(tensors.values()))
-
-
-def sign(data: bytes) -> bytes:
-    """`data` with its checksum filled in."""
-    return data[: DIGEST.start] + _digest(data).encode() + data[DIGEST.stop :]
-
-
 def load_artifact(path: str | os.PathLike[str]) -> IntegerGraph:
     """The graph of an artifact, equal to the one that was exported.
 
@@ -177,10 +159,10 @@ def is_artifact(path: str | os.PathLike[str]) -> bool:
 
 def from_bytes(data: bytes, name: str = "artifact") -> IntegerGraph:
     """The inverse of `to_bytes`; `name` begins the messages of errors."""
-    header, tensors = _checked_parts(data, name)
+    header, tensors = checked_parts(data, name)
     try:
-        description = _loads(header["__metadata__"]["qsdformer"])
-        version = _typed(description["format_version"], int)
+        description = from_json(header["__metadata__"]["qsdformer"])
+        version = typed(description["format_version"], int)
         if version not in KINDS:
             raise UserError(
                 f"{name}: artifact format {version}, but this qsdformer reads formats 1 to "
@@ -203,62 +185,19 @@ def from_bytes(data: bytes, name: str = "artifact") -> IntegerGraph:
     return graph
 
 
-def _checked_parts(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, memoryview]]:
-    """Header and packed tensors by name, after every check that needs no knowledge of graphs."""
-    if kind_of_bytes(data[:64]) == ".onnx":
-        raise UserError(f"{name}: an ONNX file of qsd export, not an artifact; give a .qsd file")
-    for magic, kind in ((b"PK", "a zip archive"), (b"\x80", "a pickle")):
-        if data.startswith(magic) and data[LENGTH_BYTES : DIGEST.start] != PREFIX:
-            raise UserError(
-                f"{name}: {kind}, not an artifact (checkpoints are such files); "
-                "make an artifact of it with qsd export"
-            )
-    if data[LENGTH_BYTES : DIGEST.start] != PREFIX:
-        raise UserError(f"{name}: not an artifact of qsdformer, or cut short; export it again")
-    length = int.from_bytes(data[:LENGTH_BYTES], "little")
-    body = LENGTH_BYTES + length
-    if body > len(data) or length > MAX_HEADER:
-        raise UserError(f"{name}: the artifact is cut short; copy or export it again")
-    if data[DIGEST] != _digest(data).encode():
-        raise UserError(f"{name}: the checksum is wrong: {DAMAGED}")
-    try:
-        header = _loads(data[LENGTH_BYTES:body].decode())
-        tensors = dict(_tensors(header, memoryview(data)[body:]))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        reason = one_line(error)
-        raise UserError(f"{name}: {DAMAGED} ({reason})") from error
-    return header, tensors
-
-
-def _tensors(header: dict[str, Any], body: memoryview) -> Iterator[tuple[str, memoryview]]:
-    expected = 0
-    for key, entry in header.items():
-        if key == "__metadata__":
-            continue
-        if entry["dtype"] != "U8":
-            raise ValueError(f"tensor {key!r} has type {entry['dtype']!r}, not U8")
-        start, end = (_typed(v, int) for v in entry["data_offsets"])
-        if start != expected or not start <= end <= len(body) or entry["shape"] != [end - start]:
-            raise ValueError(f"tensor {key!r} does not lie inside the file in order")
-        expected = end
-        yield key, body[start:end]
-    if expected != len(body):
-        raise ValueError(f"{len(body) - expected} bytes after the last tensor")
-
-
 def _graph(description: dict[str, Any], tensors: dict[str, memoryview], file: str) -> IntegerGraph:
     version = description["format_version"]
     names_of_heads = description.get("heads", []) if version == DENSE_VERSION else []
     unused = dict(tensors)
     heads: dict[str, IntegerGraph] = {}
-    for name in _typed(names_of_heads, list):
-        part = unused.pop(f"{HEAD}{_typed(name, str)}")
+    for name in typed(names_of_heads, list):
+        part = unused.pop(f"{HEAD}{typed(name, str)}")
         heads[name] = from_bytes(bytes(part), f"{file}: the graph {name[:40]!r}")
     kinds = KINDS[version]
-    defaults = _typed(description["defaults"], dict)
+    defaults = typed(description["defaults"], dict)
     names: list[str] = []
     ops: list[Op] = []
-    for i, entry in enumerate(_typed(description["ops"], list)):
+    for i, entry in enumerate(typed(description["ops"], list)):
         ops.append(
             _op(i, _shared(i, entry, version, ops, tensors, unused), kinds, defaults, names, unused)
         )
@@ -270,22 +209,22 @@ def _graph(description: dict[str, Any], tensors: dict[str, memoryview], file: st
     return IntegerGraph(
         ops=tuple(ops),
         preprocessing=_preprocessing(description["preprocessing"], version),
-        class_names=tuple(_typed(n, str) for n in _typed(description["class_names"], list)),
-        config=_typed(description["config"], dict),  # information only
-        membrane_bits=_typed(description["membrane_bits"], int),
-        membrane_fraction=_typed(description["membrane_fraction"], int),
-        outputs=tuple(_output(entry, names) for entry in _typed(outputs, list)),
+        class_names=tuple(typed(n, str) for n in typed(description["class_names"], list)),
+        config=typed(description["config"], dict),  # information only
+        membrane_bits=typed(description["membrane_bits"], int),
+        membrane_fraction=typed(description["membrane_fraction"], int),
+        outputs=tuple(_output(entry, names) for entry in typed(outputs, list)),
         post=None if post is None else read_post(post),
         heads=heads,
     )
 
 
 def _output(entry: dict[str, Any], names: list[str]) -> Output:
-    number = _typed(_typed(entry, dict)["op"], int)
+    number = typed(typed(entry, dict)["op"], int)
     if not 0 <= number < len(names):
         raise ValueError(f"an output is the value of operation {number}, which does not exist")
-    scale = tuple(_real(v) for v in _typed(entry["scale"], list))
-    return Output(name=_typed(entry["name"], str), op=names[number], scale=scale)
+    scale = tuple(real(v) for v in typed(entry["scale"], list))
+    return Output(name=typed(entry["name"], str), op=names[number], scale=scale)
 
 
 def _plain(op: Op) -> dict[str, Any]:
@@ -302,7 +241,7 @@ def _defaults(ops: Sequence[Op]) -> dict[str, Any]:
     seen: dict[str, Counter[str]] = {}
     for op in ops:
         for name, value in _plain(op).items():
-            seen.setdefault(name, Counter())[_json(value)] += 1
+            seen.setdefault(name, Counter())[to_json(value)] += 1
     return {name: json.loads(counts.most_common(1)[0][0]) for name, counts in seen.items()}
 
 
@@ -360,7 +299,7 @@ def _shared(
     """`entry` without "same", the earlier operation whose tensor is then the one of this too."""
     if version != DENSE_VERSION or not isinstance(entry, dict) or "same" not in entry:
         return entry
-    earlier, own = _typed(entry["same"], int), str(number)
+    earlier, own = typed(entry["same"], int), str(number)
     known = 0 <= earlier < number and isinstance(ops[earlier], SHARING)
     if not known or str(earlier) not in tensors or own in tensors:
         raise ValueError(f"operation {number} shares codes that are not there")
@@ -376,16 +315,16 @@ def _op(
     names: list[str],
     tensors: dict[str, memoryview],
 ) -> Op:
-    kind = kinds[_typed(_typed(entry, dict).get("op", defaults["op"]), str)]
+    kind = kinds[typed(typed(entry, dict).get("op", defaults["op"]), str)]
     expected = [f.name for f in dataclasses.fields(kind)]
     if not set(entry) <= {"op", *expected}:
         raise ValueError(f"operation {number} has unknown fields")
-    inputs = [_typed(i, int) for i in _typed(entry.get("inputs", [number - 1]), list)]
+    inputs = [typed(i, int) for i in typed(entry.get("inputs", [number - 1]), list)]
     if any(not 0 <= i < number for i in inputs):
         raise ValueError(f"operation {number} reads one that is not before it")
     arrays = _arrays(kind)
     values: dict[str, Any] = {
-        "name": _typed(entry.get("name", f"#{number}"), str),
+        "name": typed(entry.get("name", f"#{number}"), str),
         "inputs": tuple(names[i] for i in inputs),
     }
     for name in expected:
@@ -403,8 +342,8 @@ def _op(
 
 def _plain_value(name: str, value: Any) -> Any:
     if name in LISTS:
-        return tuple(_typed(v, int) for v in _typed(value, list))
-    return _typed(value, str if name in WORDS else int)
+        return tuple(typed(v, int) for v in typed(value, list))
+    return typed(value, str if name in WORDS else int)
 
 
 def _arrays(kind: type[Op]) -> list[str]:
@@ -414,7 +353,7 @@ def _arrays(kind: type[Op]) -> list[str]:
 
 def _array(what: str, name: str, entry: list[int], data: memoryview) -> tuple[Array, memoryview]:
     """The array at the start of `data`, and the rest; checked before anything is unpacked."""
-    width, *shape = (_typed(v, int) for v in _typed(entry, list))
+    width, *shape = (typed(v, int) for v in typed(entry, list))
     kind = np.dtype(ARRAY_TYPES[name])
     if not 1 <= len(shape) <= 4 or min(shape) < 1 or not 1 <= width <= 8 * kind.itemsize:
         raise ValueError(f"{what} has width {width} and shape {shape}")
@@ -430,18 +369,18 @@ def _preprocessing(entry: dict[str, Any], version: int) -> Preprocessing:
     fields = {f.name for f in dataclasses.fields(Preprocessing)}
     needed = fields - {"fit", "placed"}
     allowed = fields if version == DENSE_VERSION else needed
-    if not needed <= set(_typed(entry, dict)) <= allowed:
+    if not needed <= set(typed(entry, dict)) <= allowed:
         raise ValueError("preprocessing has other fields than it should")
     fit = entry.get("fit", "crop")
     if fit not in get_args(Fit):
         raise ValueError(f"images are fitted by {str(fit)[:40]!r}")
     return Preprocessing(
         image_size=_image_size(entry["image_size"], version),
-        channels=_typed(entry["channels"], int),
-        mean=tuple(_real(v) for v in entry["mean"]),
-        std=tuple(_real(v) for v in entry["std"]),
-        interpolation=_typed(entry["interpolation"], str),
-        crop_pct=_real(entry["crop_pct"]),
+        channels=typed(entry["channels"], int),
+        mean=tuple(real(v) for v in entry["mean"]),
+        std=tuple(real(v) for v in entry["std"]),
+        interpolation=typed(entry["interpolation"], str),
+        crop_pct=real(entry["crop_pct"]),
         fit=fit,
         placed=None if "placed" not in entry else _two_sides(entry["placed"]),
     )
@@ -450,7 +389,7 @@ def _preprocessing(entry: dict[str, Any], version: int) -> Preprocessing:
 def _image_size(value: Any, version: int) -> ImageSize:
     """A square's side, or from version 3 on a list of two different ones."""
     if version < DENSE_VERSION or type(value) is int:
-        side: int = _typed(value, int)
+        side: int = typed(value, int)
         return side
     height, width = _two_sides(value)
     if height == width:
@@ -459,37 +398,5 @@ def _image_size(value: Any, version: int) -> ImageSize:
 
 
 def _two_sides(value: Any) -> tuple[int, int]:
-    height, width = (_typed(v, int) for v in _typed(value, list))
+    height, width = (typed(v, int) for v in typed(value, list))
     return height, width
-
-
-def _typed(value: Any, kind: type) -> Any:
-    if type(value) is not kind:
-        raise ValueError(f"found {str(value)[:40]!r} where {kind.__name__} was expected")
-    return value
-
-
-def _real(value: Any) -> float:
-    if type(value) not in (int, float):
-        raise ValueError(f"found {str(value)[:40]!r} where a number was expected")
-    return float(value)
-
-
-def _digest(data: bytes) -> str:
-    """SHA-256 of the file with zeros in place of the checksum's digits."""
-    view = memoryview(data)
-    total = hashlib.sha256(view[: DIGEST.start])
-    total.update(b"0" * 64)
-    total.update(view[DIGEST.stop :])
-    return total.hexdigest()
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def _loads(text: str) -> dict[str, Any]:
-    def refuse(word: str) -> None:
-        raise ValueError(f"{word} is not a number")
-
-    return _typed(json.loads(_typed(text, str), parse_constant=refuse), dict)
