@@ -19,6 +19,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
@@ -80,6 +81,22 @@ def rows_of(path: Path) -> dict[tuple[str, int], list[str]]:
         return {(row[0], int(row[1])): row for row in list(csv.reader(file))[1:]}
 
 
+def to_train(
+    name: str, seeds: Sequence[int], rows: Container[tuple[str, int]]
+) -> list[list[tuple[str, int]]]:
+    """Models and seeds without a row, in two lists: those that the second learns from come first.
+
+    An ANN that has its row is trained again where it has to teach.
+    """
+    waves: list[list[tuple[str, int]]] = [[], []]
+    for label in SETS[name]:
+        for seed in seeds:
+            teaches = label == ANN and TAUGHT in SETS[name] and (TAUGHT, seed) not in rows
+            if (label, seed) not in rows or teaches:
+                waves[label == TAUGHT].append((label, seed))
+    return waves
+
+
 def row_of(label: str, seed: int, values: dict[str, float], metric: str, threads: int) -> list[str]:
     """The row of a finished run."""
     measured = [f"{values[f'{which}_{metric}']:.4f}" for which in ("last", "best")]
@@ -112,20 +129,16 @@ def main() -> None:
     path = options.csv or Path(f"docs/results/{name}.csv")
     rows = rows_of(path)
 
-    def to_teach(seed: int) -> bool:
-        return TAUGHT in SETS[name] and (TAUGHT, seed) not in rows
-
     if not options.finished:
         if options.root is None:
             parser.error("--root is needed to train")
         root = options.root.resolve()
-        for taught in (False, True):  # teachers come first
+        for wave in to_train(name, options.seeds, rows):
             with ThreadPoolExecutor(options.jobs) as pool:
                 jobs = [
                     pool.submit(run, folder, recipe, seed, root, threads)
                     for label, seed, folder, recipe in cells
-                    if (label == TAUGHT) == taught
-                    and ((label, seed) not in rows or (label == ANN and to_teach(seed)))
+                    if (label, seed) in wave
                 ]
                 for job in jobs:
                     job.result()

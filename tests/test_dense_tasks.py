@@ -1,8 +1,9 @@
-"""The table of `benchmarks/dense_tasks.py` grows by the runs that are finished."""
+"""The table of `benchmarks/dense_tasks.py` grows by the runs that are finished, and only by them."""
 
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -29,3 +30,15 @@ def test_rows_of_earlier_runs_stay_and_finished_runs_are_added(tmp_path: Path):
     assert rows[2].startswith("4-bit spiking backbone,0,0.6250,")
     assert rows[3:] == [earlier]
     assert "miou 50.00 %, n = 1, -33.3% of the ANN's" in printed
+
+
+def test_only_what_has_no_row_is_trained_and_whoever_has_to_teach() -> None:
+    named = runpy.run_path(str(ROOT / "benchmarks/dense_tasks.py"))
+    ann, spiking, taught = named["ANN"], named["SPIKING"], named["TAUGHT"]
+    labels = list(named["SETS"]["camvid"])
+    first, second = named["to_train"]("camvid", [0, 1], {(label, 0) for label in labels})
+    assert (first, second) == ([(label, 1) for label in labels if label != taught], [(taught, 1)])
+    rows = {(label, 0) for label in labels if label != taught}
+    assert named["to_train"]("camvid", [0], rows) == [[(ann, 0)], [(taught, 0)]]
+    bccd = {(label, 0) for label in labels if label not in (taught, spiking)}
+    assert named["to_train"]("bccd", [0], bccd) == [[(spiking, 0)], []]
