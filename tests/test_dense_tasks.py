@@ -1,4 +1,4 @@
-"""The table of `benchmarks/dense_tasks.py` grows by the runs that are finished, and only by them."""
+"""The table of `benchmarks/dense_tasks.py` grows by the runs that are finished, by no others."""
 
 from __future__ import annotations
 
