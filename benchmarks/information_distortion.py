@@ -7,12 +7,14 @@ LIF, the unrectified and the rectified IE-LIF of a finished ablation:
     python benchmarks/information_distortion.py --ablation runs/ablation-fashion-mnist --seed 0
 
 Prints the entropies, and the spike information distortion: how far each distribution of counts is
-from that of the same network trained with full-precision weights.
+from that of the same network trained with full-precision weights. With `--blocks FIGURE.png` the
+same by block, as a figure and as rows of `--csv`.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,13 @@ COLUMNS = {
     "rectified": "4-bit IE-LIF, rectified",
 }
 TWINS = {"lif-4bit": "lif-fp32", "rectified": "ielif-fp32"}  # the same with fp32 weights
+# By block, in grids that have them.
+BLOCK_TWINS = {
+    **TWINS,
+    "plain": "ielif-fp32",
+    "fgd-10": "ielif-fp32",
+    "lif-4bit-published": "lif-fp32-published",
+}
 RANGE = (-3.0, 3.0)  # of membrane potentials shown
 BINS = 120
 
@@ -72,31 +81,44 @@ def membrane_potentials(neuron: SpikingNeuron, x: Tensor) -> Tensor:
     return torch.stack(seen)
 
 
+def distributions(checkpoint: Path, images: int) -> tuple[dict[str, Distribution], SpikingNeuron]:
+    """Histograms of q, k and v over all blocks of a checkpoint, and one q neuron."""
+    blocks, neuron = by_block(checkpoint, images)
+    return {
+        name: Distribution(
+            sum(block[name].membrane for block in blocks),  # type: ignore[arg-type]
+            sum(block[name].counts for block in blocks),  # type: ignore[arg-type]
+        )
+        for name in FEATURES
+    }, neuron
+
+
 @functools.cache  # drawn, and then compared
 @torch.no_grad()
-def distributions(checkpoint: Path, images: int) -> tuple[dict[str, Distribution], SpikingNeuron]:
-    """Histograms of q, k and v of a checkpoint over its evaluation images, and one q neuron."""
+def by_block(checkpoint: Path, images: int) -> tuple[list[dict[str, Distribution]], SpikingNeuron]:
+    """Histograms of q, k and v of each block over a checkpoint's evaluation images."""
     loaded = load_checkpoint(checkpoint)
     model = loaded.model
     if not model.config.is_spiking:
         raise UserError(f"{checkpoint} is an ANN: give spiking models")
     steps = model.config.time_steps * model.config.levels
-    membrane = {name: torch.zeros(BINS) for name in FEATURES}
-    counts = {name: torch.zeros(steps + 1) for name in FEATURES}
     patterns = [f"*.attention.{name}_neuron" for name in FEATURES]
     neurons: dict[str, Any] = matching_modules(model, *patterns)
+    found = {path: Distribution(torch.zeros(BINS), torch.zeros(steps + 1)) for path in neurons}
     recipe = parse_recipe(loaded.extra["recipe"])
     for batch in evaluation_images(recipe, images):
         with tap(model, *patterns, inputs=True) as inputs, tap(model, *patterns) as outputs:
             model(batch)
         for path, neuron in neurons.items():
-            name = path.rpartition(".")[2][0]
             h = membrane_potentials(neuron, inputs[path]).clamp(*RANGE)
-            membrane[name] += torch.histc(h, BINS, *RANGE)
+            found[path].membrane.add_(torch.histc(h, BINS, *RANGE))
             total = neuron.counts(outputs[path]).unflatten(0, (neuron.time_steps, -1)).sum(0)
-            counts[name] += torch.bincount(total.flatten(), minlength=steps + 1)
-    found = {name: Distribution(membrane[name], counts[name]) for name in FEATURES}
-    return found, next(iter(neurons.values()))
+            found[path].counts.add_(torch.bincount(total.flatten(), minlength=steps + 1))
+    blocks: dict[str, dict[str, Distribution]] = {}
+    for path, one in found.items():
+        block, _, name = path.rpartition(".")
+        blocks.setdefault(block, {})[name[0]] = one
+    return list(blocks.values()), next(iter(neurons.values()))
 
 
 def draw(columns: dict[str, Path], images: int, path: Path) -> None:
@@ -123,6 +145,59 @@ def print_distortion(cells: Path, seed: int, images: int) -> None:
             distortion = spike_information_distortion(counts, other[feature].counts)
             entropy = histogram_entropy(counts)
             print(f"{name} {feature}: {entropy:.2f} bits, {distortion:.4f} bits from {twin}")
+
+
+def block_rows(cells: Path, seed: int, images: int) -> list[dict[str, Any]]:
+    """A row for each variant of `BLOCK_TWINS` whose cells are there, block and feature."""
+    rows = []
+    for name, twin in BLOCK_TWINS.items():
+        files = [checkpoint_of(cells, one, seed) for one in (name, twin)]
+        if not all(file.exists() for file in files):
+            continue
+        own, other = (by_block(file, images)[0] for file in files)
+        for number, (block, reference) in enumerate(zip(own, other, strict=True), 1):
+            for feature in FEATURES:
+                counts, there = block[feature].counts, reference[feature].counts
+                row = {"variant": name, "twin": twin, "seed": seed, "block": number}
+                row |= {"feature": feature, "entropy": histogram_entropy(counts)}
+                row["twin_entropy"] = histogram_entropy(there)
+                row["distortion"] = spike_information_distortion(counts, there)
+                rows.append(row)
+    return rows
+
+
+def draw_blocks(rows: list[dict[str, Any]], path: Path) -> None:
+    """Above the entropy of q, k and v by block, below how far they are from the fp32 twin's."""
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    axes: Any = figure.subplots(2, len(FEATURES), sharex=True, sharey="row")
+    for column, feature in enumerate(FEATURES):
+        for colour, name in enumerate(dict.fromkeys(row["variant"] for row in rows)):
+            own = [r for r in rows if r["variant"] == name and r["feature"] == feature]
+            blocks = [r["block"] for r in own]
+            style = {"marker": "o", "markersize": 4, "color": f"C{colour}"}
+            axes[0][column].plot(blocks, [r["entropy"] for r in own], label=name, **style)
+            twins = [r["twin_entropy"] for r in own]
+            axes[0][column].plot(blocks, twins, ":", color=f"C{colour}", alpha=0.7)
+            axes[1][column].plot(blocks, [r["distortion"] for r in own], **style)
+        axes[0][column].set_title(feature)
+        axes[1][column].set_xlabel("block")
+        for row in axes:
+            row[column].grid(alpha=0.4)
+            row[column].set_ylim(bottom=0)
+    axes[0][0].set_ylabel("entropy, bits (dotted: fp32 twin)")
+    axes[1][0].set_ylabel("divergence from the twin, bits")
+    axes[0][0].legend(fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
+
+
+def write_blocks(rows: list[dict[str, Any]], path: Path) -> None:
+    """The rows as CSV, whole or not at all."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
 
 
 def checkpoint_of(cells: Path, variant: str, seed: int) -> Path:
@@ -168,11 +243,21 @@ def main() -> None:
     )
     output = Path("docs/figures/information-distortion.png")
     parser.add_argument("--output", type=Path, default=output)
+    parser.add_argument("--blocks", type=Path, metavar="PNG", help="only this: by block")
+    parser.add_argument("--csv", type=Path, help="of --blocks; default: beside the figure")
     options = parser.parse_args()
     cells = options.ablation / "cells"
     columns = {t: checkpoint_of(cells, name, options.seed) for name, t in COLUMNS.items()}
     if options.checkpoint:
         columns = {title: Path(file) for title, file in options.checkpoint}
+    if options.blocks is not None:
+        rows = block_rows(cells, options.seed, options.images)
+        if not rows:
+            parser.exit(2, f"error: {cells} has no finished pair of {BLOCK_TWINS}\n")
+        write_blocks(rows, options.csv or options.blocks.with_suffix(".csv"))
+        draw_blocks(rows, options.blocks)
+        print(options.blocks)
+        return
     try:
         draw(columns, options.images, options.output)
         if not options.checkpoint:

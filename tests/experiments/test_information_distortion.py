@@ -1,0 +1,60 @@
+"""`benchmarks/information_distortion.py` by block, on two small trained cells."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from qsdformer.analysis.information import histogram_entropy, spike_histograms
+from qsdformer.experiments import ablation
+from qsdformer.experiments.ablation_measure import evaluation_images
+from qsdformer.experiments.grid import Cell, cell_recipe, load_grid
+from qsdformer.models.checkpoint import load_checkpoint
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks/information_distortion.py"
+GRID = """
+recipe: digits
+reference: ielif-fp32
+measure_images: 8
+overrides: {train.epochs: 1, train.batch_size: 16, data.train_limit: 16,
+  model.dims: [4, 6, 8, 8], model.depth: 2, model.heads: 2}
+variants:
+  - {name: ielif-fp32, overrides: {model.weight_bits: none}}
+  - {name: plain, overrides: {model.rectify: none, model.weight_bits: 2}}
+"""
+
+
+def test_entropy_and_divergence_by_block(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(GRID + f"output: {tmp_path / 'out'}\n")
+    grid = load_grid(str(tmp_path / "grid.yaml"))
+    for name in grid.names:
+        ablation.run_cell(grid, Cell(name, 0))
+    cells = tmp_path / "out/cells"
+    shutil.copytree(cells / "ielif-fp32-s0", cells / "rectified-s0")  # the same network as its twin
+    command = [sys.executable, str(SCRIPT), "--ablation", str(tmp_path / "out"), "--images", "40"]
+    command += ["--blocks", str(tmp_path / "blocks.png"), "--csv", str(tmp_path / "blocks.csv")]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "blocks.png").stat().st_size > 10_000
+    with (tmp_path / "blocks.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["variant"] for r in rows] == ["rectified"] * 6 + ["plain"] * 6  # 2 blocks of q, k, v
+    assert {float(r["distortion"]) for r in rows[:6]} == {0.0}
+    assert all(float(r["distortion"]) > 0 for r in rows[6:])
+    model = load_checkpoint(cells / "plain-s0/last.ckpt").model.eval()
+    images = list(evaluation_images(cell_recipe(grid, Cell("plain", 0)), 40))
+    histograms = spike_histograms(model, images)
+    names = [n for n in histograms if n.endswith(("q_neuron", "k_neuron", "v_neuron"))]
+    expected = {f"{histogram_entropy(histograms[name]):.5g}" for name in names}
+    assert {row["entropy"] for row in rows[6:]} == expected
+
+
+def test_a_folder_without_finished_pairs_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--ablation", str(tmp_path), "--blocks", "x.png"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "x.png").exists()
