@@ -38,7 +38,12 @@ SETS: dict[str, dict[str, str]] = {
         SPIKING: "camvid",
         TAUGHT: "camvid-distilled",
     },
-    "bccd": {ANN: "bccd-ann", FLOAT_HEADS: "bccd-float-heads", SPIKING: "bccd"},
+    "bccd": {
+        ANN: "bccd-ann",
+        FLOAT_HEADS: "bccd-float-heads",
+        SPIKING: "bccd",
+        TAUGHT: "bccd-distilled",
+    },
     "fashion-scenes": {
         ANN: "fashion-scenes-ann",
         FLOAT_HEADS: "fashion-scenes-float-heads",

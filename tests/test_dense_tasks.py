@@ -40,5 +40,5 @@ def test_only_what_has_no_row_is_trained_and_whoever_has_to_teach() -> None:
     assert (first, second) == ([(label, 1) for label in labels if label != taught], [(taught, 1)])
     rows = {(label, 0) for label in labels if label != taught}
     assert named["to_train"]("camvid", [0], rows) == [[(ann, 0)], [(taught, 0)]]
-    bccd = {(label, 0) for label in labels if label not in (taught, spiking)}
-    assert named["to_train"]("bccd", [0], bccd) == [[(spiking, 0)], []]
+    scenes = {(label, 0) for label in named["SETS"]["fashion-scenes"] if label != spiking}
+    assert named["to_train"]("fashion-scenes", [0], scenes) == [[(spiking, 0)], []]
