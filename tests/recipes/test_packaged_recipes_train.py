@@ -192,12 +192,12 @@ def small_teacher(tmp_path: Path) -> Callable[[Recipe], str]:
     """Writes the student's counterpart ANN, untrained, and gives the checkpoint's path."""
 
     def write(recipe: Recipe) -> str:
-        from qsdformer.data import DataModule
         from qsdformer.models.checkpoint import save_checkpoint
         from qsdformer.models.networks import build_network
+        from qsdformer.tasks.choice import training_data
         from qsdformer.training.teaching import counterpart
 
-        info = DataModule(recipe.data, batch_size=BATCH).info
+        info = training_data(recipe).info
         path = tmp_path / "teacher.ckpt"
         save_checkpoint(path, build_network(counterpart(recipe).model_config(info)), info)
         return str(path)
