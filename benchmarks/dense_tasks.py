@@ -23,31 +23,58 @@ from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
+from typing import NamedTuple
 
 import torch
 
 from qsdformer.files import atomic_path
 
 ANN, FLOAT_HEADS, SPIKING = "ANN", "4-bit spiking backbone", "+ spiking 4-bit neck and heads"
-TAUGHT = "+ taught by the ANN"  # its run of the same seed, whose time is not the student's
-# The recipes of each set, and what is measured.
-SETS: dict[str, dict[str, str]] = {
+# Taught by the ANN of the same seed, whose time is not the student's.
+TAUGHT = "+ taught by the ANN: counts, weight 1"
+MEMBRANES = "+ taught by the ANN: membranes, weight 3"
+
+
+class Model(NamedTuple):
+    """What is trained: a recipe and keys on top of it; `folder` begins the name of its runs."""
+
+    recipe: str
+    keys: tuple[str, ...] = ()
+    suffix: str = ""
+
+    @property
+    def folder(self) -> str:
+        return self.recipe + self.suffix
+
+    @property
+    def is_taught(self) -> bool:
+        return self.recipe.endswith("-distilled")
+
+
+def taught(recipe: str) -> dict[str, Model]:
+    """The two ways in which the ANN teaches: the published one, and what helped classifiers."""
+    keys = ("--distill.source", "membrane", "--distill.fgd_weight", "3")
+    return {TAUGHT: Model(recipe), MEMBRANES: Model(recipe, keys, "-membrane")}
+
+
+# The models of each set, and what is measured.
+SETS: dict[str, dict[str, Model]] = {
     "camvid": {
-        ANN: "camvid-ann",
-        FLOAT_HEADS: "camvid-float-head",
-        SPIKING: "camvid",
-        TAUGHT: "camvid-distilled",
+        ANN: Model("camvid-ann"),
+        FLOAT_HEADS: Model("camvid-float-head"),
+        SPIKING: Model("camvid"),
+        **taught("camvid-distilled"),
     },
     "bccd": {
-        ANN: "bccd-ann",
-        FLOAT_HEADS: "bccd-float-heads",
-        SPIKING: "bccd",
-        TAUGHT: "bccd-distilled",
+        ANN: Model("bccd-ann"),
+        FLOAT_HEADS: Model("bccd-float-heads"),
+        SPIKING: Model("bccd"),
+        **taught("bccd-distilled"),
     },
     "fashion-scenes": {
-        ANN: "fashion-scenes-ann",
-        FLOAT_HEADS: "fashion-scenes-float-heads",
-        SPIKING: "fashion-scenes",
+        ANN: Model("fashion-scenes-ann"),
+        FLOAT_HEADS: Model("fashion-scenes-float-heads"),
+        SPIKING: Model("fashion-scenes"),
     },
 }
 METRICS = {"camvid": "miou", "bccd": "map50", "fashion-scenes": "map50"}
@@ -62,14 +89,14 @@ def result(folder: Path) -> dict[str, float] | None:
     return values
 
 
-def run(folder: Path, recipe: str, seed: int, root: Path, threads: int) -> None:
+def run(folder: Path, model: Model, seed: int, root: Path, threads: int) -> None:
     """Train one model, unless it has been."""
     if result(folder) is not None:
         return
-    command = [sys.executable, "-m", "qsdformer", "train", recipe, "--seed", str(seed)]
-    command += ["--output", str(folder), "--data.root", str(root)]
-    if recipe.endswith("-distilled"):
-        teacher = folder.with_name(f"{recipe.removesuffix('distilled')}ann-{seed}")
+    command = [sys.executable, "-m", "qsdformer", "train", model.recipe, "--seed", str(seed)]
+    command += ["--output", str(folder), "--data.root", str(root), *model.keys]
+    if model.is_taught:
+        teacher = folder.with_name(f"{model.recipe.removesuffix('distilled')}ann-{seed}")
         command += ["--distill.teacher", str(teacher / "last.ckpt")]
     command += ["--resume"] if (folder / "last.ckpt").exists() else []
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -94,11 +121,12 @@ def to_train(
     An ANN that has its row is trained again where it has to teach.
     """
     waves: list[list[tuple[str, int]]] = [[], []]
+    students = [label for label, model in SETS[name].items() if model.is_taught]
     for label in SETS[name]:
         for seed in seeds:
-            teaches = label == ANN and TAUGHT in SETS[name] and (TAUGHT, seed) not in rows
+            teaches = label == ANN and any((one, seed) not in rows for one in students)
             if (label, seed) not in rows or teaches:
-                waves[label == TAUGHT].append((label, seed))
+                waves[label in students].append((label, seed))
     return waves
 
 
@@ -127,8 +155,8 @@ def main() -> None:
     runs = options.runs or Path("runs") / name
     threads = max(1, CORES // options.jobs)
     cells = [
-        (label, seed, runs / f"{recipe}-{seed}", recipe)
-        for label, recipe in SETS[name].items()
+        (label, seed, runs / f"{model.folder}-{seed}", model)
+        for label, model in SETS[name].items()
         for seed in options.seeds
     ]
     path = options.csv or Path(f"docs/results/{name}.csv")
@@ -141,8 +169,8 @@ def main() -> None:
         for wave in to_train(name, options.seeds, rows):
             with ThreadPoolExecutor(options.jobs) as pool:
                 jobs = [
-                    pool.submit(run, folder, recipe, seed, root, threads)
-                    for label, seed, folder, recipe in cells
+                    pool.submit(run, folder, model, seed, root, threads)
+                    for label, seed, folder, model in cells
                     if (label, seed) in wave
                 ]
                 for job in jobs:
@@ -167,7 +195,7 @@ def main() -> None:
             continue
         means[label] = mean(own)
         spread = f" +- {stdev(own):.2f} (sd)" if len(own) > 1 else ""
-        line = f"{label:32s} {metric} {means[label]:.2f}{spread} %, n = {len(own)}"
+        line = f"{label:40s} {metric} {means[label]:.2f}{spread} %, n = {len(own)}"
         if label != ANN and ANN in means:
             line += f", {means[label] / means[ANN] - 1:+.1%} of the ANN's"
         print(line)

@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from qsdformer.recipes.recipe import load_recipe
+
 ROOT = Path(__file__).parents[1]
 HEAD = "model,seed,last,best,seconds,cpu_seconds,threads,parameters,metric,torch"
 
@@ -37,8 +41,36 @@ def test_only_what_has_no_row_is_trained_and_whoever_has_to_teach() -> None:
     ann, spiking, taught = named["ANN"], named["SPIKING"], named["TAUGHT"]
     labels = list(named["SETS"]["camvid"])
     first, second = named["to_train"]("camvid", [0, 1], {(label, 0) for label in labels})
-    assert (first, second) == ([(label, 1) for label in labels if label != taught], [(taught, 1)])
+    assert first == [(label, 1) for label in labels[:3]]
+    assert second == [(label, 1) for label in labels[3:]]
+    assert labels[3] == taught
     rows = {(label, 0) for label in labels if label != taught}
     assert named["to_train"]("camvid", [0], rows) == [[(ann, 0)], [(taught, 0)]]
     scenes = {(label, 0) for label in named["SETS"]["fashion-scenes"] if label != spiking}
     assert named["to_train"]("fashion-scenes", [0], scenes) == [[(spiking, 0)], []]
+
+
+def test_every_model_of_a_set_is_a_command_that_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = runpy.run_path(str(ROOT / "benchmarks/dense_tasks.py"))
+    commands: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
+    for models in named["SETS"].values():
+        for model in models.values():
+            named["run"](tmp_path / f"{model.folder}-3", model, 3, tmp_path, 1)
+    keys = [dict(zip(c[5::2], c[6::2], strict=True)) for c in commands]
+    recipes = [
+        load_recipe(c[4], {name.removeprefix("--"): value for name, value in given.items()})
+        for c, given in zip(commands, keys, strict=True)
+    ]
+    assert {recipe.seed for recipe in recipes} == {3}
+    assert len({recipe.output for recipe in recipes}) == len(recipes)
+    teachers = {r.output: r.distill.teacher for r in recipes if r.distill is not None}
+    assert teachers == {
+        str(tmp_path / f"{name}-distilled{way}-3"): str(tmp_path / f"{name}-ann-3/last.ckpt")
+        for name in ("camvid", "bccd")
+        for way in ("", "-membrane")
+    }
+    sources = [r.distill.source for r in recipes if r.distill is not None]
+    assert sources == ["counts", "membrane"] * 2
