@@ -20,6 +20,9 @@ NormKind = Literal["batch", "frozen", "sync"]
 Upsampling = Literal["nearest", "bilinear"]
 DetectorKind = Literal["mask_rcnn", "faster_rcnn", "retinanet"]
 
+# Initial scale of the maps that are added to another one in neck and head, whatever that of the
+# backbone's residual branches: two thirds of a membrane potential's own deviation.
+SUMMAND_GAIN = 0.2
 STAGES = 5  # of a pyramid: the stem, and the four that timm and the publication count
 LARGEST_COUNT = 2**20
 SEGMENTATION_MAPS = (0, 1, 2, 3)  # strides 2, 4, 8, 16 of a stem of stride 2
@@ -104,6 +107,7 @@ class DenseConfig:
         """
         # Without time nothing leaks: a LIF neuron fires where its input reaches the threshold.
         own: dict[str, Any] = {"time_steps": 1, "rectify": "all", "tau": 1.0}
+        own["residual_gain"] = SUMMAND_GAIN
         backbone = self.backbone
         if self.neuron == "relu" and backbone.is_spiking:
             backbone = backbone.ann("relu")
