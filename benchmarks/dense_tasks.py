@@ -80,6 +80,7 @@ SETS: dict[str, dict[str, Model]] = {
 METRICS = {"camvid": "miou", "bccd": "map50", "fashion-scenes": "map50"}
 CORES = 2
 COLUMNS = ["model", "seed", "last", "best", "seconds", "cpu_seconds", "threads", "parameters"]
+MASKS = "val_mask_map50"  # of the last epoch, a column of its own where there are masks
 
 
 def result(folder: Path) -> dict[str, float] | None:
@@ -130,12 +131,21 @@ def to_train(
     return waves
 
 
-def row_of(label: str, seed: int, values: dict[str, float], metric: str, threads: int) -> list[str]:
+def masks_of(folder: Path) -> str:
+    """AP50 of the masks after the last epoch of a run; empty for models without masks."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        measured = [row[MASKS] for row in csv.DictReader(file) if row.get(MASKS)]
+    return f"{float(measured[-1]):.4f}" if measured else ""
+
+
+def row_of(
+    label: str, seed: int, folder: Path, values: dict[str, float], metric: str, threads: int
+) -> list[str]:
     """The row of a finished run."""
     measured = [f"{values[f'{which}_{metric}']:.4f}" for which in ("last", "best")]
     times = [str(round(values["seconds"])), str(round(values["cpu_seconds"]))]
     rest = [str(threads), str(values["parameters"]), metric, torch.__version__]
-    return [label, str(seed), *measured, *times, *rest]
+    return [label, str(seed), *measured, *times, *rest, masks_of(folder)]
 
 
 def main() -> None:
@@ -179,11 +189,11 @@ def main() -> None:
     for label, seed, folder, _ in cells:
         values = result(folder)
         if values is not None:
-            rows[label, seed] = row_of(label, seed, values, metric, threads)
+            rows[label, seed] = row_of(label, seed, folder, values, metric, threads)
     labels = list(SETS[name])
     with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*COLUMNS, "metric", "torch"])
+        writer.writerow([*COLUMNS, "metric", "torch", "last_mask_map50"])
         writer.writerows(
             rows[key] for key in sorted(rows, key=lambda k: (labels.index(k[0]), k[1]))
         )

@@ -13,25 +13,29 @@ import pytest
 from qsdformer.recipes.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
-HEAD = "model,seed,last,best,seconds,cpu_seconds,threads,parameters,metric,torch"
+HEAD = "model,seed,last,best,seconds,cpu_seconds,threads,parameters,metric,torch,last_mask_map50"
 
 
 def test_rows_of_earlier_runs_stay_and_finished_runs_are_added(tmp_path: Path):
     table, runs = tmp_path / "camvid.csv", tmp_path / "runs"
-    earlier = "+ spiking 4-bit neck and heads,0,0.5,0.6,9,8,1,7,miou,2.15.0"
-    replaced = "ANN,1,0.1,0.1,1,1,1,1,miou,2.15.0"
+    earlier = "+ spiking 4-bit neck and heads,0,0.5,0.6,9,8,1,7,miou,2.15.0,"
+    replaced = "ANN,1,0.1,0.1,1,1,1,1,miou,2.15.0,"
     table.write_text("\n".join([HEAD, earlier, replaced]) + "\n")
     for name, miou in (("camvid-ann-1", 0.75), ("camvid-float-head-0", 0.625)):
         (runs / name).mkdir(parents=True)
         values = {"last_miou": miou, "best_miou": miou, "seconds": 3, "cpu_seconds": 2}
         (runs / name / "result.json").write_text(json.dumps({**values, "parameters": 5}))
+        masks = "" if name == "camvid-ann-1" else "0.25"
+        (runs / name / "metrics.csv").write_text(f"epoch,val_mask_map50\n1,0.5\n2,{masks}\n2,\n")
     command = [sys.executable, str(ROOT / "benchmarks/dense_tasks.py"), "camvid", "--finished"]
     command += ["--runs", str(runs), "--csv", str(table), "--jobs", "2"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     rows = table.read_text().splitlines()
     assert rows[0] == HEAD
     assert rows[1].startswith("ANN,1,0.7500,0.7500,3,2,1,5,miou,")
+    assert rows[1].endswith(",0.5000")
     assert rows[2].startswith("4-bit spiking backbone,0,0.6250,")
+    assert rows[2].endswith(",0.2500")
     assert rows[3:] == [earlier]
     assert "miou 50.00 %, n = 1, -33.3% of the ANN's" in printed
 
