@@ -15,6 +15,7 @@ from qsdformer.nn.neurons import (
     count_activation,
     counts_to_spikes,
     firing_window,
+    lif_steps,
     make_neuron,
     spike_count,
     spikes_to_counts,
@@ -159,6 +160,40 @@ def test_lif_gradients_reach_back_in_time_until_a_reset():
     assert _gradient(last_spike, 1.0, 1.5) == pytest.approx([0.25, 0.5])
     # x = 2, 2: the first spike resets the membrane, and the reset is detached.
     assert _gradient(last_spike, 2.0, 2.0) == pytest.approx([0.0, 0.5])
+
+
+def test_lif_over_all_steps_is_the_formula_step_by_step():
+    class Surrogate(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, u):
+            ctx.save_for_backward(u)
+            return (u >= 0).to(u.dtype)
+
+        @staticmethod
+        def backward(ctx, grad):
+            (u,) = ctx.saved_tensors
+            s = torch.sigmoid(4 * u)
+            return grad * 4 * s * (1 - s)
+
+    tau, threshold = 1.7, 0.4
+    torch.manual_seed(0)
+    inputs = [2 * torch.randn(5, 64, dtype=torch.float64), torch.rand(64, dtype=torch.float64)]
+    x, v = (one.clone().requires_grad_() for one in inputs)
+    spikes, after = lif_steps(x, v, tau, threshold)
+    a, potential = (one.clone().requires_grad_() for one in inputs)
+    expected, state = [], potential
+    for x_t in a:
+        h = state + (x_t - state) / tau
+        expected.append(Surrogate.apply(h - threshold))
+        state = h * (1 - expected[-1].detach())
+    assert torch.equal(spikes, torch.stack(expected))
+    assert 0.2 < spikes.mean() < 0.8
+    torch.testing.assert_close(after, state, rtol=0, atol=0)
+    weights = torch.randn_like(spikes)
+    ((weights * spikes).sum() + after.square().sum()).backward()
+    ((weights * torch.stack(expected)).sum() + state.square().sum()).backward()
+    torch.testing.assert_close(x.grad, a.grad, rtol=1e-12, atol=1e-14)  # float64, another order
+    torch.testing.assert_close(v.grad, potential.grad, rtol=1e-12, atol=1e-14)
 
 
 def test_ielif_gradients_reach_back_through_what_the_soft_reset_leaves():

@@ -111,30 +111,50 @@ def ielif_step(
     return value, h - (value if window == 1.0 else value * window)
 
 
-class _Heaviside(torch.autograd.Function):
-    """1[u >= 0] forward; the derivative of a sigmoid backward."""
+class _LIFSteps(torch.autograd.Function):
+    """LIF over all time steps in one node, which keeps potentials and spikes for its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor) -> Tensor:
-        ctx.save_for_backward(u)
-        return (u >= 0).to(u.dtype)
+    def forward(
+        ctx: Any, x: Tensor, v: Tensor | None, tau: float, threshold: float
+    ) -> tuple[Tensor, Tensor]:
+        potentials, spikes = [], []
+        for x_t in x.unbind(0):
+            h = x_t / tau if v is None else torch.sub(x_t, v).div_(tau).add_(v)
+            s = h.clone().ge_(threshold)  # in floats: several times as fast as by way of bool
+            v = torch.addcmul(h, h, s, value=-1)  # h*(1 - s)
+            potentials.append(h)
+            spikes.append(s)
+        assert v is not None
+        stacked = torch.stack(spikes)
+        ctx.save_for_backward(stacked, *potentials)
+        ctx.tau, ctx.threshold = tau, threshold
+        return stacked, v
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (u,) = ctx.saved_tensors
-        s = torch.sigmoid(SIGMOID_STEEPNESS * u)
-        return grad * (SIGMOID_STEEPNESS * s * (1 - s))
+    def backward(ctx: Any, grad: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
+        spikes, *potentials = ctx.saved_tensors
+        to_v, to_x = grad_v, []
+        for h, s, g in zip(
+            potentials[::-1], spikes.unbind(0)[::-1], grad.unbind(0)[::-1], strict=True
+        ):
+            sigmoid = torch.sub(h, ctx.threshold).mul_(SIGMOID_STEEPNESS).sigmoid_()
+            to_h = torch.ops.aten.sigmoid_backward(g, sigmoid).mul_(SIGMOID_STEEPNESS)
+            to_h.add_(to_v).addcmul_(to_v, s, value=-1)
+            to_x.append(to_h / ctx.tau)
+            to_v = to_h.sub_(to_x[-1])
+        return torch.stack(to_x[::-1]), to_v if ctx.needs_input_grad[1] else None, None, None
 
 
-def lif_step(x: Tensor, v: Tensor | None, tau: float, threshold: float) -> tuple[Tensor, Tensor]:
-    """One LIF time step: h = v + (x - v)/tau, s = 1[h >= threshold], v' = h*(1 - s).
+def lif_steps(x: Tensor, v: Tensor | None, tau: float, threshold: float) -> tuple[Tensor, Tensor]:
+    """LIF over the time steps of `x`, (T, ...), from potential `v`; None is at rest.
 
-    Hard reset to 0; no gradient flows through the reset. Returns spikes and the next potential.
+    A step is h = v + (x - v)/tau, s = 1[h >= threshold], v' = h*(1 - s): hard reset to 0, through
+    which no gradient flows. Returns the spikes (T, ...), whose gradient is the derivative of a
+    sigmoid, and the potential after the last step.
     """
-    h = x / tau if v is None else v + (x - v) / tau
-    spikes = cast(Tensor, _Heaviside.apply(h - threshold))
-    return spikes, h * (1 - spikes.detach())
+    return cast(tuple[Tensor, Tensor], _LIFSteps.apply(x, v, tau, threshold))
 
 
 class SpikingNeuron(nn.Module):
@@ -168,16 +188,20 @@ class SpikingNeuron(nn.Module):
     def _run(self, x: Tensor) -> Tensor:
         if self.time_steps == 1:
             return self._step(x, None)[0]
+        v: Tensor | None = None
+        values = []
+        for x_t in self._unfolded(x).unbind(0):
+            value, v = self._step(x_t, v)
+            values.append(value)
+        return torch.cat(values)
+
+    def _unfolded(self, x: Tensor) -> Tensor:
+        """(T*B, ...) as (T, B, ...)."""
         if x.shape[0] % self.time_steps:
             raise ValueError(
                 f"batch of {x.shape[0]} is not a multiple of time_steps={self.time_steps}"
             )
-        v: Tensor | None = None
-        values = []
-        for x_t in x.unflatten(0, (self.time_steps, -1)).unbind(0):
-            value, v = self._step(x_t, v)
-            values.append(value)
-        return torch.cat(values)
+        return x.unflatten(0, (self.time_steps, -1))
 
     def _step(self, x: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -226,8 +250,12 @@ class LIF(SpikingNeuron):
         self.tau = tau
         self.threshold = threshold
 
+    def _run(self, x: Tensor) -> Tensor:
+        return lif_steps(self._unfolded(x), None, self.tau, self.threshold)[0].flatten(0, 1)
+
     def _step(self, x: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        return lif_step(x, v, self.tau, self.threshold)
+        spikes, v = lif_steps(x.unsqueeze(0), v, self.tau, self.threshold)
+        return spikes[0], v
 
     def extra_repr(self) -> str:
         """Settings shown by print(model)."""
