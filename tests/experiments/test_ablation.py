@@ -181,6 +181,8 @@ def test_variants_that_need_each_other_are_one_line(grid: Grid) -> None:
         dataclasses.replace(grid, variants=(loop, *grid.variants[1:]))
     with pytest.raises(ValueError, match=r"x starts from 'fdg', .*did you mean fgd"):
         dataclasses.replace(grid, variants=(*grid.variants, Variant(name="x", start_from="fdg")))
+    with pytest.raises(UserError, match="ablation: variants: fgd needs fgd: none could come first"):
+        with_output(grid, None, {"distill.teacher": "fgd"})
 
 
 def test_a_cell_is_trained_measured_and_then_never_run_again(

@@ -226,10 +226,13 @@ def with_output(grid: Grid, output: str | None, overrides: Mapping[str, str]) ->
     for variant in grid.variants:
         own = {k: v for k, v in variant.overrides.items() if _path(k) not in forced}
         variants.append(dataclasses.replace(variant, overrides=own))
-    return dataclasses.replace(
-        grid,
-        output=output or grid.output,
-        overrides={**grid.overrides, **others},
-        distill={**grid.distill, **distill},
-        variants=tuple(variants),
-    )
+    try:
+        return dataclasses.replace(
+            grid,
+            output=output or grid.output,
+            overrides={**grid.overrides, **others},
+            distill={**grid.distill, **distill},
+            variants=tuple(variants),
+        )
+    except ValueError as error:  # such as a teacher that learns from its student
+        raise UserError(f"ablation: {error}") from error
