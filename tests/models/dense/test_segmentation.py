@@ -123,7 +123,7 @@ def counts_of(network: Any, images: torch.Tensor) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("seed", (1, 2))  # 0: a LIF potential 3e-8 from its threshold
+@pytest.mark.parametrize("seed", [1, 2])  # 0: a LIF potential 3e-8 from its threshold
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_integers_make_the_same_spike_counts_as_training_time_evaluation(
     name: str, seed: int
