@@ -219,6 +219,9 @@ def test_another_family_leaves_behind_what_only_the_one_before_has(tmp_path: Pat
     file.write_text("recipe: cifar10-tiny\nmodel: {name: sdt_tiny, stem_stride: 1}\n")
     with pytest.raises(UserError, match=r"model\.stem_stride is for metaspikeformer"):
         load_recipe(str(file))
+    file.write_text("recipe: cifar10-tiny\nmodel: {name: [sdt_tiny]}\n")
+    with pytest.raises(UserError, match=r"^model\.name=\['sdt_tiny'\]"):
+        load_recipe(str(file))
 
 
 def test_the_same_neuron_again_and_what_is_given_with_another_stay(tmp_path: Path) -> None:

@@ -276,10 +276,8 @@ def _merged_model(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     if own.get("neuron", base.get("neuron")) != base.get("neuron"):
         stale = {**decided_by(base.get("neuron")), **decided_by(own["neuron"])}
         base = {key: value for key, value in base.items() if key not in stale}
-    known = sizes()
-    if own.get("name") in known:
-        fields = known[own["name"]].fields
-        base = {key: v for key, v in base.items() if key in fields or not owners(key)}
+    if "name" in own and (family := sizes().get(str(own["name"]))) is not None:
+        base = {key: v for key, v in base.items() if key in family.fields or not owners(key)}
     merged = {**base, **own}
     if merged.get("ann") is True:
         for key in _not_of_an_ann(own):
