@@ -80,6 +80,7 @@ SETS: dict[str, dict[str, Model]] = {
 METRICS = {"camvid": "miou", "bccd": "map50", "fashion-scenes": "map50"}
 CORES = 2
 COLUMNS = ["model", "seed", "last", "best", "seconds", "cpu_seconds", "threads", "parameters"]
+COLUMNS += ["metric", "torch", "last_mask_map50"]
 MASKS = "val_mask_map50"  # of the last epoch, a column of its own where there are masks
 
 
@@ -193,7 +194,7 @@ def main() -> None:
     labels = list(SETS[name])
     with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*COLUMNS, "metric", "torch", "last_mask_map50"])
+        writer.writerow(COLUMNS)
         writer.writerows(
             rows[key] for key in sorted(rows, key=lambda k: (labels.index(k[0]), k[1]))
         )

@@ -127,9 +127,9 @@ def cell_folder(grid: Grid, cell: Cell) -> Path:
     return Path(grid.output) / "cells" / str(cell)
 
 
-def cell_checkpoint(grid: Grid, variant: str, seed: int) -> str:
-    """The last checkpoint of a variant, for those that learn or start from it."""
-    return str(cell_folder(grid, Cell(variant, seed)) / "last.ckpt")
+def cell_checkpoint(grid: Grid, cell: Cell) -> str:
+    """The last checkpoint of a cell, for those that learn or start from it."""
+    return str(cell_folder(grid, cell) / "last.ckpt")
 
 
 def teacher_name(grid: Grid, distill: Mapping[str, Any]) -> str:
@@ -155,7 +155,7 @@ def cell_values(grid: Grid, cell: Cell) -> dict[str, Any]:
     if variant.distill is not None:
         teacher = teacher_name(grid, variant.distill)
         if teacher in grid.names:
-            teacher = cell_checkpoint(grid, teacher, cell.seed)
+            teacher = cell_checkpoint(grid, Cell(teacher, cell.seed))
         values["distill"] = {**grid.distill, **variant.distill, "teacher": teacher}
     values = with_teacher_keys(values, {_path(key): value for key, value in keys.items()})
     return {**values, "seed": cell.seed, "output": str(cell_folder(grid, cell))}
@@ -167,7 +167,7 @@ def cell_recipe(grid: Grid, cell: Cell) -> Recipe:
     try:
         values = with_start_shape(cell_values(grid, cell))
         if start is not None:
-            path = cell_checkpoint(grid, start, cell.seed)
+            path = cell_checkpoint(grid, Cell(start, cell.seed))
             values["model"] = {**values["model"], "start_from": path}
         return parse_recipe(values)
     except UserError as error:
