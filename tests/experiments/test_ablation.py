@@ -212,6 +212,17 @@ def test_a_cell_is_trained_measured_and_then_never_run_again(
     ablation.run_grid(grid, [cell], ["qsd"])
 
 
+def test_a_cell_of_another_family_is_measured_by_its_own_q_k_and_v(grid: Grid) -> None:
+    keys = {"model.name": "sdt_tiny", "model.width": 16, "model.rectify": "all"}
+    sdt = Variant(name="sdt", overrides=keys)
+    grid = dataclasses.replace(grid, variants=(*grid.variants, sdt))
+    made = ablation.run_cell(with_output(grid, None, {"train.epochs": "1"}), Cell("sdt", 0))
+    assert made["entropy_v"] > 0
+    subject = load_subject(str(cell_folder(grid, Cell("sdt", 0)) / "last.ckpt"), {}, batch_size=8)
+    expected = analyze(subject, limit=grid.measure_images).entropies
+    assert {name: made[f"entropy_{name}"] for name in "qkv"} == expected
+
+
 def test_the_row_of_an_ann_has_its_work_and_energy(grid: Grid) -> None:
     grid = with_output(grid, None, {"train.epochs": "1"})
     made = ablation.run_cell(grid, Cell("ann", 0))

@@ -95,14 +95,9 @@ def mean_firing_rate(histograms: dict[str, Tensor]) -> float:
 
 def qkv_histograms(histograms: dict[str, Tensor]) -> dict[str, Tensor]:
     """The histograms of q, k and v, each summed over the transformer blocks; those there are."""
-    found = {kind[0]: [h for n, h in histograms.items() if n.endswith(kind)] for kind in QKV}
+    last = {name: name.rpartition(".")[2] for name in histograms}  # kv_neuron is none of them
+    found = {kind[0]: [h for n, h in histograms.items() if last[n] == kind] for kind in QKV}
     return {letter: torch.stack(parts).sum(0) for letter, parts in found.items() if parts}
-
-
-def qkv_entropy(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
-    """Entropy in bits of the spike counts of q, k and v over `batches`, all blocks together."""
-    histograms = qkv_histograms(spike_histograms(model, batches))
-    return {name: histogram_entropy(h) for name, h in histograms.items()}
 
 
 def packed_bytes(model: nn.Module) -> int:

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from qsdformer.analysis.information import QKV
+from qsdformer.analysis.information import QKV, histogram_entropy, qkv_histograms
 from qsdformer.analysis.post import PostWork
 from qsdformer.errors import UserError
 from qsdformer.graph.post import Post
@@ -57,6 +57,12 @@ class Measured:
     def accuracy(self) -> float | None:
         """Top-1 accuracy, a fraction; None of a network without logits."""
         return None if self.correct is None else self.correct / self.images
+
+    @property
+    def entropies(self) -> dict[str, float]:
+        """Entropy in bits of the counts of q, k and v, all blocks together."""
+        histograms = qkv_histograms(self.histograms)
+        return {name: histogram_entropy(h) for name, h in histograms.items()}
 
 
 @torch.inference_mode()

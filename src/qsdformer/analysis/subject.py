@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from qsdformer.analysis.energy import Row
-from qsdformer.analysis.information import histogram_entropy, qkv_histograms
 from qsdformer.analysis.ledger import Ledger, make_ledger
 from qsdformer.analysis.measure import Measured, firing_rates, measure
 from qsdformer.analysis.operations import require_neurons
@@ -67,8 +66,7 @@ class Analysis:
     @property
     def entropies(self) -> dict[str, float]:
         """Entropy in bits of the counts of q, k and v, all blocks together."""
-        histograms = qkv_histograms(self.measured.histograms)
-        return {name: histogram_entropy(h) for name, h in histograms.items()}
+        return self.measured.entropies
 
 
 def load_subject(checkpoint: str, keys: Mapping[str, str], batch_size: int) -> Subject:

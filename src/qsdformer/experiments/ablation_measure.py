@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from qsdformer.analysis.energy import COST_MODELS
-from qsdformer.analysis.information import packed_bytes, qkv_entropy
-from qsdformer.analysis.ledger import make_ledger
+from qsdformer.analysis.information import packed_bytes
+from qsdformer.analysis.ledger import Ledger, make_ledger
+from qsdformer.analysis.measure import Measured
 from qsdformer.analysis.measure import measure as measure_spikes
 from qsdformer.analysis.twins import ann_ledger, twins
 from qsdformer.data import DataModule
@@ -40,37 +41,34 @@ def measure(recipe: Recipe, checkpoint: Path, images: int) -> dict[str, Any]:
         **training_speed(checkpoint.parent / "metrics.csv", recipe.train.global_batch),
     }
     batches = list(evaluation_batches(recipe, images))
-    if model.config.is_spiking:
-        row |= spike_columns(model, [inputs for inputs, _ in batches])
-    return row | work_columns(model, batches)
+    if not model.config.is_spiking:
+        height, width = batches[0][0].shape[-2:]
+        return row | work_columns(ann_ledger("", model, (height, width), None))
+    measured = measure_spikes(model, batches)
+    row |= spike_columns(model, [inputs for inputs, _ in batches], measured)
+    quantised = twins("", model, measured)[1:]  # the first is the ANN in fp32
+    return row | work_columns(make_ledger("", model, measured), quantised)
 
 
-def work_columns(model: SpikingTransformer, batches: list[tuple[Tensor, Any]]) -> dict[str, float]:
+def work_columns(ledger: Ledger, quantised: Sequence[Ledger] = ()) -> dict[str, float]:
     """Additions that spikes cause and MACs, an image, and the energy under every cost model, µJ.
 
-    Of a low-bit spiking model also the bit-aware energy of its quantised ANN twins.
+    `quantised` are the quantised ANN twins, whose bit-aware energy is given too.
     """
-    bit_aware = COST_MODELS["bit-aware"]
-    others = []
-    if model.config.is_spiking:
-        measured = measure_spikes(model, batches)
-        ledger = make_ledger("", model, measured)
-        others = twins("", model, measured)[1:]  # the first is the ANN in fp32
-    else:
-        height, width = batches[0][0].shape[-2:]
-        ledger = ann_ledger("", model, (height, width), None)
     columns = {"additions": ledger.synaptic_operations, "macs": ledger.macs}
     for name, cost in COST_MODELS.items():
         columns[f"uj_{name.replace('-', '_')}"] = ledger.total(cost) / PJ_PER_UJ
-    for name, twin in zip(("twin", "twin_skip"), others, strict=False):
-        columns[f"uj_{name}"] = twin.total(bit_aware) / PJ_PER_UJ
+    for name, twin in zip(("twin", "twin_skip"), quantised, strict=False):
+        columns[f"uj_{name}"] = twin.total(COST_MODELS["bit-aware"]) / PJ_PER_UJ
     return columns
 
 
-def spike_columns(model: SpikingTransformer, batches: list[Tensor]) -> dict[str, float]:
+def spike_columns(
+    model: SpikingTransformer, batches: list[Tensor], measured: Measured
+) -> dict[str, float]:
     """Entropy of q, k, v in bits; firing rates of q, k, v and of all; share of active groups."""
     activity = measure_activity(model, batches)
-    columns = {f"entropy_{name}": bits + 0.0 for name, bits in qkv_entropy(model, batches).items()}
+    columns = {f"entropy_{name}": bits + 0.0 for name, bits in measured.entropies.items()}
     for name in FEATURES:
         layers = {k: v for k, v in activity.items() if k.endswith(f".attention.{name}_neuron")}
         columns[f"rate_{name}"] = overall_activity(layers)["firing_rate"]
