@@ -38,6 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "head_bits": 4,
     },
     "2-bit": {"weight_bits": 2},
+    "ternary": {"weight_bits": "ternary"},
     "3-bit": {"weight_bits": 3, "stem_stride": 1},
     "8-bit": {"weight_bits": 8, "stem_kernel": 7, "in_channels": 1},
 }

@@ -89,7 +89,7 @@ def describe(kind: Any) -> str:
         return "none"
     arguments = get_args(kind)
     if get_origin(kind) is Literal:
-        return "one of " + ", ".join(str(a) for a in arguments)
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
     if get_origin(kind) in (Union, types.UnionType):
         return " or ".join(describe(a) for a in arguments)
     if get_origin(kind) is Mapping:

@@ -250,3 +250,11 @@ def test_a_model_with_nan_weights_is_refused(lively):
         model.stages[0].downsample.norm.weight[0] = float("nan")
     with pytest.raises(UserError, match="cannot lower"):
         lower(model, info_for(model))
+
+
+def test_ternary_weights_are_signs_and_zeros_in_two_bits(lively):
+    model = lively(weight_bits="ternary")
+    graph = lower(model, info_for(model))
+    codes = [op.codes for op in graph.ops if isinstance(op, Conv) and op.bits == 2]
+    assert len(codes) > 10
+    assert set(np.unique(np.concatenate([c.ravel() for c in codes]))) == {-1, 0, 1}

@@ -50,6 +50,15 @@ def test_codes_equal_an_independent_computation(bits, shape, seed):
     assert np.array_equal(codes, numpy_codes(weight, step, bits))
 
 
+def test_ternary_codes_are_signs_and_zeros_kept_in_two_bits():
+    weight, step = torch.linspace(-5, 5, 101).view(1, -1), torch.ones(1)
+    expected = weight.sign() * (weight.abs() > 0.5)  # a half goes to the even code, 0
+    assert torch.equal(weight_codes(weight, step, "ternary"), expected)
+    layer = QuantLinear(8, 4, bits="ternary")
+    assert layer.bits == 2
+    assert layer.codes().unique().tolist() == [-1, 0, 1]
+
+
 def test_a_half_rounds_to_the_even_code():
     weight = torch.tensor([[-2.5, -1.5, -0.5, 0.5, 1.5, 2.5]])
     assert weight_codes(weight, torch.ones(1), 4).tolist() == [[-2, -2, 0, 0, 2, 2]]
@@ -96,9 +105,9 @@ def test_gradients_equal_those_worked_out_by_hand():
     assert step.grad.tolist() == pytest.approx([1.8 / math.sqrt(12)], rel=1e-5)
 
 
-@pytest.mark.parametrize("bits", ALL_BITS)
+@pytest.mark.parametrize("bits", [*ALL_BITS, "ternary"])
 def test_gradients_equal_those_of_the_textbook_formula(bits):
-    torch.manual_seed(bits)
+    torch.manual_seed(0)
     low, high = code_range(bits)
     weight, upstream = torch.randn(4, 3, 3, 3), torch.randn(4, 3, 3, 3)
     step = torch.rand(4).mul(0.3).add(0.05).requires_grad_()

@@ -130,7 +130,7 @@ def test_ann_recipe_builds_the_counterpart() -> None:
         ("lr", ".nan", "train.lr=nan: must be"),
         ("ema", "1.5", "train.ema=1.5: must be in (0, 1), or none"),
         ("levels", "0", "model.levels=0: must be 1 to 127"),
-        ("weight_bits", "9", "model.weight_bits=9: must be 2 to 8 bits, or none"),
+        ("weight_bits", "9", "model.weight_bits=9: must be 2 to 8 bits, ternary, or none"),
         ("heads", "5", "model.heads=5 does not divide the block width 64"),
         ("model.name", "metaspikeformer_tin", "did you mean metaspikeformer_tiny?"),
         ("data.name", "mnist", "data.name='mnist': must be one of digits, fashion_mnist"),

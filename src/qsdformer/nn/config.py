@@ -18,6 +18,9 @@ Rounding = Literal["up", "even"]
 
 ANN_NEURONS = ("relu", "gelu")
 MIN_BITS, MAX_BITS = 2, 8
+TERNARY = "ternary"
+Coding = int | Literal["ternary"]  # of quantised weights: bits, or the codes -1, 0, 1
+Bits = Coding | None  # None for full precision
 MAX_LEVELS = 127  # of an artifact's neuron; up to here counts are exact in half precision as well
 
 # Far above any use: what a damaged or forged file asks for beyond is refused before it is built.
@@ -34,13 +37,15 @@ LARGEST = {
 LARGEST_WIDTH = 2**16
 
 BITS = ("weight_bits", "stem_bits", "head_bits")
+ALLOWED_BITS = f"{MIN_BITS} to {MAX_BITS} bits, ternary, or none for full precision"
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """What the configurations of all families share: classes, weight bits and neurons.
 
-    Bits are per weight, 2 to 8, or None for full precision. `levels` is D, the largest spike
+    Bits are per weight, 2 to 8, "ternary" (codes -1, 0, 1 in 2 bits), or None for full precision.
+    `levels` is D, the largest spike
     count, up to 127; `time_steps` is T. A spiking network needs T·D binary time steps at inference.
     A family's configuration adds the shape of its network.
     """
@@ -61,9 +66,9 @@ class NetworkConfig:
     heads: int = 8
 
     # Weight quantisation.
-    weight_bits: int | None = 4
-    stem_bits: int | None = 8
-    head_bits: int | None = 8
+    weight_bits: Bits = 4
+    stem_bits: Bits = 8
+    head_bits: Bits = 8
 
     # Neurons.
     neuron: Neuron = "ielif"
@@ -88,9 +93,7 @@ class NetworkConfig:
         for name, largest in LARGEST.items():
             require(self, name, getattr(self, name, 0) <= largest, f"at most {largest}")
         for name in BITS:
-            bits = getattr(self, name)
-            allowed = f"{MIN_BITS} to {MAX_BITS} bits, or none for full precision"
-            require(self, name, bits is None or MIN_BITS <= bits <= MAX_BITS, allowed)
+            require(self, name, are_bits(getattr(self, name)), ALLOWED_BITS)
         for name in ("tau", "threshold", "residual_gain"):
             require(self, name, getattr(self, name) > 0, "above 0")
         require(self, "tau", self.tau >= 1, "at least 1 time step")
@@ -273,6 +276,18 @@ class ModelConfig(PyramidConfig):
             )
         if not self.is_spiking and self.fully_spiking:
             raise ValueError("fully_spiking=True needs a spiking neuron, 'ielif' or 'lif'")
+
+
+def are_bits(value: Any) -> bool:
+    """Whether weights can have so many bits."""
+    return value is None or value == TERNARY or (_is_whole(value) and MIN_BITS <= value <= MAX_BITS)
+
+
+def bits_text(bits: Bits) -> str:
+    """Weights of so many bits, in words."""
+    if bits is None:
+        return "fp32"
+    return TERNARY if bits == TERNARY else f"{bits}-bit"
 
 
 def check_heads(heads: int, width: int) -> None:

@@ -1,7 +1,8 @@
 """Low-bit weights: learned step size quantisation (LSQ, Esser et al., ICLR 2020).
 
-Codes are integers in [-2^(b-1), 2^(b-1) - 1]; the weight is step size times code, with one step
-size per output channel. Rounding is half to even, as torch.round.
+Codes are integers in [-2^(b-1), 2^(b-1) - 1], or -1, 0, 1 for "ternary", which is stored in 2 bits;
+the weight is step size times code, with one step size per output channel. Rounding is half to
+even, as torch.round.
 """
 
 from __future__ import annotations
@@ -17,24 +18,26 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from qsdformer.nn.config import MAX_BITS, MIN_BITS
+from qsdformer.nn.config import MAX_BITS, MIN_BITS, Bits, Coding
 
 
-def code_range(bits: int) -> tuple[int, int]:
-    """Smallest and largest code at `bits` bits."""
+def code_range(bits: Coding) -> tuple[int, int]:
+    """Smallest and largest code at `bits` bits, or of "ternary"."""
+    if isinstance(bits, str):
+        return -1, 1
     if not MIN_BITS <= bits <= MAX_BITS:
-        raise ValueError(f"bits={bits}: weights have {MIN_BITS} to {MAX_BITS} bits")
+        raise ValueError(f"bits={bits}: weights have {MIN_BITS} to {MAX_BITS} bits, or are ternary")
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
-def initial_step_size(weight: Tensor, bits: int) -> Tensor:
+def initial_step_size(weight: Tensor, bits: Coding) -> Tensor:
     """Starting step size per output channel, 2 * mean|w| / sqrt(Qp); shape (out,)."""
     _, high = code_range(bits)
     mean = weight.detach().abs().flatten(1).mean(1)
     return (2 * mean / math.sqrt(high)).clamp_min(torch.finfo(weight.dtype).tiny ** 0.5)
 
 
-def weight_codes(weight: Tensor, step_size: Tensor, bits: int) -> Tensor:
+def weight_codes(weight: Tensor, step_size: Tensor, bits: Coding) -> Tensor:
     """Integer codes round(clip(w / step, Qn, Qp)), as floats; `step_size` is (out,)."""
     low, high = code_range(bits)
     return (weight / _per_channel(step_size, weight)).clamp(low, high).round()
@@ -48,7 +51,7 @@ class _LSQ(torch.autograd.Function):
     """Quantises any number of weights in one node: per-node costs dominate in small networks."""
 
     @staticmethod
-    def forward(ctx: Any, bits: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, bits: list[Coding], *tensors: Tensor) -> tuple[Tensor, ...]:
         weights = tensors[: len(bits)]
         outputs, inside, slopes = [], [], []
         for weight, step_size, b in zip(weights, tensors[len(bits) :], bits, strict=True):
@@ -81,7 +84,7 @@ class _LSQ(torch.autograd.Function):
         return None, *to_weights, *to_steps
 
 
-def lsq_quantize(weight: Tensor, step_size: Tensor, bits: int) -> Tensor:
+def lsq_quantize(weight: Tensor, step_size: Tensor, bits: Coding) -> Tensor:
     """Fake-quantised weight, step_size * code, shaped like `weight`; `step_size` is (out,).
 
     The gradient passes straight through the rounding for weights inside the code range, and the
@@ -90,7 +93,7 @@ def lsq_quantize(weight: Tensor, step_size: Tensor, bits: int) -> Tensor:
     return cast(tuple[Tensor, ...], _LSQ.apply([bits], weight, step_size))[0]
 
 
-def straight_through_codes(weight: Tensor, step_size: Tensor, bits: int) -> Tensor:
+def straight_through_codes(weight: Tensor, step_size: Tensor, bits: Coding) -> Tensor:
     """`weight_codes`, to be multiplied by `step_size.detach()`; gradients as `lsq_quantize`'s."""
     # The difference is 0 exactly: it adds nothing to the codes, and its gradient is LSQ's.
     carrier = lsq_quantize(weight, step_size, bits) / _per_channel(step_size.detach(), weight)
@@ -112,17 +115,22 @@ class _QuantWeight(nn.Module):
 
     weight: Tensor
     log_step_size: nn.Parameter | None
-    bits: int | None
+    coding: Bits  # as the layer was given it
     _prepared: Tensor | None = None  # set inside `quantized_together`
     _kept: _Kept | None = None  # codes of the latest evaluation
 
-    def _init_quantizer(self, bits: int | None) -> None:
-        self.bits = bits
+    def _init_quantizer(self, bits: Bits) -> None:
+        self.coding = bits
         if bits is None:
             self.register_parameter("log_step_size", None)
         else:
             rows = self.outputs_first(self.weight)
             self.log_step_size = nn.Parameter(initial_step_size(rows, bits).log())
+
+    @property
+    def bits(self) -> int | None:
+        """The bits that a weight is stored in, 2 for ternary ones; None for full precision."""
+        return MIN_BITS if isinstance(self.coding, str) else self.coding
 
     def outputs_first(self, weight: Tensor) -> Tensor:
         """A weight with the axis of output channels first, or one like that back as it was."""
@@ -137,26 +145,26 @@ class _QuantWeight(nn.Module):
 
     def codes(self) -> Tensor:
         """The integer weight codes as int8, shaped like the weight."""
-        if self.bits is None:
+        if self.coding is None:
             raise ValueError("a full-precision layer has no weight codes")
         with torch.no_grad():
-            rows = weight_codes(self.outputs_first(self.weight), self.step_size, self.bits)
+            rows = weight_codes(self.outputs_first(self.weight), self.step_size, self.coding)
             return self.outputs_first(rows).to(torch.int8).contiguous()
 
     def effective_weight(self) -> Tensor:
         """The weight that the layer computes with."""
-        if self.bits is None:
+        if self.coding is None:
             return self.weight
         if self._prepared is not None:
             return self._prepared
         if not self.training and not self._needs_gradients():
-            codes, step = self._codes_and_step(self.bits)
+            codes, step = self._codes_and_step(self.coding)
             rows = self.outputs_first(codes)
             return self.outputs_first(rows * _per_channel(step, rows))
         rows = self.outputs_first(self.weight)
-        return self.outputs_first(lsq_quantize(rows, self.step_size, self.bits))
+        return self.outputs_first(lsq_quantize(rows, self.step_size, self.coding))
 
-    def _codes_and_step(self, bits: int) -> tuple[Tensor, Tensor]:
+    def _codes_and_step(self, bits: Coding) -> tuple[Tensor, Tensor]:
         """What evaluation computes with: float codes, and the step size that scales their sums."""
         log = self.log_step_size
         assert log is not None
@@ -200,15 +208,15 @@ class _QuantWeight(nn.Module):
 
     def reset_step_size(self) -> None:
         """Start the step sizes again from the present weight."""
-        if self.bits is not None and self.log_step_size is not None:
+        if self.coding is not None and self.log_step_size is not None:
             with torch.no_grad():
                 rows = self.outputs_first(self.weight)
-                self.log_step_size.copy_(initial_step_size(rows, self.bits).log())
+                self.log_step_size.copy_(initial_step_size(rows, self.coding).log())
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         key, weight = prefix + "log_step_size", state_dict.get(prefix + "weight")
-        if self.bits is not None and key not in state_dict and weight is not None:
-            state_dict[key] = initial_step_size(self.outputs_first(weight), self.bits).log()
+        if self.coding is not None and key not in state_dict and weight is not None:
+            state_dict[key] = initial_step_size(self.outputs_first(weight), self.coding).log()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -263,9 +271,9 @@ def _can_be_kept(*tensors: Tensor) -> bool:
 
 
 class QuantConv2d(_QuantWeight, nn.Conv2d):
-    """A 2-D convolution with `bits`-bit weights, or full precision for None."""
+    """A 2-D convolution with `bits`-bit or ternary weights, or full precision for None."""
 
-    def __init__(self, *args: Any, bits: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, bits: Bits = None, **kwargs: Any) -> None:
         nn.Conv2d.__init__(self, *args, **kwargs)
         self._init_quantizer(bits)
 
@@ -273,21 +281,21 @@ class QuantConv2d(_QuantWeight, nn.Conv2d):
         """(B, C_in, H, W) to (B, C_out, H', W')."""
         # In evaluation codes are summed first and scaled once: with spike values k/D, D a power
         # of two, every sum is exact in float32, so any order of additions gives the same result.
-        if self.bits is None or self.training:
+        if self.coding is None or self.training:
             return self._conv_forward(x, self.effective_weight(), self.bias)
-        codes, step = self._codes_and_step(self.bits)
+        codes, step = self._codes_and_step(self.coding)
         y = self._conv_forward(x, codes, None) * step.view(1, -1, 1, 1)
         return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
 
 
 class QuantConvTranspose2d(_QuantWeight, nn.ConvTranspose2d):
-    """A transposed 2-D convolution with `bits`-bit weights, or full precision for None.
+    """A transposed 2-D convolution with `bits`-bit or ternary weights, or full precision for None.
 
     The weight is (C_in, C_out / groups, k, k), and each output channel has its step size; groups
     other than 1 are refused. 2x2 with stride 2 also lowers to the integer graph.
     """
 
-    def __init__(self, *args: Any, bits: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, bits: Bits = None, **kwargs: Any) -> None:
         nn.ConvTranspose2d.__init__(self, *args, **kwargs)
         if self.groups != 1:
             raise ValueError(f"groups={self.groups}: a transposed convolution has one group here")
@@ -302,25 +310,25 @@ class QuantConvTranspose2d(_QuantWeight, nn.ConvTranspose2d):
         if output_size is not None:
             raise ValueError("output_size: the size follows from the kernel and the stride")
         options = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
-        if self.bits is None or self.training:
+        if self.coding is None or self.training:
             return F.conv_transpose2d(x, self.effective_weight(), self.bias, *options)  # type: ignore[arg-type]
-        codes, step = self._codes_and_step(self.bits)
+        codes, step = self._codes_and_step(self.coding)
         y = F.conv_transpose2d(x, codes, None, *options) * step.view(1, -1, 1, 1)  # type: ignore[arg-type]
         return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
 
 
 class QuantLinear(_QuantWeight, nn.Linear):
-    """A linear layer with `bits`-bit weights, or full precision for None."""
+    """A linear layer with `bits`-bit or ternary weights, or full precision for None."""
 
-    def __init__(self, *args: Any, bits: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, bits: Bits = None, **kwargs: Any) -> None:
         nn.Linear.__init__(self, *args, **kwargs)
         self._init_quantizer(bits)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        if self.bits is None or self.training:
+        if self.coding is None or self.training:
             return F.linear(x, self.effective_weight(), self.bias)
-        codes, step = self._codes_and_step(self.bits)
+        codes, step = self._codes_and_step(self.coding)
         y = F.linear(x, codes) * step
         return y if self.bias is None else y + self.bias
 
@@ -342,7 +350,7 @@ def quantized_together(layers: Sequence[QuantLayer]) -> Iterator[None]:
     logs = cast(list[Tensor], [m.log_step_size for m in chosen])
     sizes = torch.cat(logs).exp().split([log.numel() for log in logs])
     rows = [m.outputs_first(m.weight) for m in chosen]
-    weights = _LSQ.apply([m.bits for m in chosen], *rows, *sizes)
+    weights = _LSQ.apply([m.coding for m in chosen], *rows, *sizes)
     for layer, weight in zip(chosen, cast(tuple[Tensor, ...], weights), strict=True):
         layer._prepared = layer.outputs_first(weight)
     try:

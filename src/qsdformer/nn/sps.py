@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from qsdformer.nn.blocks import NormRole, make_norm
-from qsdformer.nn.config import NetworkConfig
+from qsdformer.nn.config import Bits, NetworkConfig
 from qsdformer.nn.neurons import make_neuron
 from qsdformer.nn.quantizers import QuantConv2d
 from qsdformer.nn.timing import TimeInput, TimeRepeat
@@ -25,7 +25,7 @@ class ConvNorm(nn.Module):
         width_in: int,
         width_out: int,
         *,
-        bits: int | None,
+        bits: Bits,
         role: NormRole = "neuron",
     ) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ from qsdformer.data.base import size_text
 from qsdformer.errors import UserError, one_line
 from qsdformer.files import write_json, write_text
 from qsdformer.models import checkpoint
-from qsdformer.nn.config import NetworkConfig
+from qsdformer.nn.config import NetworkConfig, bits_text
 from qsdformer.recipes.recipe import AnyConfig, Recipe, parse_recipe
 from qsdformer.recipes.tasks import Measures
 from qsdformer.tasks.base import NetworkTask
@@ -223,11 +223,11 @@ def _heading(recipe: Recipe, task: NetworkTask, data: TaskData) -> str:
     whole: Any = task.model.config
     config: NetworkConfig = getattr(whole, "backbone", whole)
     size = sum(p.numel() for p in task.model.parameters()) / 1e6
-    bits = "fp32" if config.weight_bits is None else f"{config.weight_bits}-bit"
+    bits = bits_text(config.weight_bits)
     kind = f"D={config.levels} T={config.time_steps}" if config.is_spiking else "ANN"
     name = recipe.model.name if recipe.model.start_from is None else "fine-tuned model"
     if recipe.dense is not None:
-        neck = "fp32" if whole.bits is None else f"{whole.bits}-bit"
+        neck = bits_text(whole.bits)
         name += f" with {neck} {'spiking' if whole.heads.is_spiking else 'ANN'} neck and heads"
     return (
         f"{name} ({bits} weights, {config.neuron} {kind}, {size:.2f} M parameters) on "

@@ -42,10 +42,10 @@ def test_it_is_read_without_pytorch() -> None:
     [
         ({"num_classes": 0}, "num_classes=0: must be 1 to"),
         ({"neck_width": -1}, "neck_width=-1: must be 1 to"),
-        ({"bits": 1}, "bits=1: must be 2 to 8 bits, or none"),
+        ({"bits": 1}, "bits=1: must be 2 to 8 bits, ternary, or none"),
         ({"predictor_bits": 9}, "predictor_bits=9: must be 2 to 8"),
-        ({"bits": 4.0}, "bits=4.0: must be a whole number"),
-        ({"bits": True}, "bits=True: must be a whole number"),
+        ({"bits": 4.0}, "bits=4.0: must be 2 to 8 bits"),
+        ({"bits": True}, "bits=True: must be 2 to 8 bits"),
         ({"neuron": "lif"}, "neuron='lif': must be one of backbone, relu"),
         ({"norm": "group"}, "norm='group': must be one of batch, frozen, sync"),
         ({"upsampling": "bicubic"}, "upsampling='bicubic': must be one of nearest, bilinear"),

@@ -22,6 +22,7 @@ from qsdformer.analysis.report.collect import (
 )
 from qsdformer.analysis.report.svg import escape
 from qsdformer.errors import UserError
+from qsdformer.nn.config import bits_text
 from qsdformer.nn.neurons import LIF
 from qsdformer.nn.taps import spiking_neurons
 
@@ -82,7 +83,7 @@ def page(runs: Sequence[Run], more: str = "") -> str:
 def description(model: nn.Module) -> str:
     """A model in a line; a configuration may add a `summary` of its own."""
     bits = sections.common_bits(model)
-    weights = "full-precision" if bits is None else f"{bits}-bit"
+    weights = "full-precision" if bits is None else bits_text(bits)
     neurons = list(spiking_neurons(model).values())
     kinds = "/".join(sorted({type(neuron).__name__.lower() for neuron in neurons})) or "real"
     levels, steps = (

@@ -21,6 +21,7 @@ from qsdformer.analysis.report.collect import (
 )
 from qsdformer.analysis.report.svg import Axes, escape
 from qsdformer.analysis.shares import parts_of, shares
+from qsdformer.nn.config import Bits
 from qsdformer.nn.quantizers import quantized_layers
 from qsdformer.nn.taps import spiking_neurons
 from qsdformer.recipes.tasks import MEASURES
@@ -59,9 +60,9 @@ def _cell(value: str | Cell) -> str:
     return f'<td data-value="{"" if number is None else repr(float(number))}">{escape(text)}</td>'
 
 
-def common_bits(model: nn.Module) -> int | None:
-    """The bits that most layers' weights have; None for full precision."""
-    bits = Counter(layer.bits for layer in quantized_layers(model).values())
+def common_bits(model: nn.Module) -> Bits:
+    """The bits that most layers' weights have, or "ternary"; None for full precision."""
+    bits = Counter(layer.coding for layer in quantized_layers(model).values())
     return bits.most_common(1)[0][0] if bits else None
 
 

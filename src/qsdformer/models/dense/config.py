@@ -13,7 +13,14 @@ from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_
 
 from qsdformer.errors import UserError, require
 from qsdformer.models.registry import config_from_dict
-from qsdformer.nn.config import MAX_BITS, MIN_BITS, NetworkConfig, PyramidConfig
+from qsdformer.nn.config import (
+    ALLOWED_BITS,
+    Bits,
+    NetworkConfig,
+    PyramidConfig,
+    are_bits,
+    bits_text,
+)
 
 HeadNeuron = Literal["backbone", "relu"]
 NormKind = Literal["batch", "frozen", "sync"]
@@ -35,11 +42,11 @@ class DenseConfig:
     """What segmentation and detection share.
 
     `num_classes` are the classes of the data; a detector adds the background itself. Bits are per
-    weight, 2 to 8, or None for full precision; `predictor_bits` are those of the last layers, which
-    make logits and boxes, where `bits` is not None. `norm`: "batch" norms as usual; "frozen": those
-    of the backbone keep the statistics that it starts from, also in training; "sync": statistics
-    over the batches of all processes. The first `frozen_stages` stages of the backbone are not
-    trained, and their norms keep their statistics.
+    weight, 2 to 8, "ternary", or None for full precision; `predictor_bits` are those of the last
+    layers, which make logits and boxes, where `bits` is not None. `norm`: "batch" norms as usual;
+    "frozen": those of the backbone keep the statistics that it starts from, also in training;
+    "sync": statistics over the batches of all processes. The first `frozen_stages` stages of the
+    backbone are not trained, and their norms keep their statistics.
     """
 
     task: ClassVar[str]
@@ -50,8 +57,8 @@ class DenseConfig:
     num_classes: int
     neck_width: int = 128
     head_width: int = 128
-    bits: int | None = 4
-    predictor_bits: int | None = 8
+    bits: Bits = 4
+    predictor_bits: Bits = 8
     neuron: HeadNeuron = "backbone"
     upsampling: Upsampling = "nearest"
     norm: NormKind = "batch"
@@ -63,9 +70,7 @@ class DenseConfig:
             value = getattr(self, name)
             require(self, name, 1 <= value <= LARGEST_COUNT, f"1 to {LARGEST_COUNT}")
         for name in ("bits", "predictor_bits"):
-            bits = getattr(self, name)
-            allowed = f"{MIN_BITS} to {MAX_BITS} bits, or none for full precision"
-            require(self, name, bits is None or MIN_BITS <= bits <= MAX_BITS, allowed)
+            require(self, name, are_bits(getattr(self, name)), ALLOWED_BITS)
         require(self, "frozen_stages", 0 <= self.frozen_stages <= STAGES, f"0 to {STAGES}")
         self._check_task()
 
@@ -114,7 +119,7 @@ class DenseConfig:
         return backbone.replace(weight_bits=self.bits, head_bits=self.last_bits, **own)
 
     @property
-    def last_bits(self) -> int | None:
+    def last_bits(self) -> Bits:
         """Bits of the layers that make logits and boxes."""
         return None if self.bits is None else self.predictor_bits
 
@@ -145,7 +150,7 @@ class DenseConfig:
 
     def summary(self) -> str:
         """What a report says of the network beside its weights and neurons."""
-        neck = "fp32" if self.bits is None else f"{self.bits}-bit"
+        neck = bits_text(self.bits)
         kind = "spiking" if self.heads.is_spiking else "relu"
         return (
             f"{self.backbone.summary()}; {neck} {kind} neck and heads, "
