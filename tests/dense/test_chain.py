@@ -29,6 +29,7 @@ from qsdformer.runtimes.dense import ExportedDetector
 from qsdformer.runtimes.executors import normalised
 from qsdformer.runtimes.exporting import export
 from qsdformer.runtimes.loading import load
+from qsdformer.runtimes.onnx_predict import load_onnx
 from qsdformer.runtimes.post import class_maps, detections
 from qsdformer.runtimes.runnable import runnable
 from qsdformer.runtimes.verify import verify
@@ -212,11 +213,36 @@ def test_graphs_for_regions_are_those_that_post_processing_needs():
             from_bytes(joined(header, description, body))
 
 
-def test_an_onnx_file_has_no_room_for_graphs_of_regions(tmp_path):
-    _, _, graph = lowered("Faster R-CNN", 32)
-    with pytest.raises(UserError, match="holds one graph"):
-        export(graph, tmp_path / "model.onnx")
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("name", ["Faster R-CNN", "Mask R-CNN"])
+def test_an_onnx_file_finds_its_networks_for_regions_beside_it(name, tmp_path):
+    _, _, graph = lowered(name, 32)
+    export(graph, tmp_path / "model.onnx")
+    heads = {f"model.{head}.onnx" for head in graph.heads}
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx"} | heads
+    model = load_onnx(tmp_path / "model.onnx", 1)
+    images = [torch.from_numpy(image) / 255 for image in pixels_of(32)]
+    sizes = [(64, 90)] * len(images)
+    expected = ExportedDetector(model=graph, post=graph.post).detect(images, sizes)
+    found = ExportedDetector(model=model, post=model.post).detect(images, sizes)
+    assert sum(len(one["boxes"]) for one in expected) > 10
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a["labels"], b["labels"])
+        torch.testing.assert_close(a["boxes"], b["boxes"], atol=1e-2, rtol=1e-3)
+        torch.testing.assert_close(a["scores"], b["scores"], atol=1e-3, rtol=0)
+        if "masks" in b:
+            assert (a["masks"] == b["masks"]).float().mean() > 0.99
+
+
+def test_networks_for_regions_that_are_missing_or_others_are_one_line(tmp_path):
+    for name in ("Faster R-CNN", "Mask R-CNN"):
+        export(lowered(name, 32)[2], tmp_path / f"{name[0]}.onnx")
+    boxes, other = tmp_path / "F.box.onnx", tmp_path / "M.box.onnx"
+    boxes.write_bytes(other.read_bytes())
+    with pytest.raises(UserError, match=r"F\.box\.onnx is not the one that .*F\.onnx was exported"):
+        load_onnx(tmp_path / "F.onnx")
+    boxes.unlink()
+    with pytest.raises(UserError, match=r"F\.onnx needs .*F\.box\.onnx beside it"):
+        load_onnx(tmp_path / "F.onnx")
 
 
 def test_boxes_are_in_the_pixels_of_each_image():

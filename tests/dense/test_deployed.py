@@ -157,3 +157,13 @@ def test_a_retinanet_exports_with_all_that_its_boxes_need(tmp_path, capsys):
     assert post.category_ids == (4, 7, 9)
     assert [level.stride for level in post.levels] == [4, 8, 16, 32]
     assert [level.sizes[0] for level in post.levels] == [6, 12, 24, 32]
+
+
+def test_an_rcnn_exports_to_onnx_with_its_heads_beside_it(scenes, tmp_path, capsys):
+    path, out = tmp_path / "rcnn.ckpt", tmp_path / "rcnn.onnx"
+    save_checkpoint(path, settled(detection_config(detector="faster_rcnn")), info_of(32))
+    assert run(["export", str(path), str(out)]) == 0
+    boxes = tmp_path / "rcnn.box.onnx"
+    assert f"{out} with {boxes} beside it: " in capsys.readouterr().out
+    assert run(["eval", str(boxes), "--data.root", str(scenes)]) == 2
+    assert "is a part of a network, without classes" in capsys.readouterr().err

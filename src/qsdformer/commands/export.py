@@ -56,15 +56,17 @@ def run(options: argparse.Namespace) -> int:
 
     loaded = load_checkpoint(options.checkpoint)
     suffix = Path(options.out).suffix
+    files = [Path(options.out)]
     if (options.format or suffix[1:]) == "onnx":
-        _write_onnx(_lowered(loaded, options, 32), options.out, options.runtime)
+        files = _write_onnx(_lowered(loaded, options, 32), options.out, options.runtime)
     else:
         export(_lowered(loaded, options, options.membrane_bits), options.out)
     weights = sum(v.numel() * v.element_size() for v in loaded.model.state_dict().values())
-    size = Path(options.out).stat().st_size
+    size = sum(file.stat().st_size for file in files)
+    others = f" with {' and '.join(str(f) for f in files[:-1])} beside it" if files[:-1] else ""
     print(
-        f"{options.out}: {size:,} bytes, {weights / size:.2f} times smaller than the checkpoint's "
-        f"{weights:,} bytes of fp32 weights"
+        f"{options.out}{others}: {size:,} bytes, {weights / size:.2f} times smaller than the "
+        f"checkpoint's {weights:,} bytes of fp32 weights"
     )
     return 0
 
@@ -82,7 +84,7 @@ def _lowered(loaded: Loaded, options: argparse.Namespace, bits: int) -> IntegerG
     return lowered(found, info, membrane_bits=bits)
 
 
-def _write_onnx(graph: IntegerGraph, out: str, runtime: Arrangement) -> None:
+def _write_onnx(graph: IntegerGraph, out: str, runtime: Arrangement) -> list[Path]:
     from qsdformer.runtimes.onnx_export import export_onnx
 
-    export_onnx(graph, out, runtime)
+    return export_onnx(graph, out, runtime)

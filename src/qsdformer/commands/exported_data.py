@@ -46,6 +46,10 @@ def data_for(
 ) -> DataModule:
     """The data that `keys` name; a `UserError` if they name none, or none that fits the model."""
     info, task = info_of(model), task_of(model)
+    if not info.class_names:
+        raise UserError(
+            f"{path} is a part of a network, without classes: give the file of the whole"
+        )
     recipe: dict[str, Any] = {} if task == "classification" else {"task": task}
     if isinstance(model.post, DetectionPost | RegionPost):
         detector = "mask_rcnn" if model.post.has_masks else "faster_rcnn"

@@ -15,7 +15,18 @@ from PIL.Image import Image
 from qsdformer.data.preprocessing import Preprocessing, pixels
 from qsdformer.errors import UserError
 from qsdformer.graph.classes import top_classes
-from qsdformer.graph.ops import LOGITS, Array, Frames, Neuron, Op, Rescale, time_steps
+from qsdformer.graph.ops import (
+    FACTOR_BITS,
+    IELIF,
+    LIF,
+    LOGITS,
+    Array,
+    Frames,
+    Neuron,
+    Op,
+    Rescale,
+    time_steps,
+)
 from qsdformer.graph.post import Post
 from qsdformer.graph.reference import checked_images, execute
 
@@ -96,6 +107,15 @@ class IntegerGraph:
     def neurons(self) -> Iterator[Neuron]:
         """The neurons, named as in the model."""
         return (op for op in self.ops if isinstance(op, Neuron))
+
+    @property
+    def input_thresholds(self) -> tuple[float, ...]:
+        """The real potentials from which the first neuron emits 1, 2, ... spikes."""
+        neuron, one = next(self.neurons()), 2.0**self.membrane_fraction
+        if isinstance(neuron, LIF):
+            return (neuron.threshold * 2**FACTOR_BITS / neuron.leak / one,)
+        assert isinstance(neuron, IELIF)
+        return tuple(float(t) / one for t in neuron.thresholds)
 
     def check_images(self, images: Array) -> None:
         """`UserError` for images that `run` would not take."""

@@ -23,7 +23,7 @@ from qsdformer.nn.scaling import scaled
 from qsdformer.runtimes.executors import to_pixels
 from qsdformer.runtimes.onnx_predict import OnnxModel
 from qsdformer.runtimes.post import Size, detections
-from qsdformer.runtimes.regions import Run, region_detections
+from qsdformer.runtimes.regions import Head, Run, region_detections
 from qsdformer.runtimes.runnable import RunnableGraph, runnable
 from qsdformer.tasks import detecting
 from qsdformer.tasks.network_images import normalised, placed, whole
@@ -77,14 +77,16 @@ class ExportedDetector:
         return self.model.preprocessing
 
     @functools.cached_property
-    def heads(self) -> dict[str, tuple[IntegerGraph, Run]]:
-        """The graphs for regions, in the runtime of the whole."""
-        found: dict[str, tuple[IntegerGraph, Run]] = {}
-        for name, head in self.model.heads.items() if isinstance(self.model, IntegerGraph) else ():
-            runner: IntegerGraph = head
+    def heads(self) -> dict[str, Head]:
+        """The networks for regions, in the runtime of the whole."""
+        if isinstance(self.model, OnnxModel):
+            return {n: (h.thresholds, h.model.outputs) for n, h in self.model.heads.items()}
+        found: dict[str, Head] = {}
+        for name, head in self.model.heads.items():
+            runner = head
             if isinstance(self.model, RunnableGraph):
                 runner = runnable(head, self.model.threads, exact=self.model.exact)
-            found[name] = head, runner.real_outputs
+            found[name] = head.input_thresholds, runner.real_outputs
         return found
 
     def region_counts(self, images: Sequence[Tensor]) -> dict[str, Array]:
@@ -101,7 +103,7 @@ class ExportedDetector:
         assert isinstance(self.post, RegionPost)
         found = real_outputs(self.model, fitted_pixels(images, self.pre))
         places = [self.pre.place_of((image.shape[-2], image.shape[-1])) for image in images]
-        heads = {name: (graph, recorded(name, run)) for name, (graph, run) in self.heads.items()}
+        heads = {n: (limits, recorded(n, run)) for n, (limits, run) in self.heads.items()}
         region_detections(self.post, found, heads, self.pre.sides, places, places)
         return {name: np.concatenate(parts) for name, parts in seen.items() if parts}
 

@@ -19,14 +19,16 @@ classes). Weights are int8 codes, biases of quantised convolutions int32, spike 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from qsdformer.errors import UserError
 from qsdformer.files import atomic_path
 from qsdformer.graph.check import check_graph
 from qsdformer.graph.integer import IntegerGraph, Output
@@ -55,7 +57,7 @@ from qsdformer.graph.ops import (
 from qsdformer.graph.simplify import without_repetitions
 from qsdformer.runtimes.onnx_convs import ConvNodes, as_convolution
 from qsdformer.runtimes.onnx_maps import MapNodes, channel_offsets
-from qsdformer.runtimes.onnx_metadata import metadata, sign
+from qsdformer.runtimes.onnx_metadata import HeadFile, head_path, metadata, sign
 from qsdformer.runtimes.onnx_neurons import NeuronNodes
 from qsdformer.runtimes.onnx_nodes import FLOAT, INT64, UINT8, Nodes, Value, conv_shape
 from qsdformer.runtimes.onnx_thresholds import factor_and_bias, often_ties
@@ -69,16 +71,24 @@ PIXELS = "pixels"
 
 def export_onnx(
     graph: IntegerGraph, path: str | os.PathLike[str], arrangement: Arrangement = "onnxruntime"
-) -> None:
-    """Write `graph` as an ONNX file, whole or not at all; `UserError` if that is not possible."""
-    if graph.heads:
-        raise UserError(
-            "an ONNX file holds one graph, and this detector has others for its regions: export a "
-            ".qsd file"
-        )
-    data = sign(onnx_model(graph, arrangement).SerializeToString())
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
+) -> list[Path]:
+    """Write `graph` as an ONNX file, whole or not at all; `UserError` if that is not possible.
+
+    An ONNX file holds one graph: those for regions become files beside it (`head_path`), written
+    first, so that a file never names others that are not there. Returns the files written.
+    """
+    heads: dict[str, HeadFile] = {}
+    files: dict[Path, bytes] = {}
+    for name, head in graph.heads.items():
+        data = sign(onnx_model(head, arrangement).SerializeToString())
+        files[head_path(path, name)] = data
+        heads[name] = HeadFile(hashlib.sha256(data).hexdigest(), head.input_thresholds)
+    whole = _translated(graph, arrangement).model(counts=False, heads=heads)
+    files[Path(path)] = sign(whole.SerializeToString())
+    for file, data in files.items():
+        with atomic_path(file) as temporary:
+            temporary.write_bytes(data)
+    return list(files)
 
 
 def onnx_model(
@@ -163,7 +173,9 @@ class _Translation:
             batch = f"{over_time}*batch" if over_time > 1 else "batch"
             self.results[output.name] = (FLOAT, [batch, *value.shape])
 
-    def model(self, *, counts: bool) -> onnx.ModelProto:
+    def model(
+        self, *, counts: bool, heads: Mapping[str, HeadFile] = MappingProxyType({})
+    ) -> onnx.ModelProto:
         """The finished model; one with counts is asked for last, as their nodes are added to it."""
         pre, steps = self.graph.preprocessing, self.graph.time_steps
         outputs = dict(self.results)
@@ -175,7 +187,7 @@ class _Translation:
         pixels: list[str | int] = ["batch", pre.channels, *pre.sides]
         if self.graph.takes_frames:
             pixels.insert(0, steps)
-        return self.nodes.model({PIXELS: (UINT8, pixels)}, outputs, metadata(self.graph))
+        return self.nodes.model({PIXELS: (UINT8, pixels)}, outputs, metadata(self.graph, heads))
 
     def _named(self, output: str, kind: str, value: str) -> None:
         self.nodes.add(kind, value)

@@ -1,5 +1,7 @@
 """What an exported ONNX file says about itself: JSON under one key of its metadata, and a checksum.
 
+A detector's networks for regions are files beside it, which it names by their checksums.
+
 The checksum is the SHA-256 of the file with 64 zeros in place of its own hexadecimal digits, as in
 artifacts. Neither PyTorch nor the package onnx is needed to check it; other runtimes ignore it.
 """
@@ -8,8 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from qsdformer.data.base import as_image_size
 from qsdformer.data.preprocessing import Preprocessing
@@ -30,8 +35,39 @@ NOT_OURS = (
 )
 
 
-def metadata(graph: IntegerGraph) -> dict[str, str]:
-    """The metadata of `graph`: class names, preprocessing, configuration, input, checksum."""
+class HeadFile(NamedTuple):
+    """A network for regions, in a file of its own.
+
+    `sha256` is that of the whole file. Its pixels are the spike counts of a region: how many of the
+    `thresholds` a value of the map has reached.
+    """
+
+    sha256: str
+    thresholds: tuple[float, ...]
+
+
+class Description(NamedTuple):
+    """What a file says of its network."""
+
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    post: Post | None
+    heads: dict[str, HeadFile]
+
+
+def head_path(path: str | os.PathLike[str], name: str) -> Path:
+    """The file of a network for regions: model.box.onnx beside model.onnx."""
+    whole = Path(path)
+    return whole.with_name(f"{whole.name.removesuffix('.onnx')}.{name}.onnx")
+
+
+def metadata(
+    graph: IntegerGraph, heads: Mapping[str, HeadFile] = MappingProxyType({})
+) -> dict[str, str]:
+    """The metadata of `graph`: class names, preprocessing, configuration, input, checksum.
+
+    `heads` are the files of its networks for regions by name.
+    """
     description = {
         "class_names": list(graph.class_names),
         "preprocessing": graph.preprocessing.to_dict(),
@@ -40,6 +76,8 @@ def metadata(graph: IntegerGraph) -> dict[str, str]:
     }
     if graph.post is not None:
         description["post"] = post_values(graph.post)
+    if heads:
+        description["heads"] = {name: head._asdict() for name, head in heads.items()}
     return {
         METADATA_KEY: json.dumps(description, ensure_ascii=False),
         CHECKSUM_KEY: "0" * DIGITS,  # a file gets the real one, see `sign`
@@ -81,22 +119,21 @@ def _digest(data: bytes, place: slice) -> bytes:
     return total.hexdigest().encode()
 
 
-def read_metadata(
-    found: Mapping[str, str],
-) -> tuple[tuple[str, ...], Preprocessing, Post | None]:
-    """Class names, preprocessing and post-processing.
-
-    KeyError, TypeError or ValueError if they are not there.
-    """
+def read_metadata(found: Mapping[str, str]) -> Description:
+    """What a file says of its network; KeyError, TypeError or ValueError if it does not."""
     description = json.loads(found[METADATA_KEY])
     pre = description["preprocessing"]
     lists: dict[str, Any] = {name: tuple(map(float, pre[name])) for name in ("mean", "std")}
     lists["image_size"] = as_image_size(pre["image_size"])
     if "placed" in pre:
         lists["placed"] = tuple(map(int, pre["placed"]))
-    post = description.get("post")
-    return (
-        tuple(map(str, description["class_names"])),
-        Preprocessing(**{**pre, **lists}),
-        None if post is None else read_post(post),
+    post = None if description.get("post") is None else read_post(description["post"])
+    heads = {
+        name: HeadFile(str(head["sha256"]), tuple(map(float, head["thresholds"])))
+        for name, head in description.get("heads", {}).items()
+    }
+    if tuple(heads) != (() if post is None else post.heads):
+        raise ValueError(f"networks for regions are {list(heads)}")
+    return Description(
+        tuple(map(str, description["class_names"])), Preprocessing(**{**pre, **lists}), post, heads
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,18 +18,25 @@ from qsdformer.files import exported_kind
 from qsdformer.graph.classes import top_classes
 from qsdformer.graph.ops import Array
 from qsdformer.graph.post import Post
-from qsdformer.runtimes.onnx_metadata import NOT_OURS, check, read_metadata
+from qsdformer.runtimes.onnx_metadata import (
+    NOT_OURS,
+    HeadFile,
+    check,
+    head_path,
+    read_metadata,
+)
 from qsdformer.runtimes.sessions import onnxruntime_session
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxModel:
-    """An exported model, ready to run."""
+    """An exported model, ready to run; `heads` are a detector's networks for regions by name."""
 
     session: Any
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
     post: Post | None = None
+    heads: dict[str, OnnxHead] = field(default_factory=dict)
 
     def logits(self, images: Array) -> Array:
         """Logits (B, classes) float32 of uint8 pixels (B, C, H, W), or frames (T, B, C, H, W)."""
@@ -49,29 +57,61 @@ class OnnxModel:
         return top_classes(logits, self.class_names, top)
 
 
+class OnnxHead(NamedTuple):
+    """A network for regions, and the thresholds that make its pixels of real values."""
+
+    thresholds: tuple[float, ...]
+    model: OnnxModel
+
+
 def load_onnx(path: str | os.PathLike[str], threads: int = 0) -> OnnxModel:
     """An exported ONNX file; 0 threads leaves their number to ONNX Runtime.
 
     Raises `UserError` for a file that is missing, cannot be loaded, is not one of ours, or was
-    damaged or changed since it was exported.
+    damaged or changed since it was exported. A detector's networks for regions are read from the
+    files beside it.
     """
     name = os.fspath(path)
     if not os.path.isfile(path):
         raise UserError(f"no ONNX file {name}: make one with qsd export --format onnx")
     if exported_kind(path) == ".qsd":
         raise UserError(f"{name}: a .qsd file of qsd export, not ONNX; name it .qsd")
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read ONNX file {name}: {error.strerror or error}") from error
+    data = _read(path)
     check(data, name)
     session = onnxruntime_session(data, threads, name=name)
     try:
-        class_names, preprocessing, post = read_metadata(
-            session.get_modelmeta().custom_metadata_map
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        found = read_metadata(session.get_modelmeta().custom_metadata_map)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{name} {NOT_OURS}") from error
     return OnnxModel(
-        session=session, class_names=class_names, preprocessing=preprocessing, post=post
+        session=session,
+        class_names=found.class_names,
+        preprocessing=found.preprocessing,
+        post=found.post,
+        heads={
+            head: OnnxHead(file.thresholds, _load_head(path, head, file, threads))
+            for head, file in found.heads.items()
+        },
     )
+
+
+def _load_head(path: str | os.PathLike[str], name: str, file: HeadFile, threads: int) -> OnnxModel:
+    beside = head_path(path, name)
+    if not beside.is_file():
+        raise UserError(
+            f"{os.fspath(path)} needs {beside} beside it, its network for regions: keep the files "
+            "of an export together"
+        )
+    if hashlib.sha256(_read(beside)).hexdigest() != file.sha256:
+        raise UserError(
+            f"{beside} is not the one that {os.fspath(path)} was exported with: export both again"
+        )
+    return load_onnx(beside, threads)
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot read ONNX file {os.fspath(path)}: {reason}") from error

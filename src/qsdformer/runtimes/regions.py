@@ -21,13 +21,14 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
-from qsdformer.graph.integer import IntegerGraph
-from qsdformer.graph.ops import FACTOR_BITS, IELIF, LIF, Array
+from qsdformer.graph.ops import Array
 from qsdformer.graph.post import BOX, DELTAS, MASK, MASKS, SCORES, RegionPost
 
 Size = tuple[int, int]  # height, width
 # The real outputs of a graph by name, of pixels (N, C, H, W) uint8.
 Run = Callable[[Array], dict[str, Array]]
+# A network for regions: the thresholds of its first neuron, and what runs it.
+Head = tuple[Sequence[float], Run]
 REGIONS = 256  # that go through a graph at a time
 UNUSED: dict[str, Any] = {  # of torchvision's classes, in training alone
     "fg_iou_thresh": 0.5,
@@ -40,14 +41,14 @@ UNUSED: dict[str, Any] = {  # of torchvision's classes, in training alone
 def region_detections(
     post: RegionPost,
     outputs: Mapping[str, Array],
-    heads: Mapping[str, tuple[IntegerGraph, Run]],
+    heads: Mapping[str, Head],
     image: Size,
     places: Sequence[Size],
     sizes: Sequence[Size],
 ) -> list[dict[str, Tensor]]:
     """Boxes, labels, scores and perhaps masks (N, 1, H, W), as `detections` gives them.
 
-    `heads` are the graphs for regions, and what runs them.
+    `heads` are what runs the networks for regions, each with the thresholds of its first neuron.
     """
     real = {name: torch.from_numpy(np.asarray(v, np.float32)) for name, v in outputs.items()}
     images = ImageList(torch.zeros(len(sizes), 1, *image), list(places))
@@ -61,14 +62,8 @@ def region_detections(
     return resized
 
 
-def encoded(graph: IntegerGraph, values: Tensor) -> Array:
-    """Spike counts uint8 that the first neuron of `graph` makes of real potentials."""
-    neuron, one = next(graph.neurons()), 2.0**graph.membrane_fraction
-    if isinstance(neuron, LIF):
-        thresholds = [neuron.threshold * 2**FACTOR_BITS / neuron.leak / one]
-    else:
-        assert isinstance(neuron, IELIF)
-        thresholds = [t / one for t in neuron.thresholds]
+def encoded(thresholds: Sequence[float], values: Tensor) -> Array:
+    """Spike counts uint8 of real potentials: how many `thresholds` each has reached."""
     counts = torch.zeros(values.shape, dtype=torch.uint8)
     for threshold in thresholds:
         counts += values.double() >= threshold
@@ -95,7 +90,7 @@ def _proposals(post: RegionPost, real: Mapping[str, Tensor], images: ImageList) 
     return found
 
 
-def _region_heads(post: RegionPost, heads: Mapping[str, tuple[IntegerGraph, Run]]) -> RoIHeads:
+def _region_heads(post: RegionPost, heads: Mapping[str, Head]) -> RoIHeads:
     classes = len(post.class_names) + 1
     box = _Region(*heads[BOX], {SCORES: (classes,), DELTAS: (4 * classes,)})
     options: dict[str, Any] = {}
@@ -142,21 +137,21 @@ class _Given(nn.Module):
 
 
 class _Region(nn.Module):
-    """A graph in place of a head: what RoIAlign reads (N, C, size, size) to its outputs, in order.
+    """A network for regions in place of a head: what RoIAlign reads to its outputs, in order.
 
     `shapes` are those of the outputs of one region.
     """
 
     def __init__(
-        self, graph: IntegerGraph, run: Run, shapes: Mapping[str, tuple[int, ...]]
+        self, thresholds: Sequence[float], run: Run, shapes: Mapping[str, tuple[int, ...]]
     ) -> None:
         super().__init__()
-        self.graph, self.run, self.shapes = graph, run, dict(shapes)
+        self.thresholds, self.run, self.shapes = thresholds, run, dict(shapes)
 
     def forward(self, regions: Tensor) -> tuple[Tensor, ...]:
         parts: dict[str, list[Tensor]] = {name: [] for name in self.shapes}
         for some in regions.split(REGIONS) if len(regions) else ():
-            for name, value in self.run(encoded(self.graph, some)).items():
+            for name, value in self.run(encoded(self.thresholds, some)).items():
                 parts[name].append(torch.from_numpy(value).float())
         return tuple(
             torch.cat(parts[name]).reshape(-1, *shape) if parts[name] else torch.zeros(0, *shape)
