@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from qsdformer.analysis.information import histogram_entropy, spike_information_distortion
@@ -181,9 +182,10 @@ def draw_blocks(rows: list[dict[str, Any]], path: Path) -> None:
             axes[1][column].plot(blocks, [r["distortion"] for r in own], **style)
         axes[0][column].set_title(feature)
         axes[1][column].set_xlabel("block")
+        axes[1][column].xaxis.set_major_locator(MaxNLocator(integer=True))
         for row in axes:
             row[column].grid(alpha=0.4)
-            row[column].set_ylim(bottom=0)
+            row[column].set_ylim(0, 1.05 * row[column].get_ylim()[1])
     axes[0][0].set_ylabel("entropy, bits (dotted: fp32 twin)")
     axes[1][0].set_ylabel("divergence from the twin, bits")
     axes[0][0].legend(fontsize=8)
