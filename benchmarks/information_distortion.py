@@ -185,7 +185,8 @@ def draw_blocks(rows: list[dict[str, Any]], path: Path) -> None:
         axes[1][column].xaxis.set_major_locator(MaxNLocator(integer=True))
         for row in axes:
             row[column].grid(alpha=0.4)
-            row[column].set_ylim(0, 1.05 * row[column].get_ylim()[1])
+    for row in axes:  # at the end, when all columns of a row have had their say
+        row[0].set_ylim(bottom=0)
     axes[0][0].set_ylabel("entropy, bits (dotted: fp32 twin)")
     axes[1][0].set_ylabel("divergence from the twin, bits")
     axes[0][0].legend(fontsize=8)

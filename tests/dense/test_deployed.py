@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data.detection_files import voc_object, write_voc
 from PIL import Image
 
 from dense.networks import CLASSES, detection_config, info_of, segmentation_config, settled
@@ -159,11 +160,18 @@ def test_a_retinanet_exports_with_all_that_its_boxes_need(tmp_path, capsys):
     assert [level.sizes[0] for level in post.levels] == [6, 12, 24, 32]
 
 
-def test_an_rcnn_exports_to_onnx_with_its_heads_beside_it(scenes, tmp_path, capsys):
+def test_an_rcnn_exports_to_onnx_with_its_heads_beside_it(tmp_path, capsys):
     path, out = tmp_path / "rcnn.ckpt", tmp_path / "rcnn.onnx"
     save_checkpoint(path, settled(detection_config(detector="faster_rcnn")), info_of(32))
     assert run(["export", str(path), str(out)]) == 0
     boxes = tmp_path / "rcnn.box.onnx"
     assert f"{out} with {boxes} beside it: " in capsys.readouterr().out
-    assert run(["eval", str(boxes), "--data.root", str(scenes)]) == 2
+    write_voc(tmp_path / "voc", "val", {"a": [voc_object("one")], "b": [voc_object("two")]})
+    keys = ["--data.root", str(tmp_path / "voc"), "--data.split", "val"]
+    assert run(["eval", str(out), *keys]) == 0
+    assert "of 2 images" in capsys.readouterr().out
+    image = tmp_path / "voc" / "JPEGImages" / "a.jpg"
+    assert run(["predict", str(out), str(image), "--output", str(tmp_path / "found")]) == 0
+    assert (tmp_path / "found" / "a.png").exists()
+    assert run(["eval", str(boxes), *keys]) == 2
     assert "is a part of a network, without classes" in capsys.readouterr().err

@@ -45,9 +45,8 @@ class NetworkConfig:
     """What the configurations of all families share: classes, weight bits and neurons.
 
     Bits are per weight, 2 to 8, "ternary" (codes -1, 0, 1 in 2 bits), or None for full precision.
-    `levels` is D, the largest spike
-    count, up to 127; `time_steps` is T. A spiking network needs T·D binary time steps at inference.
-    A family's configuration adds the shape of its network.
+    `levels` is D, the largest spike count, up to 127; `time_steps` is T. A spiking network needs
+    T·D binary time steps at inference. A family's configuration adds the shape of its network.
     """
 
     # The family's name, under which the registry finds its network.
@@ -326,7 +325,6 @@ def _is_finite(value: Any) -> bool:
 # How a value of an annotated type is checked, and what is allowed.
 _CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {
     int: (_is_whole, "a whole number"),
-    int | None: (lambda value: value is None or _is_whole(value), "a whole number"),
     float: (_is_finite, "a finite number"),
     float | None: (lambda value: value is None or _is_finite(value), "a finite number"),
     bool: (lambda value: isinstance(value, bool), "true or false"),

@@ -24,7 +24,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
@@ -174,7 +173,7 @@ class _Translation:
             self.results[output.name] = (FLOAT, [batch, *value.shape])
 
     def model(
-        self, *, counts: bool, heads: Mapping[str, HeadFile] = MappingProxyType({})
+        self, *, counts: bool, heads: Mapping[str, HeadFile] | None = None
     ) -> onnx.ModelProto:
         """The finished model; one with counts is asked for last, as their nodes are added to it."""
         pre, steps = self.graph.preprocessing, self.graph.time_steps

@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from qsdformer.data.base import as_image_size
@@ -61,9 +60,7 @@ def head_path(path: str | os.PathLike[str], name: str) -> Path:
     return whole.with_name(f"{whole.name.removesuffix('.onnx')}.{name}.onnx")
 
 
-def metadata(
-    graph: IntegerGraph, heads: Mapping[str, HeadFile] = MappingProxyType({})
-) -> dict[str, str]:
+def metadata(graph: IntegerGraph, heads: Mapping[str, HeadFile] | None = None) -> dict[str, str]:
     """The metadata of `graph`: class names, preprocessing, configuration, input, checksum.
 
     `heads` are the files of its networks for regions by name.

@@ -76,7 +76,12 @@ def load_onnx(path: str | os.PathLike[str], threads: int = 0) -> OnnxModel:
         raise UserError(f"no ONNX file {name}: make one with qsd export --format onnx")
     if exported_kind(path) == ".qsd":
         raise UserError(f"{name}: a .qsd file of qsd export, not ONNX; name it .qsd")
-    data = _read(path)
+    return _loaded(path, _read(path), threads)
+
+
+def _loaded(path: str | os.PathLike[str], data: bytes, threads: int) -> OnnxModel:
+    """The model in the file at `path`, whose content is `data`."""
+    name = os.fspath(path)
     check(data, name)
     session = onnxruntime_session(data, threads, name=name)
     try:
@@ -102,11 +107,12 @@ def _load_head(path: str | os.PathLike[str], name: str, file: HeadFile, threads:
             f"{os.fspath(path)} needs {beside} beside it, its network for regions: keep the files "
             "of an export together"
         )
-    if hashlib.sha256(_read(beside)).hexdigest() != file.sha256:
+    data = _read(beside)
+    if hashlib.sha256(data).hexdigest() != file.sha256:
         raise UserError(
             f"{beside} is not the one that {os.fspath(path)} was exported with: export both again"
         )
-    return load_onnx(beside, threads)
+    return _loaded(beside, data, threads)
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:

@@ -95,9 +95,8 @@ class DenseConfig:
                 ok = whole and all(_is_number(x, member) and x > 0 for x in value)
                 require(self, name, ok, f"one or more {what} above 0")
                 object.__setattr__(self, name, tuple(value))
-            elif kind in (int, int | None):
-                optional = kind is not int and value is None
-                require(self, name, optional or _is_number(value, int), "a whole number")
+            elif kind is int:
+                require(self, name, _is_number(value, int), "a whole number")
             elif kind is float:
                 require(self, name, _is_number(value, float), "a number")
 
