@@ -32,7 +32,7 @@ from qsdformer.files import atomic_path
 ANN, FLOAT_HEADS, SPIKING = "ANN", "4-bit spiking backbone", "+ spiking 4-bit neck and heads"
 # Taught by the ANN of the same seed, whose time is not the student's.
 TAUGHT = "+ taught by the ANN: counts, weight 1"
-MEMBRANES = "+ taught by the ANN: membranes, weight 3"
+MEMBRANES = "+ taught by the ANN: membranes, weight 10"
 
 
 class Model(NamedTuple):
@@ -53,7 +53,7 @@ class Model(NamedTuple):
 
 def taught(recipe: str) -> dict[str, Model]:
     """The two ways in which the ANN teaches: the published one, and what helped classifiers."""
-    keys = ("--distill.source", "membrane", "--distill.fgd_weight", "3")
+    keys = ("--distill.source", "membrane", "--distill.fgd_weight", "10")
     return {TAUGHT: Model(recipe), MEMBRANES: Model(recipe, keys, "-membrane")}
 
 

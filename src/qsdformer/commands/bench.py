@@ -143,7 +143,7 @@ def _export(graph: IntegerGraph, folder: Path) -> dict[str, Path]:
 
 
 def _print_memory(files: dict[str, Path], pre: Preprocessing) -> None:
-    """Peak memory of a process that classifies one image, from each kind of file."""
+    """Peak memory of a process that runs one image, from each kind of file."""
     from qsdformer.runtimes.bench import peak_memory
 
     titles = {
@@ -155,4 +155,4 @@ def _print_memory(files: dict[str, Path], pre: Preprocessing) -> None:
     shape = (pre.channels, *pre.sides)
     peaks = {titles[kind]: peak_memory(kind, file, shape) for kind, file in files.items()}
     shown = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in peaks.items())
-    print(f"peak memory of a process that classifies one image: {shown}")
+    print(f"peak memory of a process that runs one image: {shown}")

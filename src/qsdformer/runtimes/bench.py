@@ -193,7 +193,7 @@ def write_csv(timings: Sequence[Timing], path: str | os.PathLike[str]) -> None:
             writer.writerow([f"{v:.3f}" if isinstance(v, float) else v for v in values])
 
 
-# Each prints the peak memory of a fresh process that classifies one image.
+# Each prints the peak memory of a fresh process that runs one image.
 _PEAK = """
 import json, sys, numpy as np
 kind, path, shape = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
@@ -226,7 +226,7 @@ print(kib / 1024)
 
 
 def peak_memory(kind: str, path: str | os.PathLike[str], shape: tuple[int, int, int]) -> float:
-    """Peak resident MiB of a process that loads a file and classifies one image (C, H, W).
+    """Peak resident MiB of a process that loads a file and runs one image (C, H, W).
 
     `kind` is "checkpoint", "artifact" (the reference), "native" (the native engine) or "onnx".
     """
