@@ -310,8 +310,8 @@ def test_what_another_grid_has_trained_is_taken_over_under_the_own_name(grid: Gr
     assert not ablation.finished_rows(changed)
 
 
-def test_the_digest_follows_the_teacher_but_not_the_folder(grid: Grid) -> None:
-    moved = with_output(grid, "elsewhere", {})
+def test_the_digest_follows_the_teacher_but_not_the_folders(grid: Grid) -> None:
+    moved = with_output(grid, "elsewhere", {"data.root": "on/another/machine"})
     assert digest(grid, "fgd") == digest(moved, "fgd")
     ann = dataclasses.replace(grid.variants[0], overrides={"model.ann": True, "train.epochs": 9})
     other = dataclasses.replace(grid, variants=(ann, *grid.variants[1:]))

@@ -1,16 +1,19 @@
 """Cells of the packaged grids, trained for a step on images of the kind that they are written for.
 
 One of each sort; that every cell of every grid is a recipe is tested beside the grids themselves.
+Rows that are kept in docs/results are those of the grids as they are, so that they go on from there.
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from data.cifar_files import write_class_folders
 
-from qsdformer.experiments.ablation import run_cell
+from qsdformer.experiments.ablation import finished_rows, run_cell
+from qsdformer.experiments.ablation_report import read_rows
 from qsdformer.experiments.grid import load_grid, wanted_cells, with_output
 
 SORTS = {
@@ -20,6 +23,17 @@ SORTS = {
     "ablation-cifar10-bits": ["ternary", "levels-8", "group-10"],
     "ablation-cifar10-architectures": ["e-lif", "sdt", "spikformer"],
 }
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+KEPT = sorted(file.stem for file in RESULTS.glob("ablation-*.csv"))
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_kept_rows_go_on_wherever_the_images_are(name: str, tmp_path: Path) -> None:
+    kept = RESULTS / f"{name}.csv"
+    shutil.copy(kept, tmp_path / "results.csv")
+    grid = with_output(load_grid(name), str(tmp_path), {"data.root": "elsewhere"})
+    assert len(finished_rows(grid)) == len(read_rows(kept)) > 0
 
 
 @pytest.mark.parametrize("name", SORTS)
