@@ -1,7 +1,7 @@
 """Cells of the packaged grids, trained for a step on images of the kind that they are written for.
 
 One of each sort; that every cell of every grid is a recipe is tested beside the grids themselves.
-Rows that are kept in docs/results are those of the grids as they are, so that they go on from there.
+Rows kept in docs/results are those of the grids as they are, so that they go on from there.
 """
 
 from __future__ import annotations
