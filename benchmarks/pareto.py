@@ -17,6 +17,7 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from qsdformer.experiments.ablation_report import Row, accuracies, read_rows
 from qsdformer.files import atomic_path
@@ -87,6 +88,9 @@ def draw(found: list[Point], path: Path) -> None:
             if panel == "energy" and point.twin is not None:
                 ax.plot(point.twin, point.accuracy, "x", color=colours[point.label])
         ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_xlabel(title)
         ax.grid(alpha=0.4, which="both")
     axes[0].set_ylabel("accuracy (%)")
