@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from qsdformer.data.detection.drawing import beside
+from qsdformer.files import atomic_path
 
 
 def main() -> None:
@@ -34,7 +35,8 @@ def main() -> None:
         for first in range(0, len(pictures), options.columns)
     ]
     figure = Image.fromarray(np.concatenate(rows, axis=0)).quantize(128)
-    figure.save(options.output, optimize=True)
+    with atomic_path(options.output) as temporary:
+        figure.save(temporary, format="png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -313,6 +313,10 @@ def test_what_another_grid_has_trained_is_taken_over_under_the_own_name(grid: Gr
 def test_the_digest_follows_the_teacher_but_not_the_folders(grid: Grid) -> None:
     moved = with_output(grid, "elsewhere", {"data.root": "on/another/machine"})
     assert digest(grid, "fgd") == digest(moved, "fgd")
+    here, there = (
+        with_output(grid, None, {"data.name": "image_folder", "data.root": root}) for root in "ab"
+    )
+    assert digest(here, "plain") != digest(there, "plain")  # other images, not a moved set
     ann = dataclasses.replace(grid.variants[0], overrides={"model.ann": True, "train.epochs": 9})
     other = dataclasses.replace(grid, variants=(ann, *grid.variants[1:]))
     assert digest(grid, "fgd") != digest(other, "fgd")

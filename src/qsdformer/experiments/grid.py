@@ -181,11 +181,13 @@ def _path(key: str) -> str:
 def digest(grid: Grid, variant: str) -> str:
     """A short code for what a variant trains, apart from seed and folders; kept in its rows.
 
-    Rows that were kept go on elsewhere: where the data lie is no part of it.
+    Rows that were kept go on elsewhere: where the data lie is no part of it, unless only that says
+    which data they are.
     """
     values = cell_values(grid, Cell(variant, 0))
     values.pop("output")
-    values["data"].pop("root", None)
+    if values["data"].get("name") != "image_folder":
+        values["data"].pop("root", None)
     own = grid.variant(variant)
     if own.distill is not None and (teacher := teacher_name(grid, own.distill)) in grid.names:
         values["distill"]["teacher"] = digest(grid, teacher)
