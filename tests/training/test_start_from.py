@@ -109,10 +109,37 @@ def test_resuming_a_fine_tuned_run_goes_on_from_its_own_weights(
     assert "epoch   2/2" in text
 
 
+def test_a_student_begins_with_the_weights_of_its_teacher(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The counterpart ANN is trained first; the student's rate near 0 leaves its weights alone.
+    words = [*SHAPE, "--start_from=teacher", "--fgd_weight=1", "--lr=1e-9"]
+    words.append("--teacher_keys={train.lr: 0.01}")
+    assert train(tmp_path / "run", *words) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    teacher = tmp_path / "run" / "teacher" / "last.ckpt"
+    assert f"weights from {teacher}: " in text
+    assert "fine-tuned model" not in text
+    own, there = load(tmp_path / "run" / "last.ckpt"), load(teacher)
+    assert (own.config.is_spiking, there.config.is_spiking) == (True, False)
+    weight = "stages.1.blocks.0.conv1.weight"
+    torch.testing.assert_close(
+        own.state_dict()[weight], there.state_dict()[weight], atol=1e-6, rtol=1e-6
+    )
+    assert load_recipe(str(tmp_path / "run" / "recipe.yaml")).starts_from_teacher
+    assert train(tmp_path / "run", *words, "--epochs=2", "--resume") == 0
+    assert "weights from" not in capsys.readouterr().out
+
+
 def test_a_start_that_cannot_be_is_one_line(
     imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, message in (
+        (["--start_from=teacher"], "nothing teaches"),
+        (
+            ["--start_from=teacher", "--teacher=timm:vit_tiny_patch16_224"],
+            "timm:vit_tiny_patch16_224 is no network of ours",
+        ),
         (["--start_from", str(tmp_path / "none.ckpt")], "no checkpoint"),
         (["--start_from", str(imported), "--dims=[32,64,64,64]"], "of this model's weights"),
     ):

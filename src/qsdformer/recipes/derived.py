@@ -11,6 +11,7 @@ from qsdformer.models.registry import DEFAULT, Family, families, sizes
 from qsdformer.nn.config import NetworkConfig
 from qsdformer.recipes import packaged_recipes
 
+FROM_TEACHER = "teacher"  # in model.start_from: the weights of the one that teaches
 # Fields of a family's own that say nothing of its tensors or what they mean.
 NOT_SHAPE = ("drop_path_rate", "fully_spiking", "attention")
 # Keys that, given on the command line, hold for a teacher trained by a recipe of its own as well:
@@ -68,7 +69,7 @@ def with_start_shape(values: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(model, Mapping):
         return dict(values)
     path = model.get("start_from")
-    if path in (None, "none"):
+    if path in (None, "none", FROM_TEACHER):  # a teacher's weights are for the recipe's own shape
         return dict(values)
     from qsdformer.models.checkpoint import load_checkpoint
 

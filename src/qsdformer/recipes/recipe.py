@@ -46,7 +46,7 @@ from qsdformer.recipes.dense import (
     DetectionRecipe,
     SegmentationRecipe,
 )
-from qsdformer.recipes.derived import with_start_shape, with_teacher_keys
+from qsdformer.recipes.derived import FROM_TEACHER, with_start_shape, with_teacher_keys
 from qsdformer.recipes.learning import ActivityConfig, DistillConfig, TrainConfig
 from qsdformer.recipes.tasks import DENSE, MEASURES, Measures, Task
 
@@ -63,7 +63,9 @@ class ModelRecipe:
     name: str = option(DEFAULT, "a named size")
     ann: bool = option(False, "the counterpart ANN: real-valued neurons, fp32 weights, softmax")
     start_from: str | None = option(
-        None, "checkpoint to fine-tune: its weights, and its shape where no key here gives one"
+        None,
+        "checkpoint to fine-tune: its weights, and its shape where no key here gives one; teacher: "
+        "the weights of the one that teaches",
     )
     fields: dict[str, Any] = field(default_factory=dict)
 
@@ -97,6 +99,11 @@ class Recipe:
     activity: ActivityConfig | None = None  # penalise spikes
     seed: int = 0
     output: str = "runs/unnamed"
+
+    @property
+    def starts_from_teacher(self) -> bool:
+        """Whether a student begins with its teacher's weights."""
+        return self.model.start_from == FROM_TEACHER
 
     @property
     def dense(self) -> DenseRecipe | None:
@@ -338,6 +345,11 @@ def parse_recipe(values: Mapping[str, Any]) -> Recipe:
     )
     if not 0 <= recipe.seed < 2**31:
         raise UserError(f"seed={recipe.seed}: must be between 0 and 2147483647")
+    if recipe.starts_from_teacher and recipe.distill is None:
+        raise UserError(
+            "model.start_from=teacher: nothing teaches; give a distill section, or a checkpoint "
+            "(./teacher for a file of that name)"
+        )
     # Impossible sizes are found here, before any data is read; 3 and 1000 stand for the data's.
     recipe.config_for(in_channels=3, num_classes=1000)
     if recipe.dense is not None and recipe.distill is not None and recipe.distill.logit_weight > 0:

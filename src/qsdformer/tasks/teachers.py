@@ -34,7 +34,7 @@ class Teacher:
 
     Not an nn.Module: it must become part of no student, and so of no checkpoint or optimiser.
     `info` says how the student's images are normalised; `mean` and `std` how the teacher wants
-    them, where that differs.
+    them, where that differs. `checkpoint` is the file of one of our own models.
     """
 
     def __init__(
@@ -46,7 +46,9 @@ class Teacher:
         info: DataInfo | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        checkpoint: str | None = None,
     ) -> None:
+        self.checkpoint = checkpoint
         self.model = model.eval().requires_grad_(False)
         self.features = tuple(features)
         self.name = name
@@ -163,7 +165,8 @@ def checkpoint_teacher(path: str | Path, info: DataInfo, features: Sequence[str]
     own = loaded.info or info
     whole: nn.Module = loaded.model
     model = whole.body if isinstance(whole, DenseNetwork) else whole
-    return Teacher(model, features, name=str(path), info=info, mean=own.mean, std=own.std)
+    mean, std, file = own.mean, own.std, str(path)
+    return Teacher(model, features, name=file, info=info, mean=mean, std=std, checkpoint=file)
 
 
 def timm_teacher(

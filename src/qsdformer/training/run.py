@@ -82,8 +82,8 @@ def fit(
     measures = recipe.measures
     if start is not None:
         check_resume(start, recipe, task.model.config, console)
-    elif recipe.model.start_from is not None:
-        for line in task.start_from(recipe.model.start_from):
+    elif (weights := _first_weights(recipe, teacher)) is not None:
+        for line in task.start_from(weights):
             console.print(line, highlight=False, soft_wrap=True)
     metrics = Metrics(folder / "metrics.csv", measures, every=recipe.train.log_every)
     saver = RunCheckpoints(folder, measures, save_every=recipe.train.save_every)
@@ -124,6 +124,13 @@ def fit(
     if first:
         finish(result, measures, folder, console)
     return result
+
+
+def _first_weights(recipe: Recipe, teacher: Teacher | None) -> str | None:
+    """The checkpoint whose weights a run begins with, if any."""
+    if recipe.starts_from_teacher:
+        return None if teacher is None else teacher.checkpoint
+    return recipe.model.start_from
 
 
 def make_trainer(
@@ -225,7 +232,8 @@ def _heading(recipe: Recipe, task: NetworkTask, data: TaskData) -> str:
     size = sum(p.numel() for p in task.model.parameters()) / 1e6
     bits = bits_text(config.weight_bits)
     kind = f"D={config.levels} T={config.time_steps}" if config.is_spiking else "ANN"
-    name = recipe.model.name if recipe.model.start_from is None else "fine-tuned model"
+    own = recipe.model.start_from is None or recipe.starts_from_teacher
+    name = recipe.model.name if own else "fine-tuned model"
     if recipe.dense is not None:
         neck = bits_text(whole.bits)
         name += f" with {neck} {'spiking' if whole.heads.is_spiking else 'ANN'} neck and heads"

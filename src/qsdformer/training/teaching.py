@@ -38,6 +38,11 @@ def teacher_recipe(recipe: Recipe, folder: Path) -> Recipe | None:
         keys["train.epochs"] = str(config.teacher_epochs)
     if config.teacher != "ann" and not names_recipe(config.teacher):
         _check_there(config)
+        if recipe.starts_from_teacher and config.teacher.startswith(TIMM_PREFIX):
+            raise UserError(
+                f"model.start_from=teacher: the teacher {config.teacher} is no network of ours; "
+                "give a checkpoint, or leave it out"
+            )
         return None
     try:
         if config.teacher == "ann":
