@@ -67,7 +67,16 @@ def bccd_like(root: Path) -> None:
         write_voc(root, split, {f"{split}0": [voc_object(), voc_object("WBC")]}, (480, 640))
 
 
-SETS = {"camvid": camvid_like, "bccd": bccd_like}
+def cifar10_like(root: Path) -> None:
+    """One image of each class in each split that the card evaluates, as the card names them."""
+    card = next(path for path in FILES if path.stem.startswith("cifar10")).with_suffix(".md")
+    classes = re.findall(r"^\| (\w+) \| [\d.]+ % \|$", card.read_text("utf-8"), re.MULTILINE)
+    for split in ("val", "test"):
+        for name in classes:
+            write_image(root / split / name / "0.png", (32, 32))
+
+
+SETS = {"bccd": bccd_like, "camvid": camvid_like, "cifar10": cifar10_like}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -76,7 +85,7 @@ def test_the_commands_of_a_card_run_on_a_folder_of_its_layout(
 ):
     name = path.stem.partition("-")[0]
     SETS[name](tmp_path / "data" / name)
-    for image in ("street.jpg", "cells.jpg"):
+    for image in ("street.jpg", "cells.jpg", "bird.png"):
         write_image(tmp_path / image, (480, 640))
     (tmp_path / "zoo").symlink_to(ZOO)
     monkeypatch.chdir(tmp_path)
@@ -85,5 +94,7 @@ def test_the_commands_of_a_card_run_on_a_folder_of_its_layout(
     assert len(commands) == 3
     for command in commands:
         assert run(shlex.split(command)) == 0, command
-        assert "of 1 images" in capsys.readouterr().out or command.startswith("predict")
-    assert list((tmp_path / "predictions").glob("*.png"))
+        out = capsys.readouterr().out
+        assert re.search(r"of \d+ images", out) or command.startswith("predict"), out
+    # Classes are printed, maps and boxes are drawn.
+    assert "bird.png: " in out or list((tmp_path / "predictions").glob("*.png"))
