@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from data.detection_files import voc_object, write_image, write_voc
 from PIL import Image
 
 from qsdformer.cli import run
+from qsdformer.data.cifar_names import CIFAR10
 from qsdformer.graph.artifact import load_artifact
 from qsdformer.graph.check import check_graph
 from qsdformer.runtimes import native
@@ -52,30 +55,32 @@ def test_the_native_engine_gives_the_integers_of_the_reference(path: Path):
         assert np.array_equal(found[name], values), name
 
 
-def camvid_like(root: Path) -> None:
+def camvid_like(root: Path) -> int:
     """One street scene in each split that the card evaluates, of every class."""
     for split in ("val", "test"):
         write_image(root / split / "images" / "street.png", (360, 480))
         (root / split / "masks").mkdir()
         mask = np.arange(360 * 480).reshape(360, 480) // 40 % 12
         Image.fromarray(mask.astype(np.uint8)).save(root / split / "masks" / "street.png")
+    return 1
 
 
-def bccd_like(root: Path) -> None:
+def bccd_like(root: Path) -> int:
     """One image of cells in each split that the card evaluates."""
     for split in ("val", "test"):
         write_voc(root, split, {f"{split}0": [voc_object(), voc_object("WBC")]}, (480, 640))
+    return 1
 
 
-def cifar10_like(root: Path) -> None:
-    """One image of each class in each split that the card evaluates, as the card names them."""
-    card = next(path for path in FILES if path.stem.startswith("cifar10")).with_suffix(".md")
-    classes = re.findall(r"^\| (\w+) \| [\d.]+ % \|$", card.read_text("utf-8"), re.MULTILINE)
+def cifar10_like(root: Path) -> int:
+    """One image of each class in each split that the card evaluates."""
     for split in ("val", "test"):
-        for name in classes:
+        for name in CIFAR10:
             write_image(root / split / name / "0.png", (32, 32))
+    return len(CIFAR10)
 
 
+# Each makes a folder of a set's layout and returns how many images a split has.
 SETS = {"bccd": bccd_like, "camvid": camvid_like, "cifar10": cifar10_like}
 
 
@@ -84,7 +89,7 @@ def test_the_commands_of_a_card_run_on_a_folder_of_its_layout(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     name = path.stem.partition("-")[0]
-    SETS[name](tmp_path / "data" / name)
+    count = SETS[name](tmp_path / "data" / name)
     for image in ("street.jpg", "cells.jpg", "bird.png"):
         write_image(tmp_path / image, (480, 640))
     (tmp_path / "zoo").symlink_to(ZOO)
@@ -95,6 +100,18 @@ def test_the_commands_of_a_card_run_on_a_folder_of_its_layout(
     for command in commands:
         assert run(shlex.split(command)) == 0, command
         out = capsys.readouterr().out
-        assert re.search(r"of \d+ images", out) or command.startswith("predict"), out
-    # Classes are printed, maps and boxes are drawn.
-    assert "bird.png: " in out or list((tmp_path / "predictions").glob("*.png"))
+        assert f"of {count} images" in out or command.startswith("predict"), out
+    if name == "cifar10":  # classes are printed, maps and boxes are drawn
+        assert out.startswith("bird.png: ")
+    else:
+        assert list((tmp_path / "predictions").glob("*.png"))
+
+
+def test_a_card_lists_what_the_script_prints_of_each_class(tmp_path: Path):
+    cifar10_like(tmp_path)
+    command = [sys.executable, str(ZOO.parent / "benchmarks/class_accuracy.py")]
+    command += [str(ZOO / "cifar10-small.qsd"), str(tmp_path), "--split", "test"]
+    rows = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    pattern = re.compile(r"^\| (\w+) \| [\d.]+ % \|$", re.MULTILINE)
+    card = (ZOO / "cifar10-small.md").read_text(encoding="utf-8")
+    assert pattern.findall(rows) == pattern.findall(card) == list(CIFAR10)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import csv
 import gzip
 import os
+import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from PIL import Image
 from rich.console import Console
 
 import qsdformer
+from qsdformer.cli import run
 from qsdformer.models.checkpoint import load
 from qsdformer.models.registry import family_of
 from qsdformer.recipes import packaged_recipes
@@ -86,6 +89,24 @@ MAKERS: dict[str, tuple[Callable[[Path], object] | None, int]] = {
     "coco": (coco, 32),
     "voc": (voc, 32),
 }
+
+
+def test_the_documented_offspring_of_cifar10_small_are_trained_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = Path(__file__).parents[2] / "docs/cifar10.md"
+    lines = re.findall(r"^qsd (train cifar10-small.*)$", document.read_text("utf-8"), re.MULTILINE)
+    write_tiny_cifar10(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    small = ["--data.root=data", "--batch_size=20", "--width=16", "--depth=1", "--heads=2"]
+    teacher = "--teacher_keys={model.width: 16, model.depth: 1, model.heads: 2, train.epochs: 1}"
+    assert len(lines) == 3
+    for number, line in enumerate(lines):
+        words = [*shlex.split(line, comments=True), *small]
+        words += [] if number else [teacher, "--epochs=1"]
+        assert run(words) == 0, capsys.readouterr().err
+    assert "weights from runs/cifar10-small/last.ckpt" in capsys.readouterr().out
+    assert load("runs/cifar10-small-2bit/last.ckpt").config.weight_bits == 2
 
 
 @pytest.fixture(scope="module")

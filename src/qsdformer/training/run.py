@@ -129,7 +129,8 @@ def fit(
 def _first_weights(recipe: Recipe, teacher: Teacher | None) -> str | None:
     """The checkpoint whose weights a run begins with, if any."""
     if recipe.starts_from_teacher:
-        return None if teacher is None else teacher.checkpoint
+        assert teacher is not None  # `parse_recipe` wants one that teaches
+        return teacher.checkpoint
     return recipe.model.start_from
 
 
