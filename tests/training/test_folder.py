@@ -161,6 +161,18 @@ def test_a_start_that_fails_leaves_nothing(tmp_path: Path, error: Exception) -> 
     assert names(tmp_path) == set()
 
 
+def test_going_on_that_fails_before_its_first_step_leaves_the_checkpoint(tmp_path: Path) -> None:
+    class Broken(Callback):
+        def setup(self, *_: Any, **__: Any) -> None:  # before Lightning restores the step
+            raise RuntimeError("machines that never met")
+
+    run(tiny(tmp_path, epochs="1"))
+    before = (tmp_path / "last.ckpt").read_bytes()
+    with pytest.raises(RuntimeError, match="never met"):
+        run(tiny(tmp_path, epochs="2"), resume=True, callbacks=[Broken()])
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
 def test_a_failure_in_the_first_epoch_keeps_its_metrics_and_blocks_nothing(tmp_path: Path) -> None:
     recipe = tiny(tmp_path, epochs="1", log_every="1")
     with pytest.raises(UserError, match="a bad image"):

@@ -72,7 +72,7 @@ def fit(
 ) -> TrainResult:
     """Train on `data` as `recipe` says, into its run folder, which is this process's already.
 
-    `teacher` is for a recipe that distils; `start` is a checkpoint to go on from. A run that
+    `teacher` is for a recipe that distils; `start` is a checkpoint to go on from. A new run that
     fails before its first step leaves nothing in the folder. After SIGTERM: SystemExit(143), with
     last.ckpt saved in mid-epoch.
     """
@@ -107,7 +107,7 @@ def fit(
                 task, datamodule=cast(LightningDataModule, data), ckpt_path=path, weights_only=True
             )
         except Exception:
-            if trainer.global_step == 0 and first:
+            if trainer.global_step == 0 and first and start is None:
                 clear(folder)
             raise
     result = TrainResult(
