@@ -73,13 +73,14 @@ def run(options: argparse.Namespace) -> int:
 
 def _lowered(loaded: Loaded, options: argparse.Namespace, bits: int) -> IntegerGraph:
     from qsdformer.tasks.deployment import deployable, lowered, require_whole
-    from qsdformer.tasks.stored import SIZE, described_inputs
+    from qsdformer.tasks.stored import SIZE, data_section, described_inputs
 
     keys = given_keys(options)
     if options.image_size is not None:
         keys[SIZE] = str(options.image_size)
     info = described_inputs(loaded, options.checkpoint, keys)
-    found = deployable(loaded.model, info, loaded.extra.get("category_ids"))
+    section = data_section(loaded, options.checkpoint, keys)
+    found = deployable(loaded.model, info, loaded.extra.get("category_ids"), section)
     require_whole(found, options.checkpoint)
     return lowered(found, info, membrane_bits=bits)
 

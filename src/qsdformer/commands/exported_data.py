@@ -13,7 +13,7 @@ from qsdformer.data.base import as_image_size, size_text
 from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
-from qsdformer.graph.post import DetectionPost, RegionPost
+from qsdformer.graph.post import DetectionPost, RegionPost, SegmentationPost
 from qsdformer.runtimes.executors import to_pixels
 from qsdformer.runtimes.onnx_predict import OnnxModel
 from qsdformer.tasks.evaluation import check_fits, first_images
@@ -54,6 +54,11 @@ def data_for(
     if isinstance(model.post, DetectionPost | RegionPost):
         detector = "mask_rcnn" if model.post.has_masks else "faster_rcnn"
         recipe["detection"] = {"detector": detector}
+    elif isinstance(model.post, SegmentationPost) and model.post.shorter_side is not None:
+        recipe["data"] = {
+            "shorter_side": model.post.shorter_side,
+            "longest_side": model.post.longest_side,
+        }
     data = stored_data(path, recipe, keys, info, batch_size)
     check_fits(len(info.class_names), info, data.info)
     if data.info.image_size != info.image_size:

@@ -67,11 +67,7 @@ class Preprocessing:
 
     def place_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of what shows an image of `size` (height, width)."""
-        if self.fit != "pad":
-            return self.inner
-        factor = min(inner / side for inner, side in zip(self.inner, size, strict=True))
-        tall, wide = (max(1, round(side * factor)) for side in size)
-        return min(tall, self.inner[0]), min(wide, self.inner[1])
+        return size_within(size, self.inner) if self.fit == "pad" else self.inner
 
     def to_dict(self) -> dict[str, Any]:
         """As artifacts hold it: `fit` and `placed` only where they say something."""
@@ -95,6 +91,13 @@ class Preprocessing:
             image_size=as_image_size(filled),
             placed=None if filled == info.sides else info.sides,
         )
+
+
+def size_within(size: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
+    """The largest size of the proportions of `size` that fits into `box`; heights and widths."""
+    factor = min(inner / side for inner, side in zip(box, size, strict=True))
+    tall, wide = (max(1, round(side * factor)) for side in size)
+    return min(tall, box[0]), min(wide, box[1])
 
 
 def pixels(images: Iterable[Image.Image], pre: Preprocessing) -> Array:

@@ -18,6 +18,7 @@ from torch import nn
 
 from qsdformer.data import DataInfo
 from qsdformer.data.detection.records import numbered_categories
+from qsdformer.data.sections import DataSection
 from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.lowering import lower
@@ -81,11 +82,15 @@ def lowered(found: Deployable, info: DataInfo, *, membrane_bits: int = 32) -> In
 
 
 def deployable(
-    network: nn.Module, info: DataInfo | None, category_ids: Sequence[int] | None = None
+    network: nn.Module,
+    info: DataInfo | None,
+    category_ids: Sequence[int] | None = None,
+    data: DataSection | None = None,
 ) -> Deployable:
     """The part of a trained network that becomes integers; `info` names its classes.
 
     `category_ids` are the numbers of a detector's classes in its data set, by default from 1 on.
+    `data` says what size images had for a segmentation network, by default that of `info`.
     """
     if not isinstance(network, DenseNetwork):
         return Deployable(network=network, part=network)
@@ -98,7 +103,13 @@ def deployable(
         return Deployable(**common, left_out="full-precision neck and heads")
     names = _class_names(network, info)
     if isinstance(network, SemanticFPN):
-        post: Post = SegmentationPost(class_names=names, output=LARGEST, stride=network.stride)
+        post: Post = SegmentationPost(
+            class_names=names,
+            output=LARGEST,
+            stride=network.stride,
+            shorter_side=getattr(data, "shorter_side", None),
+            longest_side=getattr(data, "longest_side", None),
+        )
         return Deployable(**common, post=post)
     if isinstance(network, RetinaNetDetector):
         post = retina_post(network, names, category_ids or numbered_categories(names))

@@ -27,6 +27,7 @@ from qsdformer.data.detection.vary import (
     to_tensor,
     without_vanished,
 )
+from qsdformer.data.preprocessing import size_within
 
 # boxes (K, 4) float32, labels (K,) int64, iscrowd (K,) int64, area (K,) float32, masks (K, H, W)
 # uint8 where they are wanted, image_id () int64, size (2,) int64: height and width of the file.
@@ -36,11 +37,16 @@ DetectionBatch: TypeAlias = "tuple[list[Tensor], list[Target]]"
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """How an image is resized for the network: to exactly `size`, or by one factor to fit in it."""
+    """How an image is resized for the network: to exactly `size`, or by one factor.
+
+    With `keep_aspect` the shorter side becomes the smaller of `size`, unless the longer one would
+    exceed the larger; with `fits`, for an exported network, the image fits into `size` as it lies.
+    """
 
     size: tuple[int, int]  # height and width
     keep_aspect: bool
     channels: int
+    fits: bool = False
 
     @classmethod
     def of(cls, config: DetectionData, info: DataInfo | None = None) -> Preparation:
@@ -49,6 +55,7 @@ class Preparation:
             size=sides(config.image_size),
             keep_aspect=config.keep_aspect,
             channels=config.channels if info is None else info.channels,
+            fits=info is not None and info.fit == "pad",
         )
 
     def target_size(self, size: tuple[int, int], shorter: int | None = None) -> tuple[int, int]:
@@ -57,6 +64,8 @@ class Preparation:
         shorter = own if shorter is None else shorter
         if self.keep_aspect:
             return fitted_size(size, shorter, max(self.size))
+        if self.fits:
+            return size_within(size, self.size)
         height, width = (round(side * shorter / own) for side in self.size)
         return height, width
 
