@@ -265,18 +265,17 @@ def test_a_checkpoint_is_evaluated_on_a_folder_of_either_layout(
     assert run(["export", last, exported]) == 0
     voc = tmp_path / "voc"
     write_voc(voc, "test", {"a": [voc_object("cat")], "b": [voc_object("bird")]})
-    words = ["--data.name", "voc", "--data.root", str(voc), "--data.split", "test"]
+    words = ["--data.root", str(voc), "--data.split", "test"]
     capsys.readouterr()
     assert run(["eval", last, *words]) == 0
     assert "of 2 images" in capsys.readouterr().out
     for root, split, images in ((voc, "test", 2), (coco, "val", 3)):
         assert run(["eval", exported, "--data.root", str(root), "--data.split", split]) == 0
         assert f"of {images} images" in capsys.readouterr().out
-    words = ["--output", str(tmp_path / "out"), "--json"]
-    assert run(["predict", exported, str(coco / "val" / "000000000001.png"), *words]) == 0
+    out = ["--output", str(tmp_path / "out"), "--json"]
+    assert run(["predict", exported, str(coco / "val" / "000000000001.png"), *out]) == 0
     (entry,) = json.loads(capsys.readouterr().out)
     assert {found["category_id"] for found in entry["detections"]} <= {3, 17, 90}
-    words = ["--data.name", "voc", "--data.root", str(voc), "--data.split", "test"]
     write_voc(voc, "other", {"a": [voc_object("cow")]})
     assert run(["eval", last, *words[:-1], "other"]) == 2
     assert "'cow', which is none of cat, dog, bird" in capsys.readouterr().err

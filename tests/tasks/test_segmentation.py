@@ -312,6 +312,22 @@ def test_predict_draws_what_is_found_with_a_legend(
     assert "choose another folder with --output" in capsys.readouterr().err
 
 
+def test_a_picture_never_overwrites_an_image_nor_another_picture(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = save(np.zeros((50, 70), np.uint8), tmp_path / "in" / "one.png")
+    (tmp_path / "linked").symlink_to(image.parent)
+    before, words = image.read_bytes(), ["predict", str(run / "best.ckpt")]
+    for given in (image, image.parent, tmp_path / "linked" / "one.png"):
+        assert command([*words, str(given), "--output", str(image.parent)]) == 2
+        assert "one.png would overwrite it: choose another folder" in capsys.readouterr().err
+    assert image.read_bytes() == before
+    mask = save(np.zeros((50, 70), np.uint8), tmp_path / "in" / "one-mask.png")
+    out = tmp_path / "out"
+    assert command([*words, str(image), str(mask), "--output", str(out)]) == 0
+    assert len(list(out.iterdir())) == 4
+
+
 class Interrupt(Callback):
     """Stops, as Ctrl-C would, after some steps."""
 

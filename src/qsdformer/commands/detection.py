@@ -164,7 +164,7 @@ def _predictor(
     from qsdformer.tasks.detecting import coco_results
     from qsdformer.tasks.pictures import as_drawn
 
-    pictures = Pictures(Path(options.output))
+    pictures = Pictures(Path(options.output), options.images)
     results: list[dict[str, Any]] = []
 
     def predict(opened: Sequence[tuple[str, Image.Image]]) -> Iterator[Found]:
@@ -173,7 +173,7 @@ def _predictor(
             kept = {
                 key: value[found["scores"] >= options.min_score] for key, value in found.items()
             }
-            picture = pictures.name_for(path)
+            (picture,) = pictures.names_for(path, "")
             pictures.save(drawn(image, as_drawn(kept), names), picture)
             listed = coco_results(found, pictures.count, category_ids)
             results.extend(listed)

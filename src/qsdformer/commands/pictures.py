@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,23 +13,32 @@ if TYPE_CHECKING:
 
 
 class Pictures:
-    """A folder of pictures: one for each image, under its name, no name twice."""
+    """A folder of pictures of the images at `paths`, each under its name, no name twice.
 
-    def __init__(self, folder: Path) -> None:
+    Raises `UserError` if a picture would take the place of its image.
+    """
+
+    def __init__(self, folder: Path, paths: Iterable[str]) -> None:
         self.folder = folder
-        self.count = 0  # of names given so far
+        self.count = 0  # of images that have names so far
         self._taken: set[str] = set()
+        for path in map(Path, paths):
+            places = path.parent.resolve(), path.resolve().parent  # a link, and what it leads to
+            if path.suffix.lower() == ".png" and folder.resolve() in places:
+                raise UserError(
+                    f"the picture of {path} would overwrite it: choose another folder with --output"
+                )
 
-    def name_for(self, path: str) -> Path:
-        """The file for the picture of the image at `path`."""
+    def names_for(self, path: str, *endings: str) -> list[Path]:
+        """The files for what is drawn of the image at `path`: its name with each ending."""
         stem, number = Path(path).stem, 1
-        name = stem
-        while name in self._taken:
+        names = [f"{stem}{ending}" for ending in endings]
+        while self._taken & set(names):
             number += 1
-            name = f"{stem}-{number}"
-        self._taken.add(name)
+            names = [f"{stem}-{number}{ending}" for ending in endings]
+        self._taken.update(names)
         self.count += 1
-        return self.folder / f"{name}.png"
+        return [self.folder / f"{name}.png" for name in names]
 
     def save(self, picture: Image.Image, path: Path) -> None:
         """Write a picture; `UserError` if that cannot be done."""

@@ -68,8 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the likeliest classes of each image; status 2 if there were files it cannot read."""
+    paths = options.images = _image_paths(options.images)
     predict = _predictor(options)
-    paths = _image_paths(options.images)
     entries = []
     failed = 0
     for start in range(0, len(paths), BATCH):

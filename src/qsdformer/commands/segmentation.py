@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qsdformer.data import DataInfo, DataModule
+    from qsdformer.data.segmentation.config import SegmentationData
     from qsdformer.graph.integer import IntegerGraph
+    from qsdformer.graph.post import SegmentationPost
     from qsdformer.models.checkpoint import Loaded
     from qsdformer.runtimes.onnx_predict import OnnxModel
     from qsdformer.runtimes.runnable import RunnableGraph
@@ -120,7 +122,8 @@ def predictor(options: argparse.Namespace, loaded: Loaded, device: torch.device)
     if loaded.info is None:
         raise unknown_inputs(options.model)
     segmenter = _segmenter(loaded, None, device)
-    return _predictor(options, segmenter, loaded.info, _sizes(loaded), device)
+    sizes = _sizes(_data_section(loaded, loaded.info), loaded.info)
+    return _predictor(options, segmenter, loaded.info, sizes, device)
 
 
 def exported_predictor(options: argparse.Namespace, model: RunnableGraph | OnnxModel) -> Predict:
@@ -128,14 +131,17 @@ def exported_predictor(options: argparse.Namespace, model: RunnableGraph | OnnxM
     import torch
 
     from qsdformer.commands.exported_data import info_of
+    from qsdformer.data.segmentation.config import SegmentationData
 
-    pre = model.preprocessing
+    post = cast("SegmentationPost", model.post)
+    info = info_of(model)
+    config = SegmentationData(
+        image_size=info.image_size,
+        shorter_side=post.shorter_side,
+        longest_side=post.longest_side,
+    )
     segmenter = _exported_segmenter(model, None)
-
-    def size_of(pixels: np.ndarray) -> tuple[int, int]:
-        return pre.place_of((pixels.shape[0], pixels.shape[1]))
-
-    return _predictor(options, segmenter, info_of(model), size_of, torch.device("cpu"))
+    return _predictor(options, segmenter, info, _sizes(config, info), torch.device("cpu"))
 
 
 def _predictor(
@@ -154,7 +160,7 @@ def _predictor(
     from qsdformer.data.segmentation.vary import resized_image, resized_mask
     from qsdformer.nn.exact import exact_float32
 
-    pictures = Pictures(Path(options.output))
+    pictures = Pictures(Path(options.output), options.images)
 
     def found_in(image: Image.Image) -> np.ndarray:
         pixels = np.asarray(in_channels(image, info.channels))
@@ -170,8 +176,7 @@ def _predictor(
         for path, image in opened:
             mask = found_in(image)
             picture = overlaid(np.asarray(image.convert("RGB")), mask, len(info.class_names))
-            drawn = pictures.name_for(path)
-            plain = drawn.with_name(f"{drawn.stem}-mask.png")
+            drawn, plain = pictures.names_for(path, "", "-mask")
             pictures.save(with_legend(picture, mask, info.class_names), drawn)
             pictures.save(Image.fromarray(mask), plain)
             yield described(path, mask, info.class_names, drawn, plain)
@@ -221,20 +226,23 @@ def _exported_segmenter(model: RunnableGraph | OnnxModel, inference: str | None)
     return Segmenter(network=cast(Any, network), window=window)
 
 
-def _sizes(loaded: Loaded) -> Any:
-    """Which size an image gets, as the recipe's data section says."""
-    from qsdformer.data.segmentation.config import SegmentationData
+def _sizes(config: SegmentationData, info: DataInfo) -> Callable[[np.ndarray], tuple[int, int]]:
+    """Which size an image gets, as a data section says."""
     from qsdformer.data.segmentation.dataset import working_size
+
+    return lambda pixels: working_size(pixels.shape, config, info)
+
+
+def _data_section(loaded: Loaded, info: DataInfo) -> SegmentationData:
+    """How images were prepared: as the recipe says, or brought to the size in `info`."""
+    from qsdformer.data.segmentation.config import SegmentationData
     from qsdformer.recipes.recipe import parse_data
 
-    assert loaded.info is not None
-    info = loaded.info
-    config = SegmentationData(image_size=info.image_size)
-    if loaded.recipe.get("data"):
-        parsed = parse_data(loaded.recipe)
-        assert isinstance(parsed, SegmentationData)
-        config = parsed
-    return lambda pixels: working_size(pixels.shape, config, info)
+    if not loaded.recipe.get("data"):
+        return SegmentationData(image_size=info.image_size)
+    parsed = parse_data(loaded.recipe)
+    assert isinstance(parsed, SegmentationData)
+    return parsed
 
 
 def _number(value: float) -> float | None:

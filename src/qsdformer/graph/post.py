@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from qsdformer.data.base import LARGEST_IMAGE
+
 MOST_NAMES = 2**16
 MOST_STRIDE = 1024
 BOX, MASK = "box", "mask"  # graphs for regions, and what their outputs are called
@@ -23,7 +25,9 @@ SCORES, DELTAS, MASKS = "scores", "deltas", "masks"
 class SegmentationPost:
     """The class of each pixel: that of the largest channel of `output`, a map of 1 / `stride`.
 
-    The map is scaled up, bilinear with half-pixel centres, to the image's own size first.
+    The map is scaled up, bilinear with half-pixel centres, to the image's own size first. With
+    `shorter_side` an image keeps its proportions, as in `SegmentationData`, and the network looks
+    at it in windows.
     """
 
     task: ClassVar[str] = "segmentation"
@@ -32,10 +36,15 @@ class SegmentationPost:
     class_names: tuple[str, ...]
     output: str
     stride: int
+    shorter_side: int | None = None
+    longest_side: int | None = None
 
     def __post_init__(self) -> None:
         _check_names(self.class_names)
         _require(1 <= self.stride <= MOST_STRIDE, f"stride={self.stride}")
+        for name in ("shorter_side", "longest_side"):
+            value = getattr(self, name)
+            _require(value is None or 1 <= value <= LARGEST_IMAGE, f"{name}={value}")
 
     @property
     def channels(self) -> dict[str, int]:
@@ -105,6 +114,11 @@ class DetectionPost:
     def has_masks(self) -> bool:
         """Whether it finds a mask for each object."""
         return False
+
+    @property
+    def has_background(self) -> bool:
+        """Whether class 0 of each anchor is none of the names."""
+        return self.classes > len(self.class_names)
 
     @property
     def channels(self) -> dict[str, int]:
@@ -203,8 +217,9 @@ POSTS: dict[tuple[str, str], type[Post]] = {
 
 
 def post_values(post: Post) -> dict[str, Any]:
-    """The section as plain values."""
-    return {"task": post.task, "kind": post.kind, **_plain(dataclasses.asdict(post))}
+    """The section as plain values; what is None is left out."""
+    values = {k: _plain(v) for k, v in dataclasses.asdict(post).items() if v is not None}
+    return {"task": post.task, "kind": post.kind, **values}
 
 
 def read_post(values: Any) -> Post:
@@ -278,10 +293,12 @@ def _item(values: Any, name: str, kind: type) -> Any:
 
 def _built(kind: type, values: Any) -> Any:
     """A dataclass of these fields and no others, each of the type that it must have."""
-    names = [field.name for field in dataclasses.fields(kind)]
-    if type(values) is not dict or set(values) != set(names):
+    fields = dataclasses.fields(kind)
+    names = [field.name for field in fields]
+    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+    if type(values) is not dict or not needed <= set(values) <= set(names):
         raise ValueError(f"post-processing has other fields than {', '.join(names)}")
-    return kind(**{name: READ[name](values[name]) for name in names})
+    return kind(**{name: READ[name](value) for name, value in values.items()})
 
 
 def _number(value: Any) -> float:
@@ -313,6 +330,7 @@ READ: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("stride", "candidates", "detections", "classes", "regions"), _of(int)),
     **dict.fromkeys(("box_size", "mask_size", "sampling"), _of(int)),
     **dict.fromkeys(("canonical_scale", "canonical_level"), _of(int)),
+    **dict.fromkeys(("shorter_side", "longest_side"), _of(int)),
     **dict.fromkeys(("score_threshold", "nms_threshold", "region_threshold"), _number),
     **dict.fromkeys(("sizes", "aspect_ratios", "box_weights"), _several(_number)),
     **dict.fromkeys(("class_names", "maps"), _several(_of(str))),

@@ -82,7 +82,10 @@ def anchors_of(post: DetectionPost, outputs: Mapping[str, Tensor], image: Size) 
 
 def candidates(post: DetectionPost, level: Level, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Scores, anchors and classes of what is decoded of a level, from its logits (A*K, H, W)."""
-    flat = by_anchor(scores, post.classes).sigmoid().flatten()
+    each = by_anchor(scores, post.classes).sigmoid()
+    if post.has_background:  # which is nothing that could be found
+        each[:, 0] = 0
+    flat = each.flatten()
     kept = torch.where(flat > post.score_threshold)[0]
     best, order = flat[kept].topk(min(post.candidates, len(kept)))
     chosen = kept[order]
@@ -104,7 +107,7 @@ def _of_image(
         deltas = by_anchor(maps[level.boxes], 4)[places]
         boxes.append(clip_boxes_to_image(coder.decode_single(deltas, own[places]), size))
         scores.append(best)
-        labels.append(classes + (post.classes == len(post.class_names)))
+        labels.append(classes + (not post.has_background))
     all_boxes, all_scores, all_labels = (torch.cat(parts) for parts in (boxes, scores, labels))
     kept = batched_nms(all_boxes, all_scores, all_labels, post.nms_threshold)[: post.detections]
     return {"boxes": all_boxes[kept], "labels": all_labels[kept], "scores": all_scores[kept]}

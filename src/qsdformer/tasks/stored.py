@@ -87,12 +87,14 @@ def data_config(
 ) -> DataSection:
     """What `stored_data` loads; a folder without a name is one of images, or of images and masks.
 
-    Masks are those of the published set whose classes the model has, if there is one.
+    Boxes are in the layout that the folder given in `keys` has. Masks are those of the published
+    set whose classes the model has, if there is one.
     """
     task = recipe.get("task", "classification")
     values = with_keys({"data": recipe.get("data", {})}, keys)
     data = dict(values["data"])
-    if "name" not in data and "root" in data:
+    elsewhere = task == "detection" and "data.root" in keys and "data.name" not in keys
+    if "root" in data and ("name" not in data or elsewhere):
         data["name"] = _folder_kind(task, data["root"], info)
     if "name" not in data:
         raise UserError(
@@ -106,6 +108,13 @@ def data_config(
         named = class_names_in(data.get("root"))
         data["classes"] = list(named or info.class_names)
     return parse_data({"task": task, "data": data})
+
+
+def data_section(loaded: Loaded, path: str | Path, keys: Mapping[str, str]) -> DataSection | None:
+    """The section on the images of the checkpoint at `path`; None if nothing says what they are."""
+    if not loaded.recipe.get("data") and not set(keys) - {SIZE}:
+        return None
+    return data_config(path, {"task": loaded.task, **loaded.recipe}, keys, loaded.info)
 
 
 def _folder_kind(task: str, root: object, info: DataInfo | None) -> str:

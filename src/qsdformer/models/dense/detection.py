@@ -7,6 +7,7 @@ else one of boxes, labels, scores and, from Mask R-CNN, masks for each image.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -116,6 +117,19 @@ class RetinaNetDetector(Detector, RetinaNet):
     """RetinaNet."""
 
     PARTS: ClassVar[dict[Part, tuple[str, ...]]] = {**Detector.PARTS, "heads": ("head",)}
+
+    def postprocess_detections(
+        self,
+        head_outputs: dict[str, list[Tensor]],
+        anchors: list[list[Tensor]],
+        image_shapes: list[Size],
+    ) -> list[dict[str, Tensor]]:
+        """torchvision's, in which the background, class 0, is nothing that could be found."""
+        logits = [F.pad(x[..., 1:], (1, 0), value=-math.inf) for x in head_outputs["cls_logits"]]
+        found: list[dict[str, Tensor]] = super().postprocess_detections(
+            {**head_outputs, "cls_logits": logits}, anchors, image_shapes
+        )
+        return found
 
 
 def build_detector(config: DetectionConfig, info: DataInfo | None = None) -> Detector:
