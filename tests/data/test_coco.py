@@ -75,6 +75,19 @@ def test_boxes_without_area_or_outside_are_left_out_counted_and_said(tmp_path: P
     )
 
 
+@pytest.mark.parametrize("outline", [[], None, [[4, 6]], "text"])
+def test_what_is_left_out_needs_no_outline(tmp_path: Path, outline: Any) -> None:
+    record = only(
+        tmp_path,
+        annotation(1, 1),
+        annotation(2, 1, bbox=[4, 6, 0, 10], segmentation=outline),
+        annotation(3, 1, bbox=[60, 6, 10, 10], segmentation=outline),
+    )
+    assert record.boxes.tolist() == [[4, 6, 24, 16]]
+    assert record.masks((40, 48)).sum() == 200
+    assert [note.rpartition(", ")[2] for note in read(tmp_path).notes] == ["left out: 1"] * 2
+
+
 def test_crowds_are_kept_and_marked(tmp_path: Path) -> None:
     runs = {"size": [40, 48], "counts": [40 * 48 - 5, 5]}
     record = only(tmp_path, annotation(1, 1), annotation(2, 1, iscrowd=1, segmentation=runs))

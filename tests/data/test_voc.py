@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from data.detection_files import voc_object, write_voc
+from qsdformer.data.detection import records
 from qsdformer.data.detection.voc import class_names_of, read_voc
 from qsdformer.errors import UserError
 
@@ -37,6 +41,65 @@ def test_objects_beyond_the_border_are_cut_and_those_outside_left_out(tmp_path: 
         "boxes of zero area",
         "boxes outside the image",
     ]
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        "",
+        "<size><width>0</width><height>0</height></size>",
+        "<size><width>48</width><height>0</height></size>",
+    ],
+)
+def test_boxes_are_cut_at_the_image_files_size_where_the_annotation_has_none(
+    tmp_path: Path, size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes = [(500, 500, 600, 600), (41, 31, 60, 50), (2, 2, 9, 9)]
+    write_voc(tmp_path, objects={"a": [voc_object(box=box) for box in boxes]})
+    set_size(tmp_path, size)
+    with monkeypatch.context() as patched:
+        patched.setattr(records, "open_image", None)  # the header is enough
+        found = read_voc(tmp_path, "val")
+    assert found.records[0].boxes.tolist() == [[40, 30, 48, 40], [1, 1, 9, 9]]
+    assert [note.split(" in ")[0] for note in found.notes] == [
+        "boxes beyond the image's border",
+        "boxes outside the image",
+    ]
+    assert found.records[0].pixels(3).size == (48, 40)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "tiff"])
+def test_a_size_that_only_the_image_file_has_is_that_of_the_upright_image(
+    tmp_path: Path, ending: str
+) -> None:
+    write_voc(tmp_path, objects={"a": [voc_object(box=(1, 1, 45, 45))]})
+    set_size(tmp_path, "")
+    (tmp_path / "JPEGImages" / "a.jpg").unlink()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    image = Image.fromarray(np.zeros((40, 48, 3), np.uint8))
+    image.save(tmp_path / "JPEGImages" / f"a.{ending}", exif=exif)
+    record = read_voc(tmp_path, "val").records[0]
+    assert record.boxes.tolist() == [[0, 0, 40, 45]]
+    assert record.pixels(3).size == (40, 48)
+
+
+def test_an_unreadable_image_without_a_size_is_left_to_the_check_before_training(
+    tmp_path: Path,
+) -> None:
+    write_voc(tmp_path, objects={"a": [voc_object()]})
+    set_size(tmp_path, "")
+    (tmp_path / "JPEGImages" / "a.jpg").write_bytes(b"no image")
+    record = read_voc(tmp_path, "val").records[0]
+    assert record.boxes.tolist() == [[4, 6, 24, 16]]
+    with pytest.raises(UserError, match=r"cannot read image .*a\.jpg"):
+        record.pixels(3)
+
+
+def set_size(root: Path, size: str) -> None:
+    """Put `size` in the place of an annotation's element of that name."""
+    file = root / "Annotations" / "a.xml"
+    file.write_text(re.sub("<size>.*</size>", size, file.read_text()))
 
 
 def test_difficult_objects_are_not_learned(tmp_path: Path) -> None:

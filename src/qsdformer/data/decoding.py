@@ -45,7 +45,7 @@ def open_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image.I
         with Image.open(path) as image:
             image.load()
             decoded = _eight_bits(image)
-            return _upright(decoded) if upright else decoded.copy()
+            return upright_image(decoded) if upright else decoded.copy()
     except DECODE_ERRORS as error:
         raise UserError(
             f"cannot read image {os.fspath(path)}: {reason_of(error)}; replace or remove the file"
@@ -132,7 +132,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return shallow
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright_image(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF orientation says; damaged EXIF data say nothing."""
     try:
         return ImageOps.exif_transpose(image)

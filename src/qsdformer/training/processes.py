@@ -28,6 +28,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from rich.console import Console
 
 from qsdformer.errors import UserError, one_line
+from qsdformer.recipes.dense import DenseRecipe
 from qsdformer.recipes.learning import TrainConfig
 
 # How long processes wait for one another, at the start and in a step.
@@ -76,14 +77,24 @@ def global_rank(config: TrainConfig) -> int:
     return found.global_rank()
 
 
-def check_processes(config: TrainConfig, *, cuda: bool) -> None:
-    """`UserError` for processes that this machine cannot feed, or that would never meet."""
+def check_processes(config: TrainConfig, *, cuda: bool, dense: DenseRecipe | None = None) -> None:
+    """`UserError` for processes that this machine cannot feed, or that would never meet.
+
+    `dense` is the dense task's section: its norms may be synchronised, which takes GPUs.
+    """
     cores = os.cpu_count() or 1
     if not cuda and config.devices > max(2, cores):
         raise UserError(
             f"train.devices={config.devices}: without a GPU that is as many processes on "
             f"{cores} CPU cores, which would only slow one another down; set --devices {cores} or "
             "fewer"
+        )
+    several = config.devices * config.num_nodes > 1
+    if several and not cuda and dense is not None and dense.fields.get("norm") == "sync":
+        key = f"{dense.task}.norm"
+        raise UserError(
+            f"{key}=sync: only GPUs can take batch norms' statistics over several processes; set "
+            f"--{key} batch, or --devices 1 --num_nodes 1"
         )
     if config.num_nodes == 1 or not isinstance(environment(), LightningEnvironment):
         return

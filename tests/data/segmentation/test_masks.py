@@ -39,6 +39,55 @@ def test_masks_with_a_palette_hold_indices_and_not_colours(tmp_path: Path) -> No
     assert (read_labels(str(tmp_path / "mask.png")) == LABELS).all()
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(("orientation", "turns"), [(3, 2), (6, -1), (8, 1)])
+def test_a_mask_is_turned_as_its_exif_data_say(
+    tmp_path: Path, dtype: type, orientation: int, turns: int
+) -> None:
+    labels = np.array([[0, 1, 2], [0, 0, 1]], dtype)
+    path = save(labels, tmp_path / "mask.png", exif=turned(orientation))
+    assert np.array_equal(read_labels(str(path)), np.rot90(labels, turns))
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_images_and_masks_fit_whether_both_are_stored_turned_or_only_the_image(
+    tmp_path: Path, orientation: int
+) -> None:
+    write_camvid(tmp_path, count=2)
+    config = SegmentationData(name="camvid", root=str(tmp_path), image_size=(36, 48))
+    upright = load(config, 0).test.__getitems__([0])
+    # What turns the stored pixels upright again is the opposite turn of them.
+    back = {3: 2, 6: 1}[orientation]
+    for kind in ("images", "masks"):
+        path = tmp_path / "val" / kind / "0.png"
+        stored = np.rot90(np.asarray(Image.open(path)), back)
+        save(np.ascontiguousarray(stored), path, exif=turned(orientation))
+        # First the image alone, whose mask was drawn on the upright picture, then both.
+        found = load(config, 0).test.__getitems__([0])
+        assert all(torch.equal(a, b) for a, b in zip(found, upright, strict=True))
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize(
+    ("label", "words"), [(65537, "above 65535"), (2**31 - 1, "above"), (-1, "below 0")]
+)
+def test_labels_that_do_not_fit_into_16_bits_are_named_and_not_wrapped(
+    tmp_path: Path, label: int, words: str
+) -> None:
+    path = save(np.array([[0, label]], np.int32), tmp_path / "mask.tif")
+    labels = Labels(classes=("a", "b"), ignored=255)
+    with pytest.raises(DataError, match=rf"mask .*mask\.tif has label {label}, {words}") as caught:
+        labels.read(str(path))
+    assert "\n" not in str(caught.value)
+    fine = save(np.array([[0, 1]], np.int32), tmp_path / "fine.tif")
+    assert labels.read(str(fine)).tolist() == [[0, 1]]
+
+
 def test_what_is_no_mask_is_refused_in_one_line(tmp_path: Path) -> None:
     colours = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
     with pytest.raises(DataError, match="of mode RGB: a mask has one label"):

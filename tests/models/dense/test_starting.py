@@ -21,12 +21,16 @@ from models.dense.small import (
     pixels,
     segmentation,
 )
+from qsdformer.cli import run
 from qsdformer.errors import UserError
 from qsdformer.models.building import build
 from qsdformer.models.checkpoint import save_checkpoint
 from qsdformer.models.dense.starting import start_backbone
 from qsdformer.models.published import import_reference
 from qsdformer.nn.quantizers import initial_step_size
+from qsdformer.recipes.dense import SECTIONS
+from qsdformer.recipes.learning import TrainConfig
+from qsdformer.training.processes import check_processes
 
 
 def classifier(**fields: Any) -> Any:
@@ -60,6 +64,34 @@ def test_weights_and_statistics_are_the_classifiers_and_what_was_left_out_is_tol
     assert lines[2].startswith("  newly initialised: ")
     parts = lines[2].removeprefix("  newly initialised: ").split(", ")
     assert parts == [*network.PARTS["neck"], *network.PARTS["heads"]]
+
+
+@pytest.mark.parametrize(
+    ("make", "parts"),
+    [
+        (segmentation, "neck, head"),
+        (lambda: detection(detector="mask_rcnn"), "backbone.neck, rpn, roi_heads"),
+        (lambda: detection(detector="retinanet"), "backbone.neck, head"),
+    ],
+)
+def test_neck_and_heads_of_a_dense_checkpoint_are_told_as_left_out(
+    make: Any, parts: str, tmp_path: Path
+) -> None:
+    source = made(make())
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter += 0.01
+    save_checkpoint(tmp_path / "dense.ckpt", source)
+    network = made(segmentation())
+    before = copy.deepcopy(network.state_dict())
+    lines = start_backbone(network, tmp_path / "dense.ckpt")
+    assert f"  left out: {parts}" in lines
+    beside = [key for key in source.state_dict() if not key.startswith(f"{source.PATH}.")]
+    assert all(key.startswith(tuple(f"{part}." for part in parts.split(", "))) for key in beside)
+    own, theirs = network.body.state_dict(), source.body.state_dict()
+    assert all(torch.equal(own[key], theirs[key]) for key in own)
+    rest = [key for key in before if not key.startswith(f"{network.PATH}.")]
+    assert all(torch.equal(network.state_dict()[key], before[key]) for key in rest)
 
 
 def test_other_bits_start_their_step_sizes_from_the_weights(tmp_path: Path) -> None:
@@ -187,3 +219,25 @@ def test_synchronised_norms_are_everywhere_and_compute_the_same_in_one_process(m
         maps = (n.backbone(normalised(pixels())) for n in (network, plain))
         a, b = ([*x.values()] if isinstance(x, dict) else x for x in maps)
     assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+@pytest.mark.parametrize("many", [{"devices": 2}, {"num_nodes": 2}])
+def test_synchronised_norms_of_several_processes_need_gpus(task: str, many: Any) -> None:
+    dense = SECTIONS[task].parse({"norm": "sync"})
+    with pytest.raises(UserError, match=rf"{task}\.norm=sync: only GPUs .*norm batch") as caught:
+        check_processes(TrainConfig(**many), cuda=False, dense=dense)
+    assert "\n" not in str(caught.value)
+    check_processes(TrainConfig(), cuda=False, dense=dense)
+    check_processes(TrainConfig(devices=2), cuda=True, dense=dense)
+    check_processes(TrainConfig(devices=2), cuda=False, dense=SECTIONS[task]())
+    check_processes(TrainConfig(devices=2), cuda=False)
+
+
+def test_a_run_with_synchronised_norms_on_two_cpu_processes_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--segmentation.norm=sync", "--devices=2", "--accelerator=cpu"]
+    assert run(["train", "camvid", *words, "--output", str(tmp_path / "run")]) == 2
+    assert "segmentation.norm=sync: only GPUs" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ Warn = Callable[[str], UserError]
 def read_coco(root: str | Path, split: str, *, segments: bool) -> DetectionSet:
     """The split of a folder in COCO's layout; with `segments`, every object needs an outline.
 
-    Objects of zero area, and those outside the image, are left out and counted. Raises `UserError`
-    for a missing or damaged file, naming the annotation.
+    Objects of zero area, and those outside the image, are left out and counted, whatever outline
+    they have. Raises `UserError` for a missing or damaged file, naming the annotation.
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
@@ -154,7 +155,7 @@ def _objects(
             labels[category],
             crowd=bool(entry.get("iscrowd", 0)),
             area=float(area) if isinstance(area, (int, float)) else None,
-            segment=_segment(entry, size, which) if segments else None,
+            segment=partial(_segment, entry, size, which) if segments else None,
         )
     return objects
 

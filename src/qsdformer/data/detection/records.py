@@ -6,18 +6,19 @@ top edge, so that a box around the whole image is 0, 0, W, H.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import ExifTags, Image
 
 from qsdformer.data.base import DataError
-from qsdformer.data.decoding import in_channels, open_image
+from qsdformer.data.decoding import EXIF_ERRORS, in_channels, open_image
 from qsdformer.data.detection.segments import Segment, segment_masks
 from qsdformer.errors import UserError
 
@@ -114,9 +115,12 @@ class Objects:
         *,
         crowd: bool = False,
         area: float | None = None,
-        segment: Segment | None = None,
+        segment: Callable[[], Segment] | None = None,
     ) -> None:
-        """Take an object; cut it at the image's border; leave it out if nothing remains."""
+        """Take an object; cut it at the image's border; leave it out if nothing remains.
+
+        `segment` makes the outline, and is asked only for an object that stays.
+        """
         x1, y1, x2, y2 = box
         if x2 <= x1 or y2 <= y1:
             self.left_out["boxes of zero area"] += 1
@@ -135,7 +139,7 @@ class Objects:
         self._crowds.append(crowd)
         self._areas.append((box[2] - box[0]) * (box[3] - box[1]) if area is None else area)
         if segment is not None:
-            self._segments.append(segment)
+            self._segments.append(segment())
 
     def record(self, image: str, image_id: int) -> Record:
         """The image with what was collected."""
@@ -175,6 +179,21 @@ def check_files(records: Sequence[Record], annotations: Path) -> None:
             f"{annotations} lists {missing[0]}{more}, which does not exist: "
             "is data.root the folder of these images?"
         )
+
+
+def upright_size(path: str) -> tuple[int, int] | None:
+    """Height and width of an image file as its EXIF data turn it; None where it cannot be read.
+
+    Pixels are decoded only where EXIF data turn them, or something is wrong.
+    """
+    with contextlib.suppress(*EXIF_ERRORS), Image.open(path) as image:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image.height, image.width
+    try:
+        turned = open_image(path)
+    except UserError:
+        return None
+    return turned.height, turned.width
 
 
 def _open_as_annotated(path: str, size: tuple[int, int] | None) -> Image.Image:

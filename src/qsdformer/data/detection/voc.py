@@ -21,6 +21,7 @@ from qsdformer.data.detection.records import (
     Record,
     notes_of,
     numbered_categories,
+    upright_size,
 )
 from qsdformer.errors import UserError, one_line
 
@@ -38,7 +39,8 @@ def read_voc(
     The classes are `class_names`, or else those found in the split, sorted. Difficult objects count
     as crowds: they are not learned, and neither finding nor missing one is a mistake. Objects
     without extent or outside the image are left out, those beyond its border cut, and both
-    counted. Raises `UserError` for what is missing or damaged.
+    counted; an annotation without the image's size is for that of its file. Raises `UserError` for
+    what is missing or damaged.
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
@@ -57,9 +59,10 @@ def read_voc(
     left_out: Counter[str] = Counter()
     records: list[Record] = []
     for index, (name, tree) in enumerate(trees.items()):
-        objects = _objects(tree, classes, _annotation(folder, name))
+        image = _image(folder, name, tree)
+        objects = _objects(tree, classes, _annotation(folder, name), image)
         left_out += objects.left_out
-        records.append(objects.record(_image(folder, name, tree), index + 1))
+        records.append(objects.record(image, index + 1))
     return DetectionSet(
         records=tuple(records),
         class_names=classes,
@@ -137,8 +140,10 @@ def _name(item: ElementTree.Element, where: str | Path) -> str:
     return as_text(name)
 
 
-def _objects(tree: ElementTree.Element, classes: Sequence[str], file: Path) -> Objects:
+def _objects(tree: ElementTree.Element, classes: Sequence[str], file: Path, image: str) -> Objects:
     height, width = (_side(tree, side, file) for side in ("height", "width"))
+    if height is None or width is None:
+        height, width = upright_size(image) or (None, None)
     objects = Objects(height=height, width=width)
     for item in _items(tree):
         x1, y1, x2, y2 = (

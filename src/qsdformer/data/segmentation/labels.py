@@ -8,12 +8,13 @@ import numpy as np
 from PIL import Image
 
 from qsdformer.data.base import DataError
-from qsdformer.data.decoding import DECODE_ERRORS, reason_of
+from qsdformer.data.decoding import DECODE_ERRORS, reason_of, upright_image
 from qsdformer.errors import UserError
 
 IGNORE = 255  # in batches: neither learned nor counted
 MOST_CLASSES = IGNORE
 LARGEST = 255  # label of an 8-bit mask
+DEEPEST = 2**16 - 1  # label of a 16-bit mask
 Array = np.ndarray
 
 
@@ -68,17 +69,25 @@ class Labels:
 
 
 def read_labels(path: str) -> Array:
-    """The labels (H, W) in a mask file: grey or palette, 8 or 16 bits; `DataError` for others."""
+    """The labels (H, W) in a mask file: grey or palette, 8 or 16 bits; `DataError` for others.
+
+    A mask is turned as its EXIF orientation says, as images are.
+    """
     try:
         with Image.open(path) as image:
             image.load()
-            mode, values = image.mode, np.asarray(image)
+            mode, values = image.mode, np.asarray(upright_image(image))
     except DECODE_ERRORS as error:
         raise DataError(f"cannot read mask {path}: {reason_of(error)}") from error
     if values.ndim == 3 and (values[..., :3] == values[..., :1]).all():
         values = values[..., 0]  # grey, saved as colours
     if values.ndim != 2 or values.dtype.kind not in "bui":
         raise DataError(f"mask {path} is of mode {mode}: a mask has one label for each pixel")
-    if values.size and int(values.min()) < 0:
-        raise DataError(f"mask {path} has the label {int(values.min())}, below 0")
+    for label in (int(values.min(initial=0)), int(values.max(initial=0))):
+        if not 0 <= label <= DEEPEST:
+            where = "below 0" if label < 0 else f"above {DEEPEST}"
+            raise DataError(
+                f"mask {path} has label {label}, {where}: a mask has one class's number for each "
+                "pixel"
+            )
     return values.astype(np.uint16) if values.dtype.itemsize > 1 else values.astype(np.uint8)

@@ -26,14 +26,15 @@ def start_backbone(network: DenseNetwork, path: str | os.PathLike[str]) -> list[
     """Copy a checkpoint's weights and statistics into the backbone; lines that say what was done.
 
     The checkpoint is a classifier's of ours, trained or made of a published one by `qsd
-    import-reference`, or that of a dense network, whose backbone is taken. The averaged weights
-    are taken where there are any. Step sizes are taken where a layer has as many bits as before,
-    and otherwise start from the loaded weight; the first convolution is adapted to other image
-    channels. Raises `UserError` for a checkpoint that cannot be read, lacks a tensor, has one that
-    is neither of the backbone nor of the classifier, or one of another shape.
+    import-reference`, or that of a dense network, whose backbone is taken and whose neck and
+    heads are left out. The averaged weights are taken where there are any. Step sizes are taken
+    where a layer has as many bits as before, and otherwise start from the loaded weight; the first
+    convolution is adapted to other image channels. Raises `UserError` for a checkpoint that cannot
+    be read, lacks a tensor, has one that is neither of the backbone nor of the classifier, or one
+    of another shape.
     """
-    source: nn.Module = load_checkpoint(path).model
-    source = source.body if isinstance(source, DenseNetwork) else source
+    whole: nn.Module = load_checkpoint(path).model
+    source: nn.Module = whole.body if isinstance(whole, DenseNetwork) else whole
     body, config = network.body, network.body.config
     there: Any = source.config
     if there.family != config.family:
@@ -55,11 +56,18 @@ def start_backbone(network: DenseNetwork, path: str | os.PathLike[str]) -> list[
         lines.append(f"  step sizes started from the weights: {names_in_line(restarted)}")
     if changed := _differences(there.to_dict(), config.to_dict()):
         lines.append(f"  other settings here: {changed}")
-    if left or unused:
-        lines.append(f"  left out: {names_in_line([*left, *unused])}")
-    parts = [*network.PARTS["neck"], *network.PARTS["heads"]]
-    lines.append(f"  newly initialised: {', '.join(parts)}")
+    around = _around(whole) if isinstance(whole, DenseNetwork) else []
+    if tensors := [*left, *unused]:
+        around.append(names_in_line(tensors))
+    if around:
+        lines.append(f"  left out: {', '.join(around)}")
+    lines.append(f"  newly initialised: {', '.join(_around(network))}")
     return lines
+
+
+def _around(network: DenseNetwork) -> list[str]:
+    """The parts of a dense network beside its backbone."""
+    return [*network.PARTS["neck"], *network.PARTS["heads"]]
 
 
 def _check(own: dict[str, Tensor], taken: dict[str, Tensor], path: object) -> None:
