@@ -194,6 +194,7 @@ def test_a_cell_is_trained_measured_and_then_never_run_again(
     assert 0 <= made["firing_rate"] <= made["active_groups"] <= 1
     assert made["packed_bytes"] > 0
     assert made["images_per_second"] > 0
+    assert made["evaluation_images"] == 360  # of the digits
     subject = load_subject(str(cell_folder(grid, cell) / "last.ckpt"), {}, batch_size=8)
     ledger = analyze(subject, limit=grid.measure_images).ledger
     assert (made["additions"], made["macs"]) == (ledger.synaptic_operations, ledger.macs)
@@ -290,6 +291,15 @@ def test_results_of_another_recipe_are_refused(grid: Grid) -> None:
         ablation.finished_rows(longer)
 
 
+def test_rows_measured_on_other_images_are_not_gone_on_with(
+    grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablation, "_start", None)
+    write_rows(grid, [row(grid, "ann", 0, 0.75, evaluation_images=5000)])
+    with pytest.raises(UserError, match="results on 5,000 evaluation images, but the data has"):
+        ablation.run_grid(grid, [Cell("plain", 0)], ["qsd"])
+
+
 def test_what_another_grid_has_trained_is_taken_over_under_the_own_name(grid: Grid) -> None:
     write_rows(grid, [row(grid, "plain", 0, 0.5), row(grid, "ann", 0, 0.75)])
     same = dataclasses.replace(grid.variant("plain"), name="unrectified", label="not rectified")
@@ -317,6 +327,13 @@ def test_the_digest_follows_the_teacher_but_not_the_folders(grid: Grid) -> None:
         with_output(grid, None, {"data.name": "image_folder", "data.root": root}) for root in "ab"
     )
     assert digest(here, "plain") != digest(there, "plain")  # other images, not a moved set
+    other_way = {"data.workers": "2", "train.eval_batch_size": "7", "train.accelerator": "cpu"}
+    assert digest(grid, "plain") == digest(with_output(grid, None, other_way), "plain")
+    fgd = dataclasses.replace(grid.variants[2], distill={"teacher": "digits-ann"})
+    taught = dataclasses.replace(grid, variants=(*grid.variants[:2], fgd))
+    moved = {"data.name": "cifar10", "data.root": "here", "data.workers": "2"}
+    codes = {digest(with_output(taught, None, {**moved, "data.root": r}), "fgd") for r in "ab"}
+    assert len(codes) == 1
     ann = dataclasses.replace(grid.variants[0], overrides={"model.ann": True, "train.epochs": 9})
     other = dataclasses.replace(grid, variants=(ann, *grid.variants[1:]))
     assert digest(grid, "fgd") != digest(other, "fgd")

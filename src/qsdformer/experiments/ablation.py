@@ -19,8 +19,14 @@ from pathlib import Path
 from rich.console import Console
 
 from qsdformer.errors import UserError
-from qsdformer.experiments.ablation_measure import measure
-from qsdformer.experiments.ablation_report import Row, read_rows, write_report, write_rows
+from qsdformer.experiments.ablation_measure import evaluation_data, measure
+from qsdformer.experiments.ablation_report import (
+    EVALUATED,
+    Row,
+    read_rows,
+    write_report,
+    write_rows,
+)
 from qsdformer.experiments.grid import (
     Cell,
     Grid,
@@ -31,6 +37,7 @@ from qsdformer.experiments.grid import (
     digest,
 )
 from qsdformer.files import write_json
+from qsdformer.recipes.recipe import Recipe
 from qsdformer.training.once import train_once
 
 POLL_SECONDS = 0.2
@@ -133,6 +140,8 @@ def run_grid(
         cell_recipe(grid, cell)
     rows = finished_rows(grid)
     pending = cells_to_run(grid, cells, rows)
+    if pending:
+        _check_images(grid, rows.values(), cell_recipe(grid, pending[0]))
     console.print(f"{len(cells)} cells, {len(cells) - len(pending)} finished already")
     write_rows(grid, rows.values())
     failed: list[Cell] = []
@@ -159,6 +168,16 @@ def run_grid(
         first = _log(grid, failed[0])
         raise UserError(f"{len(failed)} cells failed, first {failed[0]}: see {first}")
     return list(rows.values())
+
+
+def _check_images(grid: Grid, rows: Iterable[Row], recipe: Recipe) -> None:
+    """`UserError` if rows say that they were measured on other images than `recipe` is."""
+    before = {int(row[EVALUATED]) for row in rows if row.get(EVALUATED)}
+    if before and (now := evaluation_data(recipe, 1).eval_size) not in before:
+        raise UserError(
+            f"{grid.output} has results on {min(before):,} evaluation images, but the data has "
+            f"{now:,}: give the images they were measured on, or choose another output"
+        )
 
 
 def _ready(

@@ -16,7 +16,8 @@ from qsdformer.analysis.ledger import Ledger, make_ledger
 from qsdformer.analysis.measure import Measured
 from qsdformer.analysis.measure import measure as measure_spikes
 from qsdformer.analysis.twins import ann_ledger, twins
-from qsdformer.data import DataModule
+from qsdformer.data import DataInfo, DataModule
+from qsdformer.experiments.ablation_report import EVALUATED
 from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.recipes.learning import FEATURES
@@ -32,15 +33,17 @@ def measure(recipe: Recipe, checkpoint: Path, images: int) -> dict[str, Any]:
 
     Spikes are those of the first `images` evaluation images.
     """
-    model = load_checkpoint(checkpoint).model
+    loaded = load_checkpoint(checkpoint)
+    model, data = loaded.model, evaluation_data(recipe, images, loaded.info)
     row: dict[str, Any] = {
+        EVALUATED: data.eval_size,
         "packed_bytes": packed_bytes(model),
         "parameters": sum(p.numel() for p in model.parameters()),
         "epochs": recipe.train.epochs,
         "threads": torch.get_num_threads(),
         **training_speed(checkpoint.parent / "metrics.csv", recipe.train.global_batch),
     }
-    batches = list(evaluation_batches(recipe, images))
+    batches = list(first_images(data.val_dataloader(), images))
     if not model.config.is_spiking:
         height, width = batches[0][0].shape[-2:]
         return row | work_columns(ann_ledger("", model, (height, width), None))
@@ -75,15 +78,16 @@ def spike_columns(
     return {**columns, **overall_activity(activity)}
 
 
-def evaluation_batches(recipe: Recipe, limit: int) -> Iterator[tuple[Tensor, Any]]:
-    """The first `limit` evaluation images, in batches (B, C, H, W) with their labels."""
-    data = DataModule(recipe.data, batch_size=min(256, limit), seed=recipe.seed)
-    return first_images(data.val_dataloader(), limit)
+def evaluation_data(recipe: Recipe, limit: int, info: DataInfo | None = None) -> DataModule:
+    """The images a recipe evaluates on, of which `limit` are wanted; as `info` says, if given."""
+    size = min(256, limit)
+    return DataModule(recipe.data, batch_size=size, seed=recipe.seed, evaluate_as=info)
 
 
 def evaluation_images(recipe: Recipe, limit: int) -> Iterator[Tensor]:
-    """The images of `evaluation_batches`."""
-    return (images for images, _ in evaluation_batches(recipe, limit))
+    """The first `limit` evaluation images, in batches (B, C, H, W)."""
+    batches = first_images(evaluation_data(recipe, limit).val_dataloader(), limit)
+    return (images for images, _ in batches)
 
 
 def training_speed(metrics: Path, batch: int) -> dict[str, float]:

@@ -17,6 +17,7 @@ from qsdformer.experiments.grid import Grid
 from qsdformer.files import atomic_path, write_text
 
 Row = dict[str, Any]
+EVALUATED = "evaluation_images"  # how many the accuracy is of
 
 COLUMNS = (
     "variant",
@@ -46,6 +47,7 @@ COLUMNS = (
     "seconds",
     "epochs",
     "threads",
+    EVALUATED,
     "digest",
 )
 CONFIDENCE = 0.95

@@ -13,10 +13,16 @@ from typing import Any
 from qsdformer.errors import UserError
 from qsdformer.parsing import load_yaml, one_of, parse_section
 from qsdformer.recipes import packaged_grids
-from qsdformer.recipes.derived import reaches_teacher, with_start_shape, with_teacher_keys
+from qsdformer.recipes.derived import (
+    INCIDENTAL,
+    reaches_teacher,
+    with_start_shape,
+    with_teacher_keys,
+)
 from qsdformer.recipes.recipe import Recipe, parse_recipe, recipe_values, resolve_key, with_keys
 
 DISTILL = "distill."
+ROOT = "data.root"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,13 +188,20 @@ def digest(grid: Grid, variant: str) -> str:
     """A short code for what a variant trains, apart from seed and folders; kept in its rows.
 
     Rows that were kept go on elsewhere: where the data lie is no part of it, unless only that says
-    which data they are.
+    which data they are, and neither is what is done in another way with the same result.
     """
     values = cell_values(grid, Cell(variant, 0))
     values.pop("output")
+    others = set(INCIDENTAL)
     if values["data"].get("name") != "image_folder":
-        values["data"].pop("root", None)
+        others.add(ROOT)
+    for path in others:
+        section, key = path.split(".")
+        values.get(section, {}).pop(key, None)
     own = grid.variant(variant)
+    if isinstance(handed := values.get("distill", {}).get("teacher_keys"), dict):
+        kept = {path: value for path, value in handed.items() if path not in others}
+        values["distill"] = {**values["distill"], "teacher_keys": kept}
     if own.distill is not None and (teacher := teacher_name(grid, own.distill)) in grid.names:
         values["distill"]["teacher"] = digest(grid, teacher)
     if own.start_from is not None:

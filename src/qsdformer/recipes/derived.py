@@ -14,6 +14,17 @@ from qsdformer.recipes import packaged_recipes
 FROM_TEACHER = "teacher"  # in model.start_from: the weights of the one that teaches
 # Fields of a family's own that say nothing of its tensors or what they mean.
 NOT_SHAPE = ("drop_path_rate", "fully_spiking", "attention")
+# Keys that do not decide what comes out of a run.
+INCIDENTAL = (
+    "data.workers",
+    "data.download",
+    "train.accelerator",
+    "train.compile",
+    "train.channels_last",
+    "train.eval_batch_size",
+    "train.save_every",
+    "train.log_every",
+)
 # Keys that, given on the command line, hold for a teacher trained by a recipe of its own as well:
 # those of its images, its budget and the machine. How it learns is its own recipe's affair.
 TEACHERS_TOO = (
