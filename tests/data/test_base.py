@@ -63,7 +63,7 @@ def test_info_refuses_impossible_values_and_names_the_field(change: dict[str, An
         ({"random_erasing": 1.5}, r"\[0, 1\]"),
         ({"download": True}, "only fashion_mnist"),
         ({"root": "somewhere"}, "scikit-learn"),
-        ({"split": "test"}, "only image_folder has others"),
+        ({"split": "test"}, "only folders of images have others"),
         ({"name": "image_folder", "split": "../other"}, "the name of a folder"),
         ({"name": "image_folder", "split": "test", "evaluate_on": "holdout"}, "left out"),
         ({"name": "image_folder", "crop_padding": 2}, "random resized crops"),

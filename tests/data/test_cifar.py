@@ -4,6 +4,7 @@ import contextlib
 import os
 import pickle
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
@@ -130,6 +131,38 @@ def test_a_truncated_archive_is_named(tmp_path: Path, kept: float) -> None:
     content = archive.read_bytes()
     archive.write_bytes(content[: int(kept * len(content))])
     assert str(archive) in one_line_error(root)
+
+
+def test_an_archive_under_another_name_is_found_and_named_where_it_is_truncated(
+    tmp_path: Path,
+) -> None:
+    archive = tiny.write_archive(tmp_path / "mine.tgz", "x", tiny.binary_ten())
+    assert module(archive).train_size == 40
+    content = archive.read_bytes()
+    archive.write_bytes(content[: len(content) // 2])
+    assert f"{archive}: truncated or damaged" in one_line_error(archive)
+
+
+def test_class_folders_in_an_archive_are_to_be_unpacked(tmp_path: Path) -> None:
+    root = tiny.write_class_folders(tmp_path / "root")
+    archive = tmp_path / "cifar10.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(root, "cifar10")
+    assert "have to be unpacked first" in one_line_error(archive)
+
+
+def test_class_folders_may_have_another_split_and_archives_may_not(tmp_path: Path) -> None:
+    root = tiny.write_class_folders(tmp_path / "root", val=1)
+    (root / "val").rename(root / "kept")
+    assert module(root, split="kept").eval_size == 10
+    info = module(root, split="kept").info
+    shutil.rmtree(root / "train")
+    config = DataConfig(name="cifar10", root=str(root), split="kept")
+    assert DataModule(config, batch_size=4, evaluate_as=info).eval_size == 10
+    published = tiny.write_tiny_cifar10(tmp_path / "published")
+    assert module(published, split="test").eval_size == 8
+    with pytest.raises(UserError, match=r"data\.split=kept: .* leave it out"):
+        module(published, split="kept")
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", bytes(2000)])

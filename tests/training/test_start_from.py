@@ -140,6 +140,10 @@ def test_a_start_that_cannot_be_is_one_line(
             ["--start_from=teacher", "--teacher=timm:vit_tiny_patch16_224"],
             "timm:vit_tiny_patch16_224 is no network of ours",
         ),
+        (
+            [*SHAPE, "--start_from=teacher", "--teacher_keys={dims: [32, 64, 64, 64]}"],
+            "of this model's weights would be in its teacher",
+        ),
         (["--start_from", str(tmp_path / "none.ckpt")], "no checkpoint"),
         (["--start_from", str(imported), "--dims=[32,64,64,64]"], "of this model's weights"),
     ):

@@ -32,12 +32,19 @@ def read_files(place: Path, names: Collection[str]) -> dict[str, bytes]:
 
 
 def file_names(archive: Path) -> set[str]:
-    """The names, without folders, of the files in an archive; empty if it is not one."""
+    """The names, without folders, of the files in an archive, up to where it is damaged.
+
+    Empty if it is no archive.
+    """
+    found: set[str] = set()
     try:
         with tarfile.open(archive) as tar:
-            return {os.path.basename(member.name) for member in tar if member.isfile()}
+            for member in tar:
+                if member.isfile():
+                    found.add(os.path.basename(member.name))
     except _TAR_ERRORS:
-        return set()
+        pass
+    return found
 
 
 def _from_folder(path: Path) -> bytes:

@@ -142,7 +142,7 @@ class DataConfig:
     image_size: int | None = None
     in_memory: bool = False  # image_folder: hold all images in memory, resized once
     skip_bad: bool = False  # leave unreadable images of a folder out instead of refusing to train
-    split: str = "val"  # image_folder: the folder, beside train, of the images evaluated on
+    split: str = "val"  # the folder of images, beside train, of those evaluated on
     train_limit: int | None = None  # train on this many images of a fixed permutation
     evaluate_on: EvaluateOn = "test"  # holdout: training images that are left out of training
     hflip: bool = False  # mirror every other image
@@ -189,7 +189,7 @@ class DataConfig:
             "download": (False, downloads, "false: only fashion_mnist and cifar have one"),
             "skip_bad": (False, folders, "false: only folders of images may have bad ones"),
             "in_memory": (False, self.name == "image_folder", "false: this source always is"),
-            "split": ("val", self.name == "image_folder", "val: only image_folder has others"),
+            "split": ("val", folders, "val: only folders of images have others"),
             "crop_padding": (0, self.held_in_memory, in_memory),
         }
         for name, (unused, usable, allowed) in rules.items():

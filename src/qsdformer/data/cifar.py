@@ -28,7 +28,8 @@ from qsdformer.errors import UserError
 
 SIZE = 32
 PIXELS = 3 * SIZE * SIZE
-SPLITS = ("train", "test")
+TRAIN, TEST = "train", "test"
+SPLITS = (TRAIN, TEST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +135,7 @@ HUNDRED = Cifar(
 
 def load(kind: Cifar, config: DataConfig, seed: int) -> Source:
     """CIFAR from the first folder that has it in any layout; see `find_root`."""
-    root = find_root(kind, config.root, config.download)
+    root = find_root(kind, config.root, config.download, config.split)
     info = DataInfo(
         image_size=config.image_size or SIZE,
         channels=3,
@@ -147,6 +148,10 @@ def load(kind: Cifar, config: DataConfig, seed: int) -> Source:
         folders = dataclasses.replace(config, root=str(root))
         return load_in_memory(folders, seed, info, dataclasses.replace(info, image_size=SIZE))
     layout, place = found
+    if config.split not in ("val", TEST):
+        raise UserError(
+            f"data.split={config.split}: {place} has training and test images only; leave it out"
+        )
     train, test = (partial(_read_split, kind, layout, place, split) for split in SPLITS)
     return memory_source(config, seed, info, train=train, test=test)
 
@@ -154,16 +159,22 @@ def load(kind: Cifar, config: DataConfig, seed: int) -> Source:
 load_ten, load_hundred = partial(load, TEN), partial(load, HUNDRED)
 
 
-def find_root(kind: Cifar, root: str | None, download: bool) -> Path:
+def find_root(kind: Cifar, root: str | None, download: bool, split: str = "val") -> Path:
     """The folder or archive that has the data, downloaded if that was asked for and needed.
 
-    A given `root` is the only place looked at. Raises `UserError` if there is none.
+    A given `root` is the only place looked at; class folders may be those of `split` alone. Raises
+    `UserError` if there is none.
     """
     cache = cache_folder(kind.cache)
     candidates = [Path(root).expanduser()] if root else [Path("data") / kind.cache, cache]
     for place in candidates:
-        if _published_files(kind, place) is not None or _has_class_folders(place):
+        if _published_files(kind, place) is not None or _has_class_folders(place, split):
             return place
+    if root and candidates[0].is_file():
+        raise UserError(
+            f"{root} is none of the archives of {kind.title}, or damaged: give one of these, or a "
+            "folder; class folders in an archive have to be unpacked first"
+        )
     if download:
         return _download(kind, candidates[0] if root else cache)
     looked = ", ".join(str(place) for place in candidates)
@@ -174,8 +185,8 @@ def find_root(kind: Cifar, root: str | None, download: bool) -> Path:
     )
 
 
-def _has_class_folders(place: Path) -> bool:
-    return any((place / split).is_dir() for split in ("train", "val"))
+def _has_class_folders(place: Path, split: str) -> bool:
+    return any((place / name).is_dir() for name in (TRAIN, split))
 
 
 def _published_files(kind: Cifar, place: Path) -> tuple[Layout, Path] | None:

@@ -123,7 +123,7 @@ def load_in_memory(config: DataConfig, seed: int, info: DataInfo, native: DataIn
 
     Sizes may be mixed: each image becomes what evaluation with `native` would make of it.
     """
-    val = _scan(config, "val")
+    val = _scan(config, config.split)
     if val.classes != info.class_names:
         extra = sorted(set(val.classes) - set(info.class_names))
         missing = [name for name in info.class_names if name not in val.classes]

@@ -7,7 +7,7 @@ neurons; where its tensors do not fit, this network keeps its own initial ones.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
@@ -41,14 +41,11 @@ def start_from(
     other_classes = _other_classes(source, info)
     fits = {
         key: value
-        for key, value in offered.items()
-        if key in own
-        and value.shape == own[key].shape
-        and not (other_classes and key.startswith(HEAD))
+        for key, value in fitting(own, offered).items()
+        if not (other_classes and key.startswith(HEAD))
     }
     restarted = drop_step_sizes(fits, source.model, model, first if changed else "")
-    taken = sum(value.numel() for value in fits.values())
-    share = taken / sum(value.numel() for value in own.values())
+    share = share_of(own, fits)
     if share < LEAST_SHARE:
         raise UserError(
             f"model.start_from: only {share:.0%} of this model's weights are in {path}; leave out "
@@ -73,6 +70,27 @@ def start_from(
     if left:
         lines.append(f"  left out, not in this model: {names_in_line(left)}")
     return lines
+
+
+def check_teacher_shape(model: SpikingTransformer, teacher: SpikingTransformer) -> None:
+    """`UserError` if a student could not begin with the weights that its teacher will have."""
+    own = model.state_dict()
+    share = share_of(own, fitting(own, teacher.state_dict()))
+    if share < LEAST_SHARE:
+        raise UserError(
+            f"model.start_from: only {share:.0%} of this model's weights would be in its teacher; "
+            "give that the same shape, as in --distill.teacher_keys '{model.width: 96}'"
+        )
+
+
+def fitting(own: Mapping[str, Tensor], offered: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors `offered` that are in `own` too, in the same shape."""
+    return {k: v for k, v in offered.items() if k in own and v.shape == own[k].shape}
+
+
+def share_of(own: Mapping[str, Tensor], taken: Mapping[str, Tensor]) -> float:
+    """The share of all values of `own` that are `taken`."""
+    return sum(v.numel() for v in taken.values()) / sum(v.numel() for v in own.values())
 
 
 def adapt_channels(state: dict[str, Tensor], first: str, channels: int) -> bool:

@@ -16,8 +16,12 @@ from typing import Any
 from lightning.pytorch import Callback
 from rich.console import Console
 
+from qsdformer.data import DataInfo
 from qsdformer.errors import UserError
 from qsdformer.models import checkpoint
+from qsdformer.models.building import build
+from qsdformer.models.finetune import check_teacher_shape
+from qsdformer.recipes.derived import INCIDENTAL
 from qsdformer.recipes.recipe import Recipe, parse_recipe
 from qsdformer.tasks.choice import training_data
 from qsdformer.training.checkpointing import BEST, LAST, RunCheckpoints
@@ -25,19 +29,6 @@ from qsdformer.training.folder import RESULT, TEACHER, Point, check_free, going_
 from qsdformer.training.processes import check_processes
 from qsdformer.training.run import TrainResult, finish, fit, is_worker, on_cuda
 from qsdformer.training.teaching import load_teacher, teacher_recipe
-
-# Recipe keys that do not decide what comes out of a run.
-INCIDENTAL = {
-    "data": ("workers", "download"),
-    "train": (
-        "accelerator",
-        "compile",
-        "channels_last",
-        "eval_batch_size",
-        "save_every",
-        "log_every",
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +53,7 @@ def train(
     none yet starts, one that is finished is left as it is. Raises `UserError` for anything the
     user can put right, KeyboardInterrupt if interrupted.
     """
-    check_processes(recipe.train, cuda=on_cuda(recipe))
+    check_processes(recipe.train, cuda=on_cuda(recipe), dense=recipe.dense)
     worker = is_worker(recipe)
     console = Console(quiet=True) if worker else console or Console()
     folder = Path(recipe.output)
@@ -83,6 +74,8 @@ def train(
         if recipe.distill is not None:
             path = None
             if wanted is not None:
+                if start is None and recipe.starts_from_teacher:
+                    _check_shape(recipe, wanted, data.info)
                 path = _trained(wanted, start, console, overwrite=overwrite, resume=resume is True)
             teacher = load_teacher(recipe.distill, data.info, path)
         return fit(recipe, data, teacher=teacher, start=start, console=console, callbacks=callbacks)
@@ -113,6 +106,13 @@ def train_once(
     last = Path(recipe.output) / LAST
     saved = checkpoint.read(last)[checkpoint.KEY]["extra"]
     return Finished(path=last, score=float(saved[recipe.measures.monitored]))
+
+
+def _check_shape(recipe: Recipe, teacher: Recipe, info: DataInfo) -> None:
+    """`UserError` before a teacher is trained whose weights its student cannot begin with."""
+    shapes = {"in_channels": info.channels, "num_classes": len(info.class_names)}
+    student, taught_by = (build(r.model.config(**shapes)) for r in (recipe, teacher))
+    check_teacher_shape(student, taught_by)
 
 
 def _trained(
@@ -192,10 +192,10 @@ def _deciding(recipe: Recipe) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
         inner = value if isinstance(value, dict) else {}
-        flat |= {f"{name}.{k}": v for k, v in inner.items() if k not in INCIDENTAL.get(name, ())}
+        flat |= {f"{name}.{k}": v for k, v in inner.items()}
         if not isinstance(value, dict):
             flat[name] = value
-    return flat
+    return {path: value for path, value in flat.items() if path not in INCIDENTAL}
 
 
 def _say(console: Console, text: str) -> None:
