@@ -107,6 +107,36 @@ def test_the_commands_of_a_card_run_on_a_folder_of_its_layout(
         assert list((tmp_path / "predictions").glob("*.png"))
 
 
+def test_a_folder_of_other_classes_than_a_networks_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    cifar10_like(tmp_path)
+    command = ["eval", str(ZOO / "cifar10-small.qsd"), "--data.root", str(tmp_path)]
+    (tmp_path / "val" / "dog").rename(tmp_path / "val" / "ewe")
+    assert run(command) == 2
+    assert "class 'dog' is 'ewe' in the dataset" in capsys.readouterr().err
+    for path in (tmp_path / "val" / "ewe").iterdir():
+        path.unlink()
+    (tmp_path / "val" / "ewe").rmdir()
+    assert run(command) == 2
+    error = capsys.readouterr().err
+    assert "has 10 classes, but the dataset has 9" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.skipif(not native.available(), reason="the native engine was not built")
+def test_verify_and_bench_take_a_file(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    SETS[path.stem.partition("-")[0]](tmp_path)
+    images = ["--data.root", str(tmp_path), "--limit", "1"]
+    assert run(["verify", str(path), *images, "--executor", "integer", "--executor", "native"]) == 0
+    assert "1 images" in capsys.readouterr().out
+    assert run(["bench", str(path), "--runs", "1", "--batch-size", "1", "--threads", "1"]) == 0
+    assert "native" in capsys.readouterr().out
+
+
 def test_a_card_lists_what_the_script_prints_of_each_class(tmp_path: Path):
     cifar10_like(tmp_path)
     command = [sys.executable, str(ZOO.parent / "benchmarks/class_accuracy.py")]

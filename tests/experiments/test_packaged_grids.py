@@ -19,7 +19,7 @@ from qsdformer.experiments.grid import load_grid, wanted_cells, with_output
 SORTS = {
     "ablation-cifar10": ["lif-4bit-published", "fgd-counts-published"],
     "ablation-cifar10-spikformer": ["lif-fp32", "logits-published"],
-    "ablation-cifar10-gap": ["fgd-10-wide", "from-ann", "ema"],
+    "ablation-cifar10-gap": ["fgd-10-wide", "fgd-10-from-ann", "from-eight-levels", "ema"],
     "ablation-cifar10-bits": ["ternary", "levels-8", "group-10"],
     "ablation-cifar10-architectures": ["e-lif", "sdt", "spikformer"],
 }

@@ -172,6 +172,13 @@ def test_predict_draws_boxes_and_writes_results(
     last = str(run_folder / "last.ckpt")
     assert run(["predict", last, *images, str(tmp_path / "clear.png"), *words]) == 0
     first, _, third = json.loads(capsys.readouterr().out)
+    words = ["predict", last, images[0], "--output", str(tmp_path / "any"), "--min-score"]
+    named = []
+    for limit in ("0", "1"):
+        assert run([*words, limit]) == 0
+        named.append(capsys.readouterr().out.count("%"))
+    assert named == [len(first["detections"]), 0]
+    assert named[0] > 0
     assert Image.open(first["picture"]).size[0] % 48 == 0
     assert Image.open(third["picture"]).size[0] % 31 == 0
     listed = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -29,6 +29,9 @@ SMALL = {
     "mixup": "0.8",
     "cutmix": "1.0",
     "mixup_off_epoch": "3",
+    "hflip": "true",
+    "crop_padding": "2",
+    "random_erasing": "0.3",
     "accelerator": "cpu",
 }
 

@@ -1,0 +1,69 @@
+"""The scripts under benchmarks/ still load, and the lines that texts show of them are understood.
+
+What they measure is not repeated here: that takes trained networks, whole machines, or hours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py"))
+TEXTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("zoo/*.md"))]
+
+
+def shown() -> list[str]:
+    """The command lines of scripts in all texts, those without words left out."""
+    found = [re.findall(r"`(benchmarks/\w+\.py [^`]+)`", text.read_text("utf-8")) for text in TEXTS]
+    return [line for lines in found for line in lines]
+
+
+class Understood(Exception):
+    """A script's options were read; nothing is run."""
+
+
+@pytest.fixture
+def only_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts stop when they have read their options."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def read(parser: argparse.ArgumentParser, *given: Any, **named: Any) -> None:
+        parse(parser, *given, **named)
+        raise Understood
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", read)
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_loads_and_says_what_it_takes(
+    name: str, only_reads: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name == "scalesim_check.py":
+        pytest.importorskip("scalesim")  # which the project does not install
+    path = ROOT / "benchmarks" / name
+    scope = runpy.run_path(str(path))
+    assert callable(scope["main"])
+    if "ArgumentParser" in path.read_text("utf-8"):
+        monkeypatch.setattr(sys, "argv", [name, "--help"])
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(path), run_name="__main__")
+        assert caught.value.code == 0
+        assert capsys.readouterr().out.startswith("usage: ")
+
+
+@pytest.mark.parametrize("line", shown())
+def test_a_line_that_a_text_shows_is_understood(
+    line: str, only_reads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", shlex.split(line))
+    with pytest.raises(Understood):
+        runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
