@@ -37,11 +37,13 @@ RESULTS = "results.json"  # of qsd predict, in COCO's result format
 
 def evaluate(options: argparse.Namespace, loaded: Loaded, device: torch.device) -> None:
     """Print average precision of boxes and masks, and a table of the classes."""
+    from qsdformer.tasks.detecting import detector_on
     from qsdformer.tasks.stored import data_of
 
     data = data_of(loaded, options.model, given_keys(options), options.batch_size or BATCH)
     config: Any = loaded.model.config
-    _evaluate(options, cast(Any, data), _detector(loaded, device), masks=config.has_masks)
+    detect = detector_on(loaded.model, device)
+    _evaluate(options, cast(Any, data), detect, masks=config.has_masks)
 
 
 def evaluate_exported(options: argparse.Namespace, model: IntegerGraph | OnnxModel) -> None:
@@ -122,6 +124,7 @@ def predictor(options: argparse.Namespace, loaded: Loaded, device: torch.device)
     """What draws boxes and masks on images, and keeps all that is found in COCO's result format."""
     from qsdformer.data.decoding import in_channels
     from qsdformer.data.detection.dataset import Preparation
+    from qsdformer.tasks.detecting import detector_on
     from qsdformer.tasks.stored import unknown_inputs
 
     info = loaded.info
@@ -133,7 +136,7 @@ def predictor(options: argparse.Namespace, loaded: Loaded, device: torch.device)
         return preparation(in_channels(image, preparation.channels))
 
     ids = category_ids_of(loaded.extra.get("category_ids"), info.class_names)
-    return _predictor(options, _detector(loaded, device), prepare, info.class_names, ids)
+    return _predictor(options, detector_on(loaded.model, device), prepare, info.class_names, ids)
 
 
 def exported_predictor(options: argparse.Namespace, model: RunnableGraph | OnnxModel) -> Predict:
@@ -206,22 +209,6 @@ def category_ids_of(stored: Any, class_names: Sequence[str]) -> tuple[int, ...]:
     if isinstance(stored, list) and len(stored) == len(class_names):
         return tuple(int(number) for number in stored)
     return numbered_categories(class_names)
-
-
-def _detector(loaded: Loaded, device: torch.device) -> Detect:
-    import torch
-
-    from qsdformer.nn.exact import exact_float32
-    from qsdformer.tasks.detecting import detections
-
-    detector = cast(Any, loaded.model.eval().to(device))
-
-    def detect(images: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
-        with torch.inference_mode(), exact_float32(device):
-            found = detector.detect([image.to(device) for image in images], sizes)
-        return [detections(one) for one in found]
-
-    return detect
 
 
 def _exported_detector(model: RunnableGraph | OnnxModel) -> Detect:

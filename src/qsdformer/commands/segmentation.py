@@ -38,17 +38,12 @@ MOST_LOGITS = 2**26  # more are not resized to the size of a large image, but th
 
 def evaluate(options: argparse.Namespace, loaded: Loaded, device: torch.device) -> None:
     """Print mIoU, pixel accuracy and a table of the classes."""
-    from qsdformer.nn.exact import exact_float32
+    from qsdformer.tasks.segmenting import segmenter_on
     from qsdformer.tasks.stored import data_of
 
     data = data_of(loaded, options.model, given_keys(options), options.batch_size or BATCH)
     segmenter = _segmenter(loaded, options.inference, device)
-
-    def segment(images: Tensor, size: Sequence[int]) -> Tensor:
-        with exact_float32(device):
-            return segmenter(images.to(device), size)
-
-    _evaluate(options, data, segment)
+    _evaluate(options, data, segmenter_on(segmenter, device))
 
 
 def evaluate_exported(options: argparse.Namespace, model: IntegerGraph | OnnxModel) -> None:

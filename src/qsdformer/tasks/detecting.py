@@ -22,11 +22,24 @@ from torchmetrics.detection import MeanAveragePrecision
 from qsdformer.data.detection.dataset import DetectionBatch, Target
 from qsdformer.data.detection.segments import encode_mask
 from qsdformer.errors import UserError
+from qsdformer.nn.exact import exact_float32
 
 MASK_THRESHOLD = 0.5  # of the probability that a pixel is the object's
 Detections = dict[str, Tensor]  # boxes (K, 4), labels (K,), scores (K,), masks (K, H, W) bool
 # What is found in images (C, H, W), for their sizes (height, width) in the files.
 Detect = Callable[[list[Tensor], list[tuple[int, int]]], list[Detections]]
+
+
+def detector_on(network: nn.Module, device: torch.device) -> Detect:
+    """What a trained detector finds, in eval mode and full float32; it is moved to `device`."""
+    detector = cast(Any, network.eval().to(device))
+
+    def detect(images: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
+        with torch.inference_mode(), exact_float32(device):
+            found = detector.detect([image.to(device) for image in images], sizes)
+        return [detections(one) for one in found]
+
+    return detect
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJac
 from qsdformer.data import DataInfo
 from qsdformer.data.segmentation.labels import IGNORE
 from qsdformer.errors import UserError
+from qsdformer.nn.exact import exact_float32
 from qsdformer.nn.scaling import scaled
 from qsdformer.recipes.dense import SegmentationRecipe
 
@@ -70,6 +71,16 @@ class Segmenter:
                 times[..., top : top + tall, left : left + wide] += 1
         assert total is not None
         return total / times
+
+
+def segmenter_on(segmenter: Segmenter, device: torch.device) -> Callable[[Tensor, Size], Tensor]:
+    """Logits by a segmenter whose network is on `device`, in full float32."""
+
+    def segment(images: Tensor, size: Size) -> Tensor:
+        with exact_float32(device):
+            return segmenter(images.to(device), size)
+
+    return segment
 
 
 def padded(images: Tensor, multiple: int) -> Tensor:

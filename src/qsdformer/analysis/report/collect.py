@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from qsdformer.analysis.ledger import Ledger
+from qsdformer.analysis.report.scores import TOP1, scores_of
 from qsdformer.analysis.subject import Analysis, Subject, analyze, load_run
 from qsdformer.analysis.twins import ann_ledger, twins
-from qsdformer.data import DataInfo
+from qsdformer.data import DataConfig, DataInfo
 from qsdformer.data.sections import DataSection
 from qsdformer.errors import UserError
 from qsdformer.graph.steps import Step, Traced
@@ -25,7 +26,6 @@ from qsdformer.nn.neurons import SpikingNeuron, counts_to_spikes
 from qsdformer.nn.taps import spiking_neurons, tap
 from qsdformer.recipes.recipe import parse_data
 from qsdformer.recipes.tasks import MEASURES
-from qsdformer.tasks.evaluation import evaluate
 
 MEMBRANE_RANGE = (-2.0, 3.0)
 MEMBRANE_BINS = 80
@@ -34,14 +34,16 @@ SAMPLES = 8
 RASTER_NEURONS = 96  # of each layer shown
 BEST, LAST = "best.ckpt", "last.ckpt"
 LOSSES = ("train_loss", "val_loss")
+DENSE_BATCH = 16  # images at a time of dense networks, which are larger
 SCORE = "score"  # the curve of what the run is judged by
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run: its model, curves (name -> (epoch, value)), accuracy and ledger.
+    """One run: its model, curves (name -> (epoch, value)), scores (measure -> fraction) and ledger.
 
-    `images` says which images it was measured on, `weights` which weights these are.
+    `images` says which images it was measured on, `weights` which weights these are. The first of
+    the scores is what runs are compared by.
     """
 
     name: str
@@ -49,10 +51,15 @@ class Run:
     weights: str
     subject: Subject
     curves: Mapping[str, list[tuple[float, float]]]
-    accuracy: float | None  # None: the network has no logits
+    scores: Mapping[str, float]
     ledger: Ledger
     analysis: Analysis | None = None  # None for an ANN
     twins: list[Ledger] = field(default_factory=list)
+
+    @property
+    def measure(self) -> str:
+        """What the run is compared by with others."""
+        return next(iter(self.scores))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +85,8 @@ def collect(
     """
     checkpoint, folder = locate(path)
     subject = load_run(str(checkpoint), keys, batch_size)
+    if subject.task != "classification":
+        subject.data.eval_batch_size = min(DENSE_BATCH, batch_size)
     name = folder.name if checkpoint.name in (BEST, LAST) else checkpoint.stem
     common: dict[str, Any] = {
         "name": name,
@@ -86,23 +95,26 @@ def collect(
         "subject": subject,
         "curves": read_curves(folder / "metrics.csv", MEASURES[subject.task].monitored),
     }
+    analysis = None
     if spiking_neurons(subject.model):
         analysis = analyze(subject, limit=limit, device=device)
-        subject.model.cpu()
-        return Run(
-            **common,
-            accuracy=analysis.measured.accuracy,
-            ledger=analysis.ledger,
-            analysis=analysis,
-            # Heads for regions have no twins: the comparison would leave them out on one side.
-            twins=[] if subject.found.heads else twins(name, subject.model, analysis.measured),
-        )
-    if subject.task != "classification":
+    elif subject.task != "classification":
         raise UserError(f"{path} is an ANN for {subject.task}: the report shows spiking ones")
-    accuracy = evaluate(subject.model, subject.batches(limit), torch.device(device)).top1
-    subject.model.cpu()
-    ledger = ann_ledger(name, subject.model, subject.data.info.sides, accuracy)
-    return Run(**common, accuracy=accuracy, ledger=ledger)
+    top1 = None if analysis is None else analysis.measured.accuracy
+    scores = scores_of(subject, limit, torch.device(device)) if top1 is None else {TOP1: top1}
+    for network in (subject.found.network, subject.model):
+        network.cpu()
+    if analysis is None:
+        ledger = ann_ledger(name, subject.model, subject.data.info.sides, scores[TOP1])
+        return Run(**common, scores=scores, ledger=ledger)
+    return Run(
+        **common,
+        scores=scores,
+        ledger=analysis.ledger,
+        analysis=analysis,
+        # Heads for regions have no twins: the comparison would leave them out on one side.
+        twins=[] if subject.found.heads else twins(name, subject.model, analysis.measured),
+    )
 
 
 def images_text(config: DataSection) -> str:
@@ -110,7 +122,8 @@ def images_text(config: DataSection) -> str:
     if getattr(config, "evaluate_on", "test") == "holdout":
         return f"held-out training images of {config.name}"
     split = getattr(config, "split", "val")
-    if split != "val":
+    # Sets with masks and boxes have a test split besides.
+    if split != "val" or not isinstance(config, DataConfig):
         return f"images of {config.name} in {split}"
     return f"test images of {config.name}"
 

@@ -78,7 +78,7 @@ def wat(model: nn.Module) -> str:
 def cards(run: Run) -> str:
     """The numbers to take home."""
     ledger = run.ledger
-    values = {} if run.accuracy is None else {"top-1 accuracy": f"{run.accuracy:.2%}"}
+    values = {measure: f"{score:.2%}" for measure, score in run.scores.items()}
     if run.analysis is not None:
         measured = run.analysis.measured
         values |= {
@@ -101,7 +101,7 @@ def cards(run: Run) -> str:
 
 
 def curves(runs: Sequence[Run]) -> str:
-    """Loss and accuracy over epochs; nothing if no run has a metrics.csv."""
+    """Loss, and each task's measure, over epochs; nothing if no run has a metrics.csv."""
     figures = []
     losses = {
         f"{r.name} {k.removesuffix('_loss')}": r.curves[k]
@@ -111,18 +111,20 @@ def curves(runs: Sequence[Run]) -> str:
     }
     if losses:
         figures.append(figure("loss", "Loss", svg.lines(losses, "epoch", "loss")))
-    scores = {r.name: [(e, 100 * a) for e, a in r.curves[SCORE]] for r in runs if r.curves[SCORE]}
-    if scores:
-        tasks = {run.subject.task for run in runs}
-        word = MEASURES[tasks.pop()].word if len(tasks) == 1 else "score"
-        title = f"{word[0].upper()}{word[1:]} on evaluation images"
-        axis = "top-1 (%)" if word == "accuracy" else f"{word} (%)"
-        figures.append(figure("accuracy", title, svg.lines(scores, "epoch", axis)))
+    for task in dict.fromkeys(run.subject.task for run in runs):
+        scored = [run for run in runs if run.subject.task == task and run.curves[SCORE]]
+        scores = {run.name: [(e, 100 * a) for e, a in run.curves[SCORE]] for run in scored}
+        if scores:
+            name, word = MEASURES[task].name, MEASURES[task].word
+            axis = "top-1 (%)" if word == "accuracy" else f"{word} (%)"
+            chart = svg.lines(scores, "epoch", axis)
+            figures.append(figure(name, f"Evaluation images: {word}", chart))
     return section("Training", *figures) if figures else ""
 
 
 def run_table(runs: Sequence[Run]) -> str:
-    """One line a run."""
+    """One line a run, a column for each measure that any of them has."""
+    measures = list(dict.fromkeys(measure for run in runs for measure in run.scores))
     rows: list[list[str | Cell]] = []
     for run in runs:
         ledger = run.ledger
@@ -134,7 +136,7 @@ def run_table(runs: Sequence[Run]) -> str:
                 run.images,
                 run.weights.partition(",")[0],
                 wat(run.subject.model),
-                ("–" if run.accuracy is None else f"{run.accuracy:.2%}", run.accuracy),
+                *(_score_cell(run.scores.get(measure)) for measure in measures),
                 (f"{ledger.parameters:,}", ledger.parameters),
                 (f"{ledger.packed_bytes / KIB:,.0f} KiB", ledger.packed_bytes),
                 ("–" if rate is None else f"{rate:.3f}", rate),
@@ -146,7 +148,7 @@ def run_table(runs: Sequence[Run]) -> str:
         "images",
         "weights",
         "W-A-T",
-        "top-1",
+        *measures,
         "parameters",
         "packed",
         "rate q, k, v",
@@ -226,7 +228,7 @@ def raster_figure(rasters: Mapping[str, np.ndarray]) -> str:
 
 
 def ledger_section(run: Run) -> str:
-    """Energy by kind and in total, the twins, and every row."""
+    """Energy by kind and in total, the twins where there are any, and every row."""
     ledger = run.ledger
     parts = {name: ledger.by_kind(model) for name, model in COST_MODELS.items()}
     left_out = {"post"} - {row.kind for row in ledger.rows}
@@ -239,9 +241,10 @@ def ledger_section(run: Run) -> str:
     models = "".join(
         f"<li><b>{escape(n)}</b>: {escape(m.title)}</li>" for n, m in COST_MODELS.items()
     )
-    twin = figure(
-        "twins", "The same network as an ANN, bit-aware", _twin_bars([ledger, *run.twins])
-    )
+    twin = ""
+    if run.twins:
+        bars = _twin_bars([ledger, *run.twins])
+        twin = figure("twins", "The same network as an ANN, bit-aware", bars)
     note = f"<details><summary>Cost models</summary><ul>{models}</ul></details>"
     parts_table = share_section(run)
     return section("Energy ledger", by_kind, twin) + note + ledger_table(ledger) + parts_table
@@ -326,17 +329,23 @@ def attention_section(maps: Sequence[AttentionMap]) -> str:
 
 
 def pareto(runs: Sequence[Run]) -> str:
-    """Accuracy against size and energy; only for several runs."""
-    if len(runs) < 2:
-        return ""
-    named = {r.name: (r.ledger, 100 * r.accuracy) for r in runs if r.accuracy is not None}
+    """Each measure against size and energy, of the runs that are compared by it, at least two."""
+    alike: dict[str, list[Run]] = {}
+    for run in runs:
+        alike.setdefault(run.measure, []).append(run)
+    return "".join(_pareto(name, same) for name, same in alike.items() if len(same) > 1)
+
+
+def _pareto(measure: str, runs: Sequence[Run]) -> str:
+    named = {run.name: (run.ledger, 100 * run.scores[measure]) for run in runs}
     size = {n: (ledger.packed_bytes / KIB, share) for n, (ledger, share) in named.items()}
     model = cost_model("bit-aware")
     energy = {n: (ledger.total(model) / 1e6, share) for n, (ledger, share) in named.items()}
+    axis = f"{measure} (%)"
     return section(
-        "Accuracy against size and energy",
-        figure("pareto-size", "Size", svg.scatter(size, "packed (KiB)", "top-1 (%)")),
-        figure("pareto-energy", "Energy", svg.scatter(energy, "bit-aware (µJ)", "top-1 (%)")),
+        f"Size and energy against {measure}",
+        figure("pareto-size", "Size", svg.scatter(size, "packed (KiB)", axis)),
+        figure("pareto-energy", "Energy", svg.scatter(energy, "bit-aware (µJ)", axis)),
     )
 
 
@@ -345,6 +354,10 @@ def short_name(name: str) -> str:
     for long, short in (("stages.", ""), ("blocks.", ""), ("attention.", "attn."), ("_neuron", "")):
         name = name.replace(long, short)
     return name
+
+
+def _score_cell(score: float | None) -> Cell:
+    return "–" if score is None else f"{score:.2%}", score
 
 
 def _short(value: float) -> str:
