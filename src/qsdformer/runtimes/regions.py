@@ -23,6 +23,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from qsdformer.graph.ops import Array
 from qsdformer.graph.post import BOX, DELTAS, MASK, MASKS, SCORES, RegionPost
+from qsdformer.models.dense.pooling import region_pool
 
 Size = tuple[int, int]  # height, width
 # The real outputs of a graph by name, of pixels (N, C, H, W) uint8.
@@ -116,10 +117,10 @@ def _region_heads(post: RegionPost, heads: Mapping[str, Head]) -> RoIHeads:
 
 
 def _pool(post: RegionPost, size: int) -> MultiScaleRoIAlign:
-    return MultiScaleRoIAlign(
-        list(post.maps),
+    return region_pool(
+        dict(zip(post.maps, post.map_strides, strict=True)),
         size,
-        post.sampling,
+        sampling=post.sampling,
         canonical_scale=post.canonical_scale,
         canonical_level=post.canonical_level,
     )

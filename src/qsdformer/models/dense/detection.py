@@ -31,6 +31,7 @@ from qsdformer.models.dense.heads import (
     RetinaHead,
     RPNHead,
 )
+from qsdformer.models.dense.pooling import region_pool
 from qsdformer.models.dense.pyramid import Pyramid
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def _rcnn(config: DetectionConfig, backbone: DetectorBackbone) -> Detector:
         "rpn_pre_nms_top_n_test": config.proposals,
         "rpn_post_nms_top_n_train": config.proposals,
         "rpn_post_nms_top_n_test": config.proposals,
-        "box_roi_pool": _pool(config, config.box_size),
+        "box_roi_pool": _pool(config, backbone.strides, config.box_size),
         "box_head": BoxHead(layers, width, config.box_size, config.fc_width),
         "box_predictor": BoxPredictor(layers, config.fc_width, classes),
         "box_batch_size_per_image": config.rois,
@@ -203,19 +204,19 @@ def _rcnn(config: DetectionConfig, backbone: DetectorBackbone) -> Detector:
         return FasterRCNNDetector(backbone, **parts)
     return MaskRCNNDetector(
         backbone,
-        mask_roi_pool=_pool(config, config.mask_size),
+        mask_roi_pool=_pool(config, backbone.strides, config.mask_size),
         mask_head=MaskHead(layers, width, config.head_width, config.mask_convs),
         mask_predictor=MaskPredictor(layers, config.head_width, classes),
         **parts,
     )
 
 
-def _pool(config: DetectionConfig, size: int) -> MultiScaleRoIAlign:
+def _pool(config: DetectionConfig, strides: Sequence[int], size: int) -> MultiScaleRoIAlign:
     """Regions are read from the backbone's strides alone, which increase; never from "pool"."""
-    return MultiScaleRoIAlign(
-        list(LEVELS[:-1]),
+    return region_pool(
+        dict(zip(LEVELS[:-1], strides, strict=False)),
         size,
-        2,
+        sampling=2,
         canonical_scale=config.canonical_scale,
         canonical_level=CANONICAL_LEVEL,
     )
