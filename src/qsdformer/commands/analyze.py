@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qsdformer.analysis.energy import COST_MODELS, CostModel, cost_model
 from qsdformer.commands.arguments import add_execution_arguments, add_limit
+from qsdformer.commands.outputs import check_outputs
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.errors import UserError
 from qsdformer.files import write_json
@@ -58,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
     from qsdformer.devices import pick_device
 
     keys = given_keys(options)
+    check_outputs([options.csv, options.json], options.checkpoints)
     models = [cost_model(name) for name in options.cost_model or COST_MODELS]
     device = pick_device(options.device)
     # All are loaded before the first is measured, so that a mistake shows at once.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsdformer.commands.arguments import image_size, positive
+from qsdformer.commands.outputs import check_outputs
 from qsdformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
     from qsdformer.commands.running import progress_bar
     from qsdformer.runtimes.bench import measure, table, write_csv
 
+    check_outputs([options.csv], [options.model])
     with tempfile.TemporaryDirectory() as folder:
         subjects_on, files, pre = _prepare(options, Path(folder))
         generator = np.random.default_rng(0)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from qsdformer.commands.dense import BATCH
 from qsdformer.commands.found import Found, Predict
+from qsdformer.commands.outputs import check_outputs
 from qsdformer.commands.pictures import Pictures
 from qsdformer.commands.recipe_keys import given_keys
 from qsdformer.errors import UserError
@@ -64,6 +65,7 @@ def _evaluate(
     from qsdformer.commands.running import progress_bar
     from qsdformer.tasks.detecting import evaluate_boxes
 
+    check_outputs([options.results], [options.model])
     if options.activity:
         raise UserError("--activity is for classification models: leave it out")
     total = min(data.eval_size, options.limit or data.eval_size)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsdformer.commands.arguments import image_size
+from qsdformer.commands.outputs import check_outputs
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.runtimes.sessions import PACKAGES
 
@@ -54,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
     from qsdformer.graph.artifact import export
     from qsdformer.models.checkpoint import load_checkpoint
 
+    check_outputs([options.out], [options.checkpoint])
     loaded = load_checkpoint(options.checkpoint)
     suffix = Path(options.out).suffix
     files = [Path(options.out)]

@@ -7,6 +7,7 @@ import sys
 import warnings
 
 from qsdformer.commands.arguments import positive
+from qsdformer.commands.outputs import check_outputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
     from qsdformer.models.checkpoint import save_checkpoint
     from qsdformer.models.published import import_reference
 
+    check_outputs([options.out], [options.source])
     with warnings.catch_warnings(record=True, action="always") as notes:
         model = import_reference(
             options.source,

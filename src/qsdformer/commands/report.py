@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qsdformer.commands.arguments import add_device_argument, add_limit
+from qsdformer.commands.outputs import check_outputs
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.files import write_text
 
@@ -45,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
     from qsdformer.analysis.report.page import build
     from qsdformer.devices import pick_device
 
+    check_outputs([options.output], options.runs)
     designs = [load_design(name) for name in options.design or ()]
 
     def simulated(run: Run) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsdformer.accelerator.design import designs, published_names
 from qsdformer.commands.arguments import positive
+from qsdformer.commands.outputs import check_outputs
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.errors import UserError
 from qsdformer.files import write_json
@@ -83,6 +84,7 @@ def run(options: argparse.Namespace) -> int:
     from qsdformer.accelerator.sweep import parse_sweep
 
     names = options.design or ["sdt-sparse", "dense-int"]
+    check_outputs([options.csv, options.json], [options.model])
     published = [name for name in names if name in published_names()]
     chosen = [load_design(name) for name in names if name not in published]
     if not chosen and (options.sweep or options.ledger):

@@ -1,0 +1,34 @@
+"""Outputs never take the place of what a command reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from qsdformer.errors import UserError
+
+RUN_FILES = ("*.ckpt", "*.yaml", "metrics.csv", "result.json")  # of a run folder
+
+
+def check_outputs(outputs: Iterable[str | None], inputs: Iterable[str]) -> None:
+    """`UserError` if a file to be written, None for none, is one of `inputs`.
+
+    An input may be a run folder, whose own files count.
+    """
+    read = [file for path in map(Path, inputs) for file in _files(path)]
+    for output in outputs:
+        if output is not None and any(_same(Path(output), file) for file in read):
+            raise UserError(f"{output} is what is read and would be overwritten: choose another")
+
+
+def _files(path: Path) -> Iterator[Path]:
+    yield path
+    for pattern in RUN_FILES:
+        yield from path.glob(pattern)
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is not there
+        return False

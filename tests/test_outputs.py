@@ -1,0 +1,43 @@
+"""No command writes over what it reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qsdformer.cli import run
+from qsdformer.models.checkpoint import save_checkpoint
+
+COMMANDS = {
+    "export": ("export", "RUN/last.ckpt", "RUN/last.ckpt"),
+    "export through a link": ("export", "RUN/last.ckpt", "LINK"),
+    "import": ("import-reference", "RUN/last.ckpt", "RUN/last.ckpt", "--heads", "2"),
+    "report": ("report", "RUN", "--output", "RUN/last.ckpt"),
+    "report on a file": ("report", "RUN/last.ckpt", "--output", "RUN/last.ckpt"),
+    "report on metrics": ("report", "RUN", "--output", "RUN/metrics.csv"),
+    "bench": ("bench", "RUN/last.ckpt", "--csv", "RUN/last.ckpt"),
+    "analyze": ("analyze", "RUN/last.ckpt", "--json", "RUN/last.ckpt"),
+    "simulate": ("simulate", "RUN/last.ckpt", "--csv", "RUN/last.ckpt"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_output_that_is_an_input_is_one_line_and_nothing_is_lost(
+    name: str, lively, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    save_checkpoint(folder / "last.ckpt", lively())
+    (folder / "metrics.csv").write_text("epoch\n")
+    (tmp_path / "link.qsd").symlink_to(folder / "last.ckpt")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    places = {"RUN": str(folder), "LINK": str(tmp_path / "link.qsd")}
+    words = list(COMMANDS[name])
+    for key, place in places.items():
+        words = [word.replace(key, place) for word in words]
+    assert run(words) == 2
+    error = capsys.readouterr().err
+    assert "is what is read and would be overwritten: choose another" in error
+    assert error.count("\n") == 1
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
