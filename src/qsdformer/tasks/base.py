@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from qsdformer.data import DataInfo
+from qsdformer.errors import UserError
 from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.checkpoint import KEY, header
 from qsdformer.models.dense.base import DenseNetwork
@@ -21,7 +22,10 @@ from qsdformer.models.networks import build_network
 from qsdformer.recipes.recipe import Recipe
 from qsdformer.recipes.tasks import Measures
 from qsdformer.tasks.activity import ActivityPenalty
-from qsdformer.tasks.optimisation import can_fuse, learning_rate, make_optimizer, set_rate
+from qsdformer.tasks.optimisation import learning_rate, make_optimizer, set_rate
+
+# Of an optimiser's groups: what a recipe says, and not how far training has come.
+OPTIMISER_KEYS = ("betas", "weight_decay", "lr_scale", "fused")
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -54,6 +58,7 @@ class NetworkTask(LightningModule):
             self.ema.requires_grad_(False)  # DDP waits for every gradient that may come
         if self.train_config.compile:
             self.model.compile()  # in place, so that names in the state dict stay as they are
+        self.schedule_step = 0  # the step that this is if all epochs have as many as this one
         self.penalty: ActivityPenalty | None = None
         if recipe.activity is not None:
             self.penalty = ActivityPenalty(self.model, recipe.activity)
@@ -98,16 +103,26 @@ class NetworkTask(LightningModule):
         return make_optimizer(self.model, self.train_config, str(self.trainer.precision))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep this run's kind of AdamW: the saved one follows the clipping of an earlier run."""
-        fused = can_fuse(self.train_config, str(self.trainer.precision))
+        """Keep this run's optimiser keys, and not those of the run that a checkpoint is of."""
+        own = self.configure_optimizers().param_groups
         for state in checkpoint.get("optimizer_states", ()):
-            for group in state["param_groups"]:
-                if "fused" in group:
-                    group["fused"] = fused
+            saved = state["param_groups"]
+            if [len(g["params"]) for g in saved] != [len(g["params"]) for g in own]:
+                raise UserError(
+                    "cannot resume: the layers have other learning rates than in the checkpoint; "
+                    "set train.layer_decay and train.head_lr as they were there"
+                )
+            for group, new in zip(saved, own, strict=True):
+                group.update({key: new[key] for key in OPTIMISER_KEYS if key in new})
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set this step's learning rate and seed, both functions of the step number alone."""
-        rate = learning_rate(self.global_step, self.total_steps, self.train_config)
+        """Set this step's learning rate and seed.
+
+        The rate follows from epoch and batch, so that a schedule ends with the last epoch also
+        where a resumed run has other batches; the seed from the number of the step.
+        """
+        self.schedule_step = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
+        rate = learning_rate(self.schedule_step, self.total_steps, self.train_config)
         set_rate(cast(Optimizer, self.optimizers()), rate)
         torch.manual_seed(step_seed(self.recipe.seed, self.global_step, self.global_rank))
         if self.penalty is not None:

@@ -50,6 +50,11 @@ class RunCheckpoints(Checkpoint):
         self.best = -math.inf
         self.best_epoch = 0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew where the best so far lies in the folder of another run."""
+        if not trainer.strategy.broadcast(self.best_path.exists()):
+            self.best, self.best_epoch = -math.inf, 0
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is due after this epoch."""
         epoch = trainer.current_epoch + 1
@@ -96,13 +101,14 @@ class NonFiniteGuard(Callback):
         newly_bad = ~torch.isfinite(loss) & (self._first_bad < 0)
         self._first_bad = torch.where(newly_bad, step, self._first_bad)
         if loss.device.type == "cpu" or step % self.every == 0:
-            self._check(trainer)
+            self.check(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look before the epoch's validation, and so before its checkpoints."""
-        self._check(trainer)
+        self.check(trainer)
 
-    def _check(self, trainer: Trainer) -> None:
+    def check(self, trainer: Trainer) -> None:
+        """`UserError` if a loss so far was not finite; all processes call it together."""
         if self._first_bad is None:
             return
         # The worst of all processes, so that all of them stop here together.

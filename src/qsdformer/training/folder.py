@@ -39,6 +39,10 @@ class Point:
         """Our own part of the checkpoint."""
         return self.content[checkpoint.KEY]
 
+    def is_elsewhere(self, folder: Path) -> bool:
+        """Whether it lies in another run's folder."""
+        return self.path.parent.resolve() != folder.resolve()
+
     @property
     def epochs(self) -> int:
         """Epochs that were trained to their end; one that was left in the middle does not count."""
@@ -47,6 +51,18 @@ class Point:
             return int(progress["processed"])
         except (KeyError, TypeError):
             return int(self.header["extra"].get("epoch", 0))
+
+    @property
+    def in_epoch(self) -> bool:
+        """Whether it was left within an epoch."""
+        try:
+            loop = self.content["loops"]["fit_loop"]
+            progress, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
+            return bool(
+                progress["started"] > progress["processed"] and not batches["is_last_batch"]
+            )
+        except (KeyError, TypeError):
+            return False
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from qsdformer.data import DataInfo
 from qsdformer.errors import UserError
+from qsdformer.files import atomic_path
 from qsdformer.models import checkpoint
 from qsdformer.models.building import build
 from qsdformer.models.finetune import check_teacher_shape
@@ -64,7 +66,7 @@ def train(
             done = _finished(start, recipe, console)
             if done is not None:
                 return done
-        elif not (worker or overwrite):
+        if (start is None or start.is_elsewhere(folder)) and not (worker or overwrite):
             check_free(folder)
         if resume is True and (start is None or start.path.name != LAST):
             _say(console, _beginning(folder, start))
@@ -120,11 +122,16 @@ def _trained(
 ) -> Path:
     """The checkpoint of a teacher, trained before its student unless it is there already.
 
-    A student that has begun keeps the teacher it began with, whatever the recipe says by now.
+    A student that has begun keeps the teacher it began with, whatever the recipe says by now, also
+    in another folder.
     """
     if student is not None:
         path = student.path.parent / TEACHER / LAST
         if path.exists():
+            own = Path(wanted.output)
+            if student.is_elsewhere(own.parent) and not is_worker(wanted):
+                with atomic_path(own / LAST) as temporary:
+                    shutil.copyfile(path, temporary)
             return path
     _say(console, f"its teacher comes first, in {wanted.output}:")
     trained = train_once(wanted, console=console, overwrite=overwrite, resume=resume)
@@ -144,6 +151,11 @@ def _finished(start: Point, recipe: Recipe, console: Console) -> TrainResult | N
     folder = Path(recipe.output)
     if start.path.resolve() != (folder / LAST).resolve() or start.epochs < recipe.train.epochs:
         return None
+    if start.header["extra"].get(recipe.measures.monitored) is None:
+        raise UserError(
+            f"nothing to resume: {start.path} was left in epoch {start.epochs + 1}, beyond "
+            f"train.epochs={recipe.train.epochs}; raise that"
+        )
     saved = start.header["model_config"]
     channels = saved.get("backbone", saved)["in_channels"]
     config = recipe.config_for(in_channels=channels, num_classes=saved["num_classes"])
@@ -195,6 +207,9 @@ def _deciding(recipe: Recipe) -> dict[str, Any]:
         flat |= {f"{name}.{k}": v for k, v in inner.items()}
         if not isinstance(value, dict):
             flat[name] = value
+    if teachers := flat.get("distill.teacher_keys"):
+        kept = {path: value for path, value in teachers.items() if path not in INCIDENTAL}
+        flat["distill.teacher_keys"] = kept or None
     return {path: value for path, value in flat.items() if path not in INCIDENTAL}
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,6 +23,7 @@ from rich.progress import (
 from torch import Tensor
 
 from qsdformer.errors import UserError
+from qsdformer.files import write_text
 from qsdformer.recipes.tasks import Measures
 
 
@@ -38,21 +40,22 @@ class MetricsFile:
         if step and self.path.exists():
             with self.path.open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if _step(row) <= step]
-        self._write("w", rows, heading=True)
+        text = io.StringIO()
+        writer = self._writer(text)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path, text.getvalue())
 
     def append(self, row: dict[str, Any]) -> None:
         """Add one row."""
-        self._write("a", [row])
-
-    def _write(self, mode: str, rows: list[dict[str, Any]], heading: bool = False) -> None:
         try:
-            with self.path.open(mode, newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
-                if heading:
-                    writer.writeheader()
-                writer.writerows(rows)
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                self._writer(file).writerow(row)
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def _writer(self, file: TextIO) -> csv.DictWriter[str]:
+        return csv.DictWriter(file, self.columns, extrasaction="ignore", lineterminator="\n")
 
 
 class Sums:

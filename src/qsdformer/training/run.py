@@ -88,13 +88,13 @@ def fit(
     metrics = Metrics(folder / "metrics.csv", measures, every=recipe.train.log_every)
     saver = RunCheckpoints(folder, measures, save_every=recipe.train.save_every)
     guard = NonFiniteGuard(saver.last_path, every=recipe.train.log_every)
-    stop = StopOnSigterm(saver.last_path, console)
+    stop = StopOnSigterm(saver.last_path, console, guard)
     own = [guard, metrics, Report(console, metrics), saver, stop]
     with _quiet_lightning():  # before anything is written: devices may be missing
         trainer = make_trainer(recipe, [*own, *callbacks], console)
     first = not is_worker(recipe)
     if first:
-        if start is None:
+        if start is None or start.is_elsewhere(folder):
             clear(folder)
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         for line in (_heading(recipe, task, data), *(f"note: {n}" for n in data.notes)):
@@ -188,6 +188,11 @@ def check_resume(start: Point, recipe: Recipe, config: AnyConfig, console: Conso
             f"nothing to resume: {path} has been trained for {start.epochs} of "
             f"{recipe.train.epochs} epochs"
         )
+    if start.in_epoch and (key := _another_epoch(old, recipe)):
+        raise UserError(
+            f"cannot resume from {path}: it was left within an epoch, whose other images {key} "
+            "decides; set that as it was there"
+        )
     if (old["train"]["ema"] is None) != (recipe.train.ema is None):
         raise UserError(f"cannot resume from {path}: train.ema was {old['train']['ema']} there")
     if old["train"]["optimizer"] != recipe.train.optimizer:
@@ -199,6 +204,18 @@ def check_resume(start: Point, recipe: Recipe, config: AnyConfig, console: Conso
                 highlight=False,
                 soft_wrap=True,
             )
+
+
+def _another_epoch(old: Mapping[str, Any], recipe: Recipe) -> str | None:
+    """The first key by which an epoch has other steps now; None if there is none."""
+    now = recipe.to_dict()
+    if old["train"]["batch_size"] * old["train"]["devices"] * old["train"]["num_nodes"] != (
+        recipe.train.global_batch
+    ):
+        return "train.batch_size (or the number of processes)"
+    keys = ("name", "train_limit", "evaluate_on")
+    changed = (k for k in keys if old["data"].get(k) != now["data"].get(k))
+    return next((f"data.{key}" for key in changed), None)
 
 
 def _changes(

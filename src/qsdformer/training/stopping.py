@@ -14,6 +14,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from rich.console import Console
 
+from qsdformer.training.checkpointing import NonFiniteGuard
+
 STOPPED = 128 + signal.SIGTERM  # the exit status that shells report for SIGTERM
 
 
@@ -62,9 +64,10 @@ class StopOnSigterm(Checkpoint):
     other callbacks, so that the checkpoint holds their state of the same moment.
     """
 
-    def __init__(self, last_path: Path, console: Console) -> None:
+    def __init__(self, last_path: Path, console: Console, guard: NonFiniteGuard) -> None:
         self.last_path = last_path
         self.console = console
+        self.guard = guard
         self._received = False
         self._before: Any = None
 
@@ -106,6 +109,7 @@ class StopOnSigterm(Checkpoint):
         self._received = True
 
     def _leave(self, trainer: Trainer, when: str) -> None:
+        self.guard.check(trainer)
         trainer.save_checkpoint(self.last_path)
         if trainer.is_global_zero:
             self.console.print(
