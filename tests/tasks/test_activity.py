@@ -6,8 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from dense.networks import detection_config
+from torch import Tensor, nn
 
 from qsdformer.errors import UserError
+from qsdformer.models.dense.heads import RPNHead
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.nn.taps import spiking_neurons, tap
 from qsdformer.tasks.activity import (
@@ -102,6 +105,7 @@ def test_training_on_the_penalty_alone_lowers_activity_to_the_target(
     images = torch.randn(4, 3, 16, 16)
     before = 0.0
     for step in range(60):
+        penalty.clear()
         model(images)
         before = penalty.activity().item() if step == 0 else before
         loss = penalty.loss()
@@ -111,6 +115,71 @@ def test_training_on_the_penalty_alone_lowers_activity_to_the_target(
     after = penalty.activity().item()
     assert before > target + 0.1
     assert after < target + 0.05
+
+
+class Proposals(nn.Module):
+    """The head of an R-CNN on the image itself and on every second pixel of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = RPNHead(detection_config().heads, 3, 6, 2, levels=2)
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        return self.head([images, images[..., ::2, ::2]])
+
+
+@pytest.mark.parametrize("kind", ["rate", "group"])
+def test_a_head_that_runs_once_for_each_map_is_penalised_on_all_of_them(kind: str) -> None:
+    model = Proposals()
+    penalty = ActivityPenalty(model, ActivityConfig(kind=kind))  # type: ignore[arg-type]
+    outputs: list[Tensor] = []
+    penalty.open()
+    for neuron in spiking_neurons(model).values():
+        neuron.register_forward_hook(lambda _module, _images, y: outputs.append(y))
+    model(torch.randn(2, 3, 16, 16))
+    penalty.clear()
+    outputs.clear()
+    model(torch.randn(2, 3, 16, 16))
+    assert len(outputs) == 2 * 2
+    if kind == "rate":
+        active, total = [y.sum() for y in outputs], sum(y.numel() for y in outputs)
+    else:
+        active = [group_activity(y) for y in outputs]
+        total = sum(group_norms(y).numel() for y in outputs)
+    expected = torch.stack(active).sum() / total
+    torch.testing.assert_close(penalty.activity(), expected)
+    # The last neuron's gradient goes through the norms of both maps.
+    parameters = [p for conv in model.head.tower.convs for p in conv.norms.parameters()]
+    wanted = torch.autograd.grad(expected, parameters, retain_graph=True)
+    found = torch.autograd.grad(penalty.activity(), parameters)
+    torch.testing.assert_close(found, wanted)
+    assert all(gradient.any() for gradient in found)
+
+
+def test_measured_neurons_of_a_head_are_those_of_all_maps() -> None:
+    measured = measure_activity(Proposals().eval(), [torch.randn(2, 3, 16, 16)] * 2)
+    assert measured["head.tower.neuron"]["neurons"] == 6 * (16**2 + 8**2)
+    assert measured["head.tower.neuron"]["groups"] == 2 * (16**2 + 8**2)
+
+
+@pytest.mark.parametrize("kind", ["rate", "group"])
+def test_blocks_that_are_computed_again_are_penalised_once(make_model: Make, kind: str) -> None:
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for again in (False, True):
+        model = make_model()
+        model.set_grad_checkpointing(again)
+        penalty = ActivityPenalty(model, ActivityConfig(kind=kind))  # type: ignore[arg-type]
+        penalty.open()
+        for _ in range(2):
+            penalty.clear()
+            model.zero_grad()
+            model(images)
+            penalty.loss().backward()
+        found = [torch.zeros(()) if p.grad is None else p.grad for p in model.parameters()]
+        gradients.append([float(gradient.norm()) for gradient in found])
+    assert gradients[0] == pytest.approx(gradients[1], rel=1e-4)
 
 
 def test_below_the_target_nothing_is_penalised(make_model: Make) -> None:

@@ -13,13 +13,13 @@ import timm
 import torch
 from timm.models.metaformer import MetaFormer
 
-from qsdformer.data import DataInfo, DataModule
+from qsdformer.data import DataInfo, DataModule, fashion_mnist
 from qsdformer.errors import UserError
 from qsdformer.models.checkpoint import load_checkpoint, save_checkpoint
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.recipes.recipe import Recipe, load_recipe, parse_recipe
 from qsdformer.tasks.distillation import Distillation
-from qsdformer.tasks.teachers import Teacher
+from qsdformer.tasks.teachers import FEATURES, Teacher, checkpoint_teacher
 from qsdformer.training import train
 from qsdformer.training.teaching import counterpart
 
@@ -213,6 +213,83 @@ def test_a_teacher_in_another_class_space_is_one_line(digits: DataInfo, tmp_path
         Distillation(make_recipe(tmp_path), digits, Teacher(model))
     only_fgd = make_recipe(tmp_path, distill={"logit_weight": 0.0})
     Distillation(only_fgd, digits, Teacher(model))
+
+
+LETTERS = tuple("abcdefghij")
+NUMBERS = tuple("0123456789")
+FOLDER = {"name": "image_folder", "root": "images"}
+FASHION = {"name": "fashion_mnist"}
+DIGITS = {"name": "digits"}
+
+
+@pytest.fixture
+def taught(tmp_path: Path, digits: DataInfo) -> Callable[..., Distillation]:
+    """A student of data with some class names, of a teacher that was trained on others."""
+
+    def make(
+        mine: tuple[str, ...], data: dict[str, Any], theirs: tuple[str, ...], taught_on: Any
+    ) -> Distillation:
+        own, other = (dataclasses.replace(digits, class_names=names) for names in (mine, theirs))
+        extra = {} if taught_on is None else {"recipe": {"data": taught_on}}
+        save_checkpoint(tmp_path / "ann.ckpt", ann(digits), other, extra)
+        teacher = checkpoint_teacher(tmp_path / "ann.ckpt", own, FEATURES)
+        recipe = make_recipe(tmp_path / "run", data=data)
+        return Distillation(recipe, own, teacher)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("mine", "data", "theirs", "taught_on", "message"),
+    [
+        (LETTERS, FOLDER, LETTERS[::-1], FOLDER, "class 'j' .* is 'a' in the data"),
+        (LETTERS, FOLDER, (*LETTERS[:9], "z"), None, "class 'z' .* is 'j' in the data"),
+        (fashion_mnist.CLASS_NAMES, FASHION, NUMBERS, DIGITS, "class '0' .* is 'T-shirt/top'"),
+        (NUMBERS, DIGITS, fashion_mnist.CLASS_NAMES, FASHION, "class 'T-shirt/top' .* is '0'"),
+    ],
+)
+def test_a_teacher_of_as_many_other_classes_is_one_line(
+    taught: Callable[..., Distillation],
+    mine: tuple[str, ...],
+    data: dict[str, Any],
+    theirs: tuple[str, ...],
+    taught_on: dict[str, Any] | None,
+    message: str,
+) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        taught(mine, data, theirs, taught_on)
+    assert "set distill.logit_weight to 0" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("mine", "data", "theirs", "taught_on"),
+    [
+        (LETTERS, FOLDER, LETTERS, FOLDER),
+        (LETTERS, FOLDER, NUMBERS, FOLDER),
+        (LETTERS, FOLDER, NUMBERS, None),
+        (NUMBERS, FOLDER, LETTERS, FOLDER),
+        (NUMBERS, DIGITS, NUMBERS, DIGITS),
+    ],
+)
+def test_classes_that_a_folder_only_numbers_may_be_any(
+    taught: Callable[..., Distillation],
+    mine: tuple[str, ...],
+    data: dict[str, Any],
+    theirs: tuple[str, ...],
+    taught_on: dict[str, Any] | None,
+) -> None:
+    taught(mine, data, theirs, taught_on)
+
+
+def test_names_of_classes_do_not_matter_where_tokens_alone_are_compared(
+    digits: DataInfo, tmp_path: Path
+) -> None:
+    save_checkpoint(
+        tmp_path / "ann.ckpt", ann(digits), dataclasses.replace(digits, class_names=LETTERS)
+    )
+    teacher = checkpoint_teacher(tmp_path / "ann.ckpt", digits, FEATURES)
+    Distillation(make_recipe(tmp_path, distill={"logit_weight": 0.0}), digits, teacher)
 
 
 def test_a_negative_weight_in_a_recipe_names_its_key() -> None:

@@ -49,11 +49,12 @@ def group_activity(values: Tensor) -> Tensor:
 
 
 class ActivityPenalty:
-    """Reads every spiking neuron of a model at each forward pass, and penalises activity.
+    """Reads every spiking neuron of a model at each call, and penalises activity.
 
     `open` puts hooks in place that stay over many steps, as compiled code needs. Activity is
     over all neurons (or groups) of the network together, so that it is free to choose where to
-    save: the hooks reduce each layer to two numbers at once and keep no outputs.
+    save: the hooks reduce each layer to two numbers at once and keep no outputs. All calls since
+    the last `clear` add up: a detector's heads run once for each map.
     """
 
     def __init__(self, model: nn.Module, config: ActivityConfig) -> None:
@@ -77,27 +78,27 @@ class ActivityPenalty:
         self.clear()
 
     def clear(self) -> None:
-        """Forget the latest pass; before each step, so that compiled code finds the same state."""
+        """Forget all passes; before each step, so that compiled code finds the same state."""
         self._active.clear()
         self._total.clear()
 
     def activity(self) -> Tensor:
-        """Activity of the latest pass, a share in [0, 1], differentiable."""
+        """Activity since the last `clear`, a share in [0, 1], differentiable."""
         return torch.stack(list(self._active.values())).sum() / sum(self._total.values())
 
     def loss(self) -> Tensor:
-        """weight * max(0, activity - target) of the latest pass."""
+        """weight * max(0, activity - target), of activity since the last `clear`."""
         return self.config.weight * F.relu(self.activity() - self.config.target)
 
     def _recorder(self, name: str, neuron: SpikingNeuron) -> Any:
         grouped, gain = self.config.kind == "group", neuron.gain
 
         def record(_module: nn.Module, _x: Tensor, y: Tensor) -> None:
-            self._active[name] = (
-                group_activity(y / gain) if grouped else y.sum(dtype=torch.float32) / gain
-            )
+            active = group_activity(y / gain) if grouped else y.sum(dtype=torch.float32) / gain
             count = y.numel()
-            self._total[name] = count // y.shape[1] * -(-y.shape[1] // GROUP) if grouped else count
+            total = count // y.shape[1] * -(-y.shape[1] // GROUP) if grouped else count
+            self._active[name] = self._active.get(name, 0) + active
+            self._total[name] = self._total.get(name, 0) + total
 
         return record
 
@@ -115,6 +116,7 @@ def measure_activity(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, d
         raise UserError("this model has no spiking neurons: it is an ANN; give a spiking one")
     sums: dict[str, list[float]] = {name: [0.0, 0.0, 0.0, 0.0] for name in neurons}
     rows = dict.fromkeys(neurons, 0)
+    seen: set[str] = set()  # in this pass
 
     def recorder(name: str) -> Any:
         def record(neuron: SpikingNeuron, _x: Tensor, y: Tensor) -> None:
@@ -123,7 +125,9 @@ def measure_activity(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, d
             spikes, active = float(counts.sum()), float((norms > 0).sum())
             for i, value in enumerate((spikes, active, counts.numel(), norms.numel())):
                 sums[name][i] += value
-            rows[name] += len(y)
+            if name not in seen:  # heads of detectors are called once for each map
+                rows[name] += len(y)
+                seen.add(name)
 
         return record
 
@@ -132,6 +136,7 @@ def measure_activity(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, d
         for name, neuron in neurons.items():
             stack.enter_context(on_call(neuron, recorder(name)))
         for images in batches:
+            seen.clear()
             with exact_float32(device):
                 model(images.to(device))
     if not all(rows.values()):

@@ -20,7 +20,7 @@ from qsdformer.tasks.fgd import (
     schedule_factor,
     single_token_note,
 )
-from qsdformer.tasks.teachers import FeatureReader, Teacher
+from qsdformer.tasks.teachers import FeatureReader, Teacher, said_classes
 
 
 class Taught(NetworkTask):
@@ -77,7 +77,7 @@ class Taught(NetworkTask):
     def extra_losses(self, images: Tensor, logits: Tensor) -> dict[str, Tensor]:
         """The weighted distillation losses of a batch whose student pass has just been made."""
         config = self.distill
-        factor = schedule_factor(config.schedule, self.global_step, self.total_steps)
+        factor = schedule_factor(config.schedule, self.schedule_step, self.total_steps)
         losses = super().extra_losses(images, logits)
         if factor == 0:
             return losses
@@ -97,12 +97,28 @@ class Taught(NetworkTask):
             self._reader = FeatureReader(self.student, self.distill.features, self.distill.source)
 
     def _check_classes(self) -> None:
-        own, other = self.student.num_classes, self._teacher.num_classes
-        if self.distill.logit_weight > 0 and own != other:
+        if self.distill.logit_weight == 0:
+            return
+        difference = self._difference_of_classes()
+        if difference is not None:
             raise UserError(
-                f"the teacher {self._teacher.name} has {other} classes and the data {own}: set "
-                "distill.logit_weight to 0, or take a teacher trained on this data"
+                f"{difference}: set distill.logit_weight to 0, or take a teacher trained on this "
+                "data"
             )
+
+    def _difference_of_classes(self) -> str | None:
+        teacher, own = self._teacher, self.student.num_classes
+        if own != teacher.num_classes:
+            return (
+                f"the teacher {teacher.name} has {teacher.num_classes} classes and the data {own}"
+            )
+        names = said_classes(self.info, self.recipe.data.name)
+        if names is None or teacher.class_names is None:
+            return None
+        for theirs, mine in zip(teacher.class_names, names, strict=False):
+            if theirs != mine:
+                return f"class {theirs!r} of the teacher {teacher.name} is {mine!r} in the data"
+        return None
 
     def _match(self) -> list[int]:
         """The teacher's block for each of the student's, from one pass of a blank image."""

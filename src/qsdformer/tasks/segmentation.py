@@ -6,12 +6,13 @@ is neither learned nor counted.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
+from torchmetrics import SumMetric
 
 from qsdformer.data import DataInfo, DataModule
 from qsdformer.data.segmentation.dataset import MaskDataset
@@ -39,7 +40,9 @@ class Segmentation(NetworkTask):
         self.section = recipe.segmentation
         classes = len(info.class_names)
         self.scores = MaskScores(classes)
-        self.val_loss = MeanMetric()
+        # NaN stays NaN. Both are sums, so that batches and processes make no difference.
+        self.loss_sum = SumMetric(nan_strategy="disable")
+        self.loss_weight = SumMetric(nan_strategy="disable")
         given = self.section.class_weights
         if given is not None and len(given) != classes:
             raise UserError(
@@ -67,7 +70,7 @@ class Segmentation(NetworkTask):
         images = padded(images, int(getattr(self.model, "multiple", 1)))
         coarse = self.model(self._laid_out(images))["mask"]
         logits = scaled(coarse, images.shape[-2:])[..., :height, :width]
-        loss = self._loss(logits, masks)
+        loss = mean_loss(*self._loss_sums(logits, masks))
         counted = masks != IGNORE
         right = (logits.detach().argmax(1) == masks) & counted
         accuracy = right.sum() / counted.sum().clamp(min=1)
@@ -81,9 +84,9 @@ class Segmentation(NetworkTask):
         for index, (images, masks) in enumerate(parts(batch)):
             with exact_float32(self.device):
                 logits = segmenter(self._laid_out(images), masks.shape[-2:])
-            counted = (masks != IGNORE).sum()
-            if counted:
-                self.val_loss.update(self._loss(logits, masks), weight=counted)
+            summed, weight = self._loss_sums(logits, masks)
+            self.loss_sum.update(summed)
+            self.loss_weight.update(weight)
             found = logits.argmax(1)
             self.scores.update(found, masks)
             if batch_idx == 0 and index == 0 and self.trainer.is_global_zero:
@@ -94,27 +97,31 @@ class Segmentation(NetworkTask):
         scores = self.scores.compute()
         self.log("val_miou", scores.mean_iou, sync_dist=True)
         self.log("val_pixel_accuracy", scores.pixel_accuracy, sync_dist=True)
-        self.log("val_loss", self.val_loss.compute(), sync_dist=True)
-        self.scores.reset()
-        self.val_loss.reset()
+        loss = mean_loss(self.loss_sum.compute(), self.loss_weight.compute())
+        self.log("val_loss", loss, sync_dist=True)
+        for metric in (self.scores, self.loss_sum, self.loss_weight):
+            metric.reset()
 
-    def _loss(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """The mean over the pixels that count; 0 where there are none."""
-        smoothing = self.train_config.label_smoothing
-        weights = None if self.weights is None else self.weights.to(logits.dtype)
+    def _loss_sums(self, logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted sum over the pixels that count, and the sum of their weights."""
+        weights = self.weights
         summed = F.cross_entropy(
             logits,
             masks,
-            weight=weights,
+            weight=None if weights is None else weights.to(logits.dtype),
             ignore_index=IGNORE,
-            label_smoothing=smoothing,
+            label_smoothing=self.train_config.label_smoothing,
             reduction="sum",
         )
         counted = masks != IGNORE
         if weights is None:
-            return summed / counted.sum().clamp(min=1)
-        shares = weights[torch.where(counted, masks, 0)] * counted
-        return summed / shares.sum().clamp(min=torch.finfo(shares.dtype).tiny)
+            return summed, counted.sum()
+        return summed, (weights[torch.where(counted, masks, 0)] * counted).sum()
+
+
+def mean_loss(summed: Tensor, weight: Tensor) -> Tensor:
+    """The weighted mean; 0 where nothing weighs, though label smoothing leaves a sum there."""
+    return summed / torch.where(weight > 0, weight, math.inf)
 
 
 def balanced(pixels: Tensor, around: Tensor, power: float) -> Tensor:

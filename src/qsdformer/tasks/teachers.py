@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qsdformer.data import DataInfo
+from qsdformer.data.base import numbered_classes
 from qsdformer.errors import UserError, one_line
 from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.checkpoint import load_checkpoint, load_tensors
@@ -34,7 +35,8 @@ class Teacher:
 
     Not an nn.Module: it must become part of no student, and so of no checkpoint or optimiser.
     `info` says how the student's images are normalised; `mean` and `std` how the teacher wants
-    them, where that differs. `checkpoint` is the file of one of our own models.
+    them, where that differs. `checkpoint` is the file of one of our own models. `class_names` is
+    None for a teacher that does not say what its classes are.
     """
 
     def __init__(
@@ -47,8 +49,10 @@ class Teacher:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         checkpoint: str | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.checkpoint = checkpoint
+        self.class_names = None if class_names is None else tuple(class_names)
         self.model = model.eval().requires_grad_(False)
         self.features = tuple(features)
         self.name = name
@@ -165,8 +169,26 @@ def checkpoint_teacher(path: str | Path, info: DataInfo, features: Sequence[str]
     own = loaded.info or info
     whole: nn.Module = loaded.model
     model = whole.body if isinstance(whole, DenseNetwork) else whole
-    mean, std, file = own.mean, own.std, str(path)
-    return Teacher(model, features, name=file, info=info, mean=mean, std=std, checkpoint=file)
+    source = loaded.recipe.get("data", {}).get("name")
+    return Teacher(
+        model,
+        features,
+        name=str(path),
+        info=info,
+        mean=own.mean,
+        std=own.std,
+        checkpoint=str(path),
+        class_names=None if loaded.info is None else said_classes(loaded.info, source),
+    )
+
+
+def said_classes(info: DataInfo, source: str | None) -> tuple[str, ...] | None:
+    """The names of the classes of a data source; None where they are numbers without a meaning.
+
+    Digits are called by numbers; in a folder, or where no source is known, any class may be.
+    """
+    numbered = info.class_names == numbered_classes(len(info.class_names))
+    return None if numbered and source in (None, "image_folder") else info.class_names
 
 
 def timm_teacher(
