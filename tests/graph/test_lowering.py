@@ -6,14 +6,19 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from variants import VARIANTS, info_for, random_pixels
 
+from graph.user_networks import INFO, Bordered, pixels, settled
+from qsdformer import create_model
 from qsdformer.errors import UserError
 from qsdformer.graph import reference
 from qsdformer.graph.check import check_graph
 from qsdformer.graph.formats import fixed_point
 from qsdformer.graph.lowering import lower
 from qsdformer.graph.ops import IELIF, INT32_MAX, Conv, Normalise, Rescale
+from qsdformer.nn import IELIF as Neuron
+from qsdformer.nn import LIF, QuantConv2d, QuantLinear, SpikingNeuron
 from qsdformer.runtimes.binary import multi_bit
 from qsdformer.runtimes.executors import normalised
 from qsdformer.runtimes.verify import count_differences
@@ -242,6 +247,65 @@ def test_wide_shortcuts_get_more_range(lively):
     with torch.no_grad():
         model.stages[2].downsample.norm.bias[0] = 1000.0
     assert lower(model, info_for(model)).membrane_fraction == 21
+
+
+@pytest.mark.parametrize(("levels", "fraction"), [(4, 12), (8, 11), (16, 10)])
+def test_16_bits_hold_the_window_of_neurons_that_count_in_units(levels, fraction):
+    model = create_model("e_spikeformer_tiny", levels=levels, num_classes=5).eval()
+    graph = lower(model, INFO, membrane_bits=16)
+    assert graph.membrane_fraction == fraction
+    for op in graph.neurons():
+        assert isinstance(op, IELIF)
+        assert op.resets[-1] < op.limit  # what the largest count takes is the window
+
+
+class Firing(nn.Module):
+    """A neuron whose potentials are constants, one for each channel."""
+
+    def __init__(self, neuron: SpikingNeuron) -> None:
+        super().__init__()
+        self.conv, self.neuron = QuantConv2d(3, 5, 1, bits=8), neuron
+        self.head = QuantLinear(5, 5, bits=8)
+        nn.init.constant_(self.conv.weight, 0.0)
+        with torch.no_grad():
+            self.conv.bias.copy_(torch.tensor([0.5, 1.9, 3.9, 6.0, 9.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.neuron(self.conv(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("neuron", "fraction", "counts"),
+    [
+        (Neuron(8, window=8.0), 11, [1, 2, 4, 6, 8]),
+        (Neuron(4, window=1.0), 14, [2, 4, 4, 4, 4]),
+        (Neuron(8, window=30.0), 10, [0, 1, 1, 2, 2]),
+        (LIF(1, threshold=0.5), 14, [0, 1, 1, 1, 1]),
+        (LIF(1, threshold=2.0), 12, [0, 0, 0, 1, 1]),
+        (LIF(1, tau=3.0, threshold=2.0), 12, [0, 0, 0, 1, 1]),
+    ],
+)
+def test_neurons_that_fire_far_above_1_fire_in_16_bits_too(neuron, fraction, counts):
+    graph = lower(Firing(neuron).eval(), INFO, membrane_bits=16)
+    assert graph.membrane_fraction == fraction
+    _, found = graph.run_with_counts(np.zeros((1, 3, 16, 16), np.uint8))
+    assert found["neuron"][0, :, 0, 0].tolist() == counts
+
+
+def test_a_neuron_beyond_all_potentials_is_refused():
+    with pytest.raises(UserError, match=r"neuron: its largest count takes a potential of 39375"):
+        lower(Firing(Neuron(32, window=4e4)).eval(), INFO, membrane_bits=16)
+    model = Firing(LIF(1, threshold=2.0)).eval()
+    with pytest.raises(UserError, match=r"of 16 bits with 14 fractional ones end at 1.99994"):
+        lower(model, INFO, membrane_bits=16, membrane_fraction=14)
+
+
+def test_a_constant_before_a_border_reaches_it_too():
+    model = settled(Bordered)
+    graph = lower(model, INFO)
+    with torch.no_grad():
+        expected = model(normalised(pixels().numpy(), graph.preprocessing))
+    np.testing.assert_allclose(graph.logits(pixels().numpy()), expected.numpy(), atol=1e-4)
 
 
 def test_a_model_with_nan_weights_is_refused(lively):

@@ -16,10 +16,13 @@ from graph.user_networks import (
     INFO,
     Attentive,
     Counting,
+    Net,
     Pyramid,
     ResNet,
+    by,
     pixels,
     settled,
+    through,
 )
 from qsdformer.analysis.ledger import make_ledger
 from qsdformer.analysis.measure import measure
@@ -162,20 +165,6 @@ def test_tracing_leaves_a_model_as_it_was():
     assert acts["neuron"].shape == (2, 8, 4, 4)
 
 
-class Net(nn.Module):
-    """A small network with something of the user's between convolution and neuron."""
-
-    def __init__(self, inside: Callable[[Net, Tensor], Tensor], **modules: nn.Module) -> None:
-        super().__init__()
-        self.conv, self.neuron = QuantConv2d(3, 6, 3, padding=1, bits=4), IELIF(4)
-        self.head, self.inside = QuantLinear(6, 5, bits=4), inside
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.neuron(self.inside(self, self.conv(x))).mean((2, 3)))
-
-
 class Keeping(nn.Module):
     """A neuron that keeps its membrane potential for the next batch."""
 
@@ -194,14 +183,6 @@ class Keeping(nn.Module):
 class Own(SpikingNeuron):
     def _step(self, x: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         return (4 * x).round().clamp(0, 4) / 4, x
-
-
-def through(module: nn.Module) -> Net:
-    return Net(lambda net, x: net.own(x), own=module)
-
-
-def by(function: Callable[[Tensor], Tensor]) -> Net:
-    return Net(lambda net, x: function(x))
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {

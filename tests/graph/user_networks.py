@@ -18,6 +18,7 @@ from qsdformer.nn import (
     TimeInput,
     TimeMean,
 )
+from qsdformer.nn.blocks import border_conv
 
 INFO = DataInfo(
     image_size=16, channels=3, class_names=tuple("abcde"), mean=(0.5,) * 3, std=(0.25,) * 3
@@ -216,6 +217,43 @@ class Pyramid(nn.Module):
         }
 
 
+class Bordered(nn.Module):
+    """A biased 1x1 convolution before a depthwise one whose border is that of its norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.neuron = conv(3, 6), IELIF(4)
+        self.conv, self.norm = QuantConv2d(6, 6, 1, bits=4), nn.BatchNorm2d(6)
+        self.depthwise = QuantConv2d(6, 6, 3, padding=1, groups=6, bias=False, bits=4)
+        self.last, self.head = IELIF(4), QuantLinear(6, 5, bits=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = border_conv(self.conv(self.neuron(self.stem(x))), self.norm, self.depthwise)
+        return self.head(self.last(x).mean((2, 3)))
+
+
+class Net(nn.Module):
+    """A small network with something of the user's between convolution and neuron."""
+
+    def __init__(self, inside: Callable[[Net, Tensor], Tensor], **modules: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.neuron = QuantConv2d(3, 6, 3, padding=1, bits=4), IELIF(4)
+        self.head, self.inside = QuantLinear(6, 5, bits=4), inside
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.neuron(self.inside(self, self.conv(x))).mean((2, 3)))
+
+
+def through(module: nn.Module) -> Net:
+    return Net(lambda net, x: net.own(x), own=module)
+
+
+def by(function: Callable[[Tensor], Tensor]) -> Net:
+    return Net(lambda net, x: function(x))
+
+
 CLASSIFIERS: dict[str, Callable[[], nn.Module]] = {
     "ResNet, T = 4": ResNet,
     "time axis apart": Unsqueezed,
@@ -225,6 +263,7 @@ CLASSIFIERS: dict[str, Callable[[], nn.Module]] = {
     "no norms": Plain,
     "sums and products of counts": Counting,
     "tokens": Tokens,
+    "a border of the norm's": Bordered,
 }
 
 

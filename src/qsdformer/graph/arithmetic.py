@@ -17,8 +17,8 @@ PRODUCTS = ("mul", "imul", "mul_", "multiply", "div", "truediv", "divide")
 def summed(op: Call, name: str) -> Step:
     """A shortcut, or a constant added."""
     sign = SUMS[name]
-    a, b = op.args[0], (*op.args[1:], op.kwargs.get("other"))[0]
-    if op.kwargs.get("alpha", 1) != 1 or len(op.args) > 2:
+    a, (b, alpha) = op.first, op.arguments("other", "alpha")
+    if alpha not in (None, 1):
         raise op.fail("a sum with alpha is not supported")
     if isinstance(a, Step) and isinstance(b, Step):
         if sign < 0:
@@ -36,7 +36,7 @@ def summed(op: Call, name: str) -> Step:
 
 def multiplied(op: Call, *, divide: bool) -> Step:
     """A product of spikes, or with a constant factor."""
-    a, b = op.args[0], (*op.args[1:], op.kwargs.get("other"))[0]
+    a, (b,) = op.first, op.arguments("other")
     if isinstance(a, Step) and isinstance(b, Step):
         grids = 1 in (a.tokens, b.tokens) or a.size == b.size
         if divide or not grids or (a.channels, a.time) != (b.channels, b.time):
@@ -76,8 +76,8 @@ def _constant(op: Call, value: Any, sign: int) -> float | Constant:
 
 def concatenated(op: Call) -> Step:
     """Values joined along their channels; a value joined with itself in time is repeated."""
-    values = op.args[0] if op.args else op.kwargs["tensors"]
-    dim = op.kwargs.get("dim", op.args[1] if len(op.args) > 1 else 0)
+    values, (dim,) = op.first, op.arguments("dim")
+    dim = dim or 0
     if all(value is values[0] for value in values) and dim == 0:
         return repeated(op)
     axes = op.x.axes

@@ -8,9 +8,11 @@ from typing import Any
 from torch import fx, nn
 
 from qsdformer.errors import UserError
-from qsdformer.graph.naming import Names
+from qsdformer.graph.naming import Names, spelled
 from qsdformer.graph.steps import Kind, Step
 from qsdformer.graph.tracer import called, shape_of
+
+FIRST = ("input", "tensors")  # what torch calls the first argument of a function
 
 
 class Call:
@@ -66,10 +68,24 @@ class Call:
         """The shape of the result."""
         return tuple(shape_of(self.node).shape)
 
+    @property
+    def first(self) -> Any:
+        """The first argument."""
+        return self.args[0] if self.args else next(v for k, v in self.kwargs.items() if k in FIRST)
+
     def arguments(self, *names: str) -> tuple[Any, ...]:
-        """The arguments after the first by name, None where they are not given."""
+        """The arguments after the first by name, None where they are not given.
+
+        `UserError` for arguments beyond these, so that none is ignored.
+        """
         given = dict(zip(names, self.args[1:], strict=False))
-        return tuple(self.kwargs.get(name, given.get(name)) for name in names)
+        named = {k: v for k, v in self.kwargs.items() if k not in FIRST and v is not None}
+        unread = [k for k in named if k not in names]
+        if len(self.args) > 1 + len(names):
+            unread.append(f"{len(self.args)} arguments")
+        if unread:
+            raise self.fail(f"{spelled(self.node)} with {', '.join(unread)} is not supported")
+        return tuple(named.get(name, given.get(name)) for name in names)
 
     def _size(self, axes: str) -> tuple[int, int, int]:
         """(C, H, W) of the result with these axes; a grid of tokens keeps that of the input."""

@@ -1,9 +1,10 @@
 """The number formats of the integer graph, and how they are chosen.
 
 Membrane potentials: 32 bits with 24 fractional ones (range +-128), fewer if the norms' statistics
-ask for more range; or 16 bits with at most 14, usually 13 (range +-4). They saturate. Factors: 26
-bits, or 16 for 16-bit membranes, and a shift per channel; larger ones for channels without
-variance, at most 63. Biases: as many bits as they need.
+ask for more range; or 16 bits with at most 14, usually 13 (range +-4). Either has fewer where a
+neuron fires at more than its range. They saturate. Factors: 26 bits, or 16 for 16-bit membranes,
+and a shift per channel; larger ones for channels without variance, at most 63. Biases: as many bits
+as they need.
 
 Inputs of a convolution that are not spikes (pixels, and inside RepConv and SepConv as published)
 get as many bits as let its sums fit 32 bits at worst, at most 24 (16). Logits: 32 bits with 16
@@ -19,17 +20,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qsdformer.errors import UserError
 from qsdformer.graph.ops import Array
 from qsdformer.graph.steps import Constant, Step, Traced
-from qsdformer.nn.neurons import IELIF
+from qsdformer.nn.neurons import IELIF, LIF
 
 MOST_FRACTION = {32: 24, 16: 14}  # fractional bits of membrane potentials
 ROOM = 10  # deviations of a membrane potential that count as its reach
-# The share of the reach, 1 / KEPT, that saturation leaves. Neurons tell potentials apart in (0, 1)
-# alone, so that 16 bits gain more from resolution than they lose by saturating.
+# The share of the reach, 1 / KEPT, that saturation leaves. Neurons tell potentials apart in their
+# window alone, so that 16 bits gain more from resolution than they lose by saturating beyond it.
 KEPT = {32: 1, 16: 8}
 MULTIPLIER_BITS = {32: 26, 16: 16}
 REAL_INPUT_BITS = {32: 24, 16: 16}
@@ -103,11 +104,24 @@ def _reach(step: Step, reach: Callable[[Step], Array]) -> Array | float:
 
 
 def membrane_fraction_of(traced: Traced, bits: int) -> int:
-    """Fractional bits of membranes of 32 or 16 bits, from the reach that the norms let expect."""
+    """Fractional bits of membranes of 32 or 16 bits, from the reach that the norms let expect.
+
+    The potentials at which neurons fire, and one unit more, fit in any case.
+    """
     reach = membrane_reach(traced) / KEPT[bits]
     if not math.isfinite(reach):
         raise UserError("cannot lower the model to integers: its norms hold NaN or infinity")
-    return max(0, min(MOST_FRACTION[bits], bits - 1 - math.ceil(math.log2(max(reach, 1.0)))))
+    firing = max([1.0, *(firing_potential(step.module) for step in traced.of_kind("neuron"))])
+    fitting = math.floor(math.log2((2 ** (bits - 1) - 2) / firing))
+    reaching = bits - 1 - math.ceil(math.log2(max(reach, 1.0)))
+    return max(0, min(MOST_FRACTION[bits], reaching, fitting))
+
+
+def firing_potential(neuron: nn.Module | None) -> float:
+    """The potential at which a neuron at rest emits its largest count at once."""
+    if isinstance(neuron, LIF):
+        return neuron.tau * neuron.threshold
+    return neuron.window if isinstance(neuron, IELIF) else 0.0
 
 
 def constant(step: Step, name: str) -> Array | float:

@@ -28,8 +28,21 @@ from qsdformer.nn.neurons import SpikingNeuron
 from qsdformer.nn.pointwise import PlanePool
 from qsdformer.nn.timing import TimeInput, TimeMean, TimeRepeat
 
-NOTHING = ("contiguous", "clone", "detach", "float", "dropout", "dropout2d", "alpha_dropout")
+NOTHING = ("contiguous", "clone", "detach", "float")
+DROPOUTS = ("dropout", "dropout2d", "alpha_dropout")
 RESHAPES = ("flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze", "getitem")
+# All arguments of the pools in their order, apart from what is pooled.
+POOLS = {
+    "max_pool2d": (
+        "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices",
+    ),
+    "avg_pool2d": (
+        "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override",
+    ),
+}  # fmt: skip
+INTERPOLATE = (
+    "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias",
+)  # fmt: skip
 IN_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
 
 
@@ -129,29 +142,35 @@ class Operation(Call):
             return self.make("border_conv", module=conv, name=self._path(2), **options)
         if name in NOTHING or (name == "to" and shape_of(self.node).dtype == torch.float32):
             return self.x
+        if name in DROPOUTS:
+            return self._dropout()
         if name in RESHAPES:
+            if name == "getitem" and not _in_order(self.args[1]):
+                raise self.fail("a choice of entries is not supported: only whole values are")
             return reshaped(self)
         if name in SUMS:
             return summed(self, name)
         if name in PRODUCTS:
             return multiplied(self, divide="div" in name)
         if name in ("mean", "sum"):
-            return reduced(self, name, *self.arguments("dim", "keepdim"))
+            dim, keepdim, dtype = self.arguments("dim", "keepdim", "dtype")
+            if dtype not in (None, torch.float32):
+                raise self.fail(f"a {name} with dtype={dtype} is not supported")
+            return reduced(self, name, dim, keepdim)
+        if name == "stack" and (self.arguments("dim")[0] or 0) % len(self.shape()):
+            raise self.fail("copies must be stacked along a new first axis, which is time")
         if name in ("repeat", "expand", "stack"):
             return repeated(self)
         if name in ("cat", "concat", "concatenate"):
             return concatenated(self)
         if name in ("transpose", "permute", "swapaxes"):
             return self._transposed()
-        if name in ("max_pool2d", "avg_pool2d"):
-            keys = ("kernel_size", "stride", "padding")
-            found = dict(zip(keys, self.arguments(*keys), strict=True))
-            return self._pool(name, {**self.kwargs, **found})
+        if name in POOLS:
+            return self._pool(name, self._named(*POOLS[name]))
         if name == "adaptive_avg_pool2d":
             return self._adaptive_pool()
         if name == "interpolate":
-            mode = self.kwargs.get("mode", self.args[3] if len(self.args) > 3 else "nearest")
-            return self._upsample(mode, self.kwargs.get("align_corners"))
+            return self._upsample(self._named(*INTERPOLATE))
         raise self.fail(f"{name} is not supported: {SUPPORTED}")
 
     def _module(self, m: nn.Module) -> Step:
@@ -160,6 +179,7 @@ class Operation(Call):
         if isinstance(m, nn.Conv2d):
             return self.make("conv", module=m, **conv_options(m, self.fail))
         if isinstance(m, nn.ConvTranspose2d):
+            self.arguments()  # no output_size
             plain = (m.kernel_size, m.stride, m.padding, m.dilation, m.groups)
             if plain != ((2, 2), (2, 2), (0, 0), (1, 1), 1) or any(m.output_padding):
                 raise self.fail("a transposed convolution must be 2x2 with stride 2, in one group")
@@ -198,8 +218,18 @@ class Operation(Call):
         if isinstance(m, nn.AdaptiveAvgPool2d):
             return self._adaptive_pool()
         if isinstance(m, nn.Upsample):
-            return self._upsample(m.mode, m.align_corners)
+            return self._upsample(vars(m))
         raise self.fail(f"{type(m).__name__} is not supported: {SUPPORTED}")
+
+    def _named(self, *names: str) -> dict[str, Any]:
+        """The arguments after the first, by name."""
+        return dict(zip(names, self.arguments(*names), strict=True))
+
+    def _dropout(self) -> Step:
+        p, training, _, train = self.arguments("p", "training", "inplace", "train")
+        if p and (training or train):
+            raise self.fail("a dropout is on in evaluation too: give it training=self.training")
+        return self.x
 
     def _module_of(self, index: int) -> Any:
         return self.args[index]
@@ -241,6 +271,8 @@ class Operation(Call):
 
     def _transposed(self) -> Step:
         """Tokens before channels or after them; nothing else."""
+        if self.kwargs:
+            raise self.fail("axes that are exchanged must be given by their places, not by name")
         swapped = {"ncp": "npc", "npc": "ncp", "tbcp": "tbpc", "tbpc": "tbcp"}.get(self.x.axes)
         found = self.args[1:] if len(self.args) != 2 else tuple(self.args[1])
         last = len(self.x.axes)
@@ -265,7 +297,7 @@ class Operation(Call):
             return self.make("max_pool", **options)
         if options["padding"] == 0 and self.x.size[1:] == (options["kernel"],) * 2:
             return self.make("spatial_sum", mean=True)
-        if options["padding"] and given.get("count_include_pad") is False:
+        if options["padding"] and given.get("count_include_pad") not in (None, True):
             raise self.fail("an average pool must count its padding")
         return self.make("avg_pool", **options)
 
@@ -282,12 +314,24 @@ class Operation(Call):
             raise self.fail("an adaptive pool must divide the map into equal squares")
         return self.make("avg_pool", kernel=kernel, stride=kernel, padding=0)
 
-    def _upsample(self, mode: str, align_corners: bool | None) -> Step:
+    def _upsample(self, given: Mapping[str, Any]) -> Step:
         height, width = self.x.size[1:]
-        doubled = self.shape()[-2:] == (2 * height, 2 * width)
-        if mode not in ("nearest", "bilinear") or align_corners or not doubled:
-            raise self.fail("upsampling must be by 2, nearest or bilinear without align_corners")
+        mode, scale = given.get("mode") or "nearest", given.get("scale_factor")
+        # Without recomputing, 2.01 doubles the map too, and takes its pixels from other places.
+        doubled = scale in (None, 2, (2, 2), [2, 2]) or given.get("recompute_scale_factor")
+        doubled = doubled and self.shape()[-2:] == (2 * height, 2 * width)
+        odd = given.get("align_corners") or given.get("antialias")
+        if mode not in ("nearest", "bilinear") or odd or not doubled:
+            raise self.fail(
+                "upsampling must be by 2, nearest or bilinear without align_corners and antialias"
+            )
         return self.make("upsample", mode=mode)
+
+
+def _in_order(index: Any) -> bool:
+    """Whether an index takes entries in their order, as slices do, and lists need not."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(part is None or isinstance(part, (int, slice, type(...))) for part in parts)
 
 
 def _function(node: fx.Node, modules: Mapping[str, nn.Module]) -> Callable[..., Any]:

@@ -32,7 +32,6 @@ from qsdformer.graph.ops import (
     Frames,
     MaxPool,
     Multiply,
-    Op,
     Repeat,
     Reshape,
     SpatialMean,
@@ -130,7 +129,10 @@ class Lowering(Emitter):
         # can be taken over the raw integers, with zeros for padding.
         layer: Any = step.module
         scale, border = folded(step.options["norm"])
-        y = self._conv(step, _without_bias(_scaled(self.known(x), scale)))
+        y = self.known(x)
+        if y.bias.any():  # padding has none, so that it must be in the integers themselves
+            y = self.real_input(y, layer.codes().cpu().numpy())
+        y = self._conv(step, _scaled(y, scale))
         share = border * real(layer.effective_weight()).sum(axis=(1, 2, 3))
         return dataclasses.replace(y, bias=y.bias + share)
 
@@ -151,7 +153,7 @@ class Lowering(Emitter):
         one, still = 1 << self.fraction, False
         if isinstance(layer, LIFModule):
             still = layer.time_steps != step.time
-            op: Op = LIF(
+            op: IELIF | LIF = LIF(
                 name=step.name,
                 inputs=(u.op,),
                 steps=layer.time_steps,
@@ -179,6 +181,13 @@ class Lowering(Emitter):
             raise UserError(
                 f"{step.name}: a LIF neuron of 1 time step among {step.time} has no integer form: "
                 "build it with the network's time_steps"
+            )
+        firing = _firing(op)
+        if firing > self.limit:
+            raise UserError(
+                f"{step.name}: its largest count takes a potential of {firing / one:g}, and those "
+                f"of {self.bits} bits with {self.fraction} fractional ones end at "
+                f"{self.limit / one:g}: take fewer fractional bits, or 32 bits"
             )
         return self.emit(op, layer.step)
 
@@ -314,6 +323,14 @@ def _scaled(x: Symbol, scale: Array | float) -> Symbol:
 
 def _without_bias(x: Symbol) -> Symbol:
     return dataclasses.replace(x, bias=np.zeros_like(x.bias))
+
+
+def _firing(neuron: IELIF | LIF) -> int:
+    """The least potential at which a neuron at rest emits its largest count at once."""
+    if isinstance(neuron, IELIF):
+        return neuron.thresholds[-1]
+    half = 1 << (FACTOR_BITS - 1)
+    return -((half - (neuron.threshold << FACTOR_BITS)) // neuron.leak)
 
 
 def _nearest(value: float) -> int:
