@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dense.networks import detection_config, info_of, segmentation_config, settled
 from PIL import Image
 
 from qsdformer import __version__
@@ -150,6 +151,7 @@ BAD = {
     "predict {best} {tmp}/absent.png": "absent.png",
     "predict {three} {file}": "does not say what its images look like",
     "import-reference {tmp}/absent.pth {tmp}/out": "absent.pth",
+    "ablate {best}": "cannot read ablation {best}",
 }
 
 
@@ -171,6 +173,34 @@ def test_bad_input_is_one_line_and_exit_status_2(
     assert captured.err.count("\n") == 1
     assert BAD[words].format(**names) in captured.err
     assert sorted(tmp_path.iterdir()) == before
+
+
+OF_TASK = {
+    "classification": ["--activity"],
+    "segmentation": ["--inference", "slide"],
+    "detection": ["--results", "{tmp}/found.json"],
+}
+
+
+@pytest.mark.parametrize("task", OF_TASK)
+def test_eval_refuses_options_of_other_tasks(
+    task: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    checkpoint, exported = tmp_path / "model.ckpt", tmp_path / "model.qsd"
+    if task == "classification":
+        checkpoint = trained / "best.ckpt"
+    else:
+        config = detection_config() if task == "detection" else segmentation_config()
+        save_checkpoint(checkpoint, settled(config), info_of(32))
+    assert run(["export", str(checkpoint), str(exported)]) == 0
+    capsys.readouterr()
+    for other in set(OF_TASK) - {task}:
+        words = [word.format(tmp=tmp_path) for word in OF_TASK[other]]
+        for file in (checkpoint, exported):
+            assert run(["eval", str(file), *words]) == 2
+            wanted = f"qsd: error: {words[0]} is for {other} models: leave it out\n"
+            assert capsys.readouterr().err == wanted
+    assert not (tmp_path / "found.json").exists()
 
 
 # Runs each of several commands and tells whether PyTorch had to be imported for any.

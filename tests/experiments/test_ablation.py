@@ -300,6 +300,40 @@ def test_rows_measured_on_other_images_are_not_gone_on_with(
         ablation.run_grid(grid, [Cell("plain", 0)], ["qsd"])
 
 
+def test_variants_may_be_measured_on_different_images(grid: Grid) -> None:
+    held = Variant(name="held", overrides={"data.evaluate_on": "holdout"})
+    grid = dataclasses.replace(grid, variants=(*grid.variants, held))
+    rows = [row(grid, "plain", 0, 0.5, evaluation_images=360)]  # of the digits
+    write_rows(grid, [*rows, row(grid, "held", 0, 0.5, evaluation_images=143)])
+    cells = [Cell(name, 1) for name in ("plain", "held")]
+    with pytest.raises(UserError, match="2 cells failed"):  # they were begun
+        ablation.run_grid(grid, cells, ["false"])
+    write_rows(grid, [*rows, row(grid, "held", 0, 0.5, evaluation_images=360)])
+    with pytest.raises(UserError, match="results on 360 evaluation images, but the data has 143"):
+        ablation.run_grid(grid, cells, ["false"])
+    with pytest.raises(UserError, match="1 cells failed"):  # images that nothing waits for
+        ablation.run_grid(grid, cells[:1], ["false"])
+
+
+def test_rows_of_variants_that_the_grid_no_longer_has_are_kept_but_not_reported(
+    grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("plain", "fgd", "ann")
+    write_rows(grid, [row(grid, name, 0, 0.5 + 0.1 * i) for i, name in enumerate(names)])
+    results = Path(grid.output) / "results.csv"
+    before = {r["variant"]: r for r in read_rows(results)}
+    monkeypatch.setattr(ablation, "_start", None)
+    smaller = dataclasses.replace(grid, baseline=None, compare=(), variants=grid.variants[::2])
+    for _ in range(2):
+        ablation.run_grid(smaller, [Cell("ann", 0)], ["qsd"])
+        assert [r["variant"] for r in read_rows(results)] == ["ann", "fgd", "plain"]
+        assert {r["variant"]: r for r in read_rows(results)} == before
+    report = (Path(grid.output) / "results.md").read_text()
+    assert "with FGD" in report
+    assert "plain" not in report
+    assert Cell("plain", 0) in ablation.finished_rows(grid)
+
+
 def test_what_another_grid_has_trained_is_taken_over_under_the_own_name(grid: Grid) -> None:
     write_rows(grid, [row(grid, "plain", 0, 0.5), row(grid, "ann", 0, 0.75)])
     same = dataclasses.replace(grid.variant("plain"), name="unrectified", label="not rectified")
@@ -338,6 +372,22 @@ def test_the_digest_follows_the_teacher_but_not_the_folders(grid: Grid) -> None:
     other = dataclasses.replace(grid, variants=(ann, *grid.variants[1:]))
     assert digest(grid, "fgd") != digest(other, "fgd")
     assert digest(grid, "plain") == digest(other, "plain")
+
+
+@pytest.mark.parametrize("own", [{}, {"teacher_keys": None}, {"teacher_keys": {}}])
+def test_what_decides_nothing_is_no_part_of_the_digest_where_a_recipe_teaches(
+    grid: Grid, own: dict[str, Any]
+) -> None:
+    def taught_by(**distill: Any) -> Grid:
+        fgd = dataclasses.replace(grid.variant("fgd"), distill=distill)
+        return dataclasses.replace(grid, overrides={}, variants=(*grid.variants[:2], fgd))
+
+    code = digest(taught_by(teacher="digits-ann"), "fgd")
+    taught = taught_by(teacher="digits-ann", **own)
+    assert digest(taught, "fgd") == code
+    for keys in ({"data.workers": "2"}, {"data.root": "elsewhere"}):
+        assert digest(with_output(taught, None, keys), "fgd") == code
+    assert digest(with_output(taught, None, {"train.epochs": "1"}), "fgd") != code
 
 
 def test_the_table_has_means_deviations_gaps_and_the_share_recovered(grid: Grid) -> None:
@@ -386,6 +436,10 @@ def test_results_are_ordered_and_whole(grid: Grid) -> None:
         ("measure_images: 8", "measure_images: 0", "at least 1"),
         ("variants:", "variants: 3\nother:", "must be a mapping"),
         ("recipe: digits", "", "recipe is missing"),
+        ("{name: plain,", "{name: 4/8-bit,", r"variants\[1\].name='4/8-bit': must be a folder's"),
+        ("{name: plain,", "{name: -plain,", r"variants\[1\].name='-plain': must be"),
+        ("{name: plain,", "{name: ..,", r"variants\[1\].name='..': must be"),
+        ("{name: plain,", "{name: '',", r"variants\[1\].name='': must be"),
     ],
 )
 def test_a_mistake_in_a_grid_is_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -401,6 +455,20 @@ def test_a_variant_that_makes_no_model_is_named_before_anything_runs(grid: Grid)
     broken = dataclasses.replace(grid, variants=(grid.variants[0], bad, grid.variants[2]))
     with pytest.raises(UserError, match=r"variant plain: model\.levels=0"):
         ablation.run_grid(broken, [Cell("ann", 0), Cell("plain", 0)], ["false"])
+
+
+@pytest.mark.parametrize("recipe", ["camvid", "fashion-scenes"])
+def test_a_grid_of_another_task_is_refused_before_anything_runs(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablation, "_start", None)
+    (tmp_path / "grid.yaml").write_text(
+        f"recipe: {recipe}\nreference: plain\nvariants: [{{name: plain}}]"
+    )
+    grid = dataclasses.replace(load_grid(str(tmp_path / "grid.yaml")), output=str(tmp_path / "out"))
+    with pytest.raises(UserError, match=r"variant plain: task=.*: must be classification") as error:
+        ablation.run_grid(grid, wanted_cells(grid), ["false"])
+    assert "\n" not in str(error.value)
 
 
 def test_an_unknown_grid_or_variant_is_one_line(grid: Grid) -> None:

@@ -31,7 +31,7 @@ from qsdformer.recipes.dense import SegmentationRecipe
 from qsdformer.recipes.recipe import Recipe, load_recipe, parse_recipe
 from qsdformer.tasks.dense_distillation import TaughtSegmentation
 from qsdformer.tasks.fgd import fgd_loss
-from qsdformer.tasks.segmentation import Segmentation, balanced
+from qsdformer.tasks.segmentation import Segmentation, balanced, mean_loss
 from qsdformer.tasks.segmenting import (
     MaskScores,
     Segmenter,
@@ -320,12 +320,32 @@ def test_a_picture_never_overwrites_an_image_nor_another_picture(
     before, words = image.read_bytes(), ["predict", str(run / "best.ckpt")]
     for given in (image, image.parent, tmp_path / "linked" / "one.png"):
         assert command([*words, str(given), "--output", str(image.parent)]) == 2
-        assert "one.png would overwrite it: choose another folder" in capsys.readouterr().err
+        assert "one.png lies in" in capsys.readouterr().err
     assert image.read_bytes() == before
     mask = save(np.zeros((50, 70), np.uint8), tmp_path / "in" / "one-mask.png")
     out = tmp_path / "out"
     assert command([*words, str(image), str(mask), "--output", str(out)]) == 0
     assert len(list(out.iterdir())) == 4
+
+
+def test_a_picture_never_overwrites_what_lies_beside_an_image(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    beside = save(np.zeros((50, 70), np.uint8), photos / "a.png")
+    photo, before = beside.with_suffix(".jpg"), beside.read_bytes()
+    Image.new("RGB", (70, 50)).save(photo)
+    (tmp_path / "linked.jpg").symlink_to(photo)
+    (tmp_path / "same").symlink_to(photos)
+    words = ["predict", str(run / "best.ckpt"), "--output"]
+    for output, image in ((photos, photo), (tmp_path / "same", photo), (photos, "linked.jpg")):
+        assert command([*words, str(output), str(tmp_path / image)]) == 2
+        said = capsys.readouterr().err
+        assert f"{tmp_path / image} lies in {output}" in said
+        assert said.endswith("choose another folder with --output\n")
+        assert said.count("\n") == 1
+    assert beside.read_bytes() == before
+    assert sorted(path.name for path in photos.iterdir()) == ["a.jpg", "a.png"]
 
 
 class Interrupt(Callback):
@@ -446,19 +466,63 @@ def test_a_recipe_that_cannot_be_is_refused_in_one_line(
         train(parse_recipe(values), console=Console(quiet=True))
 
 
+def task_of(files: Path, folder: Path, classes: str, **keys: str) -> Segmentation:
+    """A task of 16 px images, each class named by a letter, that weighs all classes alike."""
+    third = (0.5,) * 3
+    info = DataInfo(image_size=16, channels=3, class_names=tuple(classes), mean=third, std=third)
+    return Segmentation(small(files, folder, segmentation__balance="0", **keys), info)
+
+
 def test_the_loss_is_the_weighted_mean_over_the_pixels_that_count(
     files: Path, tmp_path: Path
 ) -> None:
-    recipe = small(files, tmp_path, segmentation__balance="0")
-    info = DataInfo(
-        image_size=16, channels=3, class_names=("a", "b"), mean=(0.5,) * 3, std=(1.0,) * 3
-    )
-    task = Segmentation(recipe, info)
+    task = task_of(files, tmp_path, "ab")
     logits = torch.randn(1, 2, 1, 3, generator=torch.Generator().manual_seed(0))
     masks = torch.tensor([[[0, 1, IGNORE]]])
     each = nn.functional.cross_entropy(logits, masks, ignore_index=IGNORE, reduction="none")[0, 0]
-    assert task._loss(logits, masks) == pytest.approx((each[0] + each[1]).item() / 2)
+    mean = mean_loss(*task._loss_sums(logits, masks)).item()
+    assert mean == pytest.approx((each[0] + each[1]).item() / 2)
     task.weights = torch.tensor([1.0, 3.0])
     expected = (each[0] + 3 * each[1]).item() / 4
-    assert task._loss(logits, masks).item() == pytest.approx(expected)
-    assert task._loss(logits, torch.full_like(masks, IGNORE)).item() == 0
+    assert mean_loss(*task._loss_sums(logits, masks)).item() == pytest.approx(expected)
+    assert mean_loss(*task._loss_sums(logits, torch.full_like(masks, IGNORE))).item() == 0
+
+
+def test_pixels_of_classes_without_weight_are_no_loss_however_labels_are_smoothed(
+    files: Path, tmp_path: Path
+) -> None:
+    task = task_of(files, tmp_path, "abc", train__label_smoothing="0.1")
+    task.weights = torch.tensor([0.0, 1.0, 1.0])
+    logits = torch.randn(1, 3, 2, 2, requires_grad=True)
+    loss = mean_loss(*task._loss_sums(logits, torch.zeros(1, 2, 2, dtype=torch.int64)))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("weights", [None, [0.2, 1.0, 3.0], [0.0, 1.0, 3.0]])
+def test_the_validation_loss_does_not_depend_on_the_batches(
+    files: Path, tmp_path: Path, weights: list[float] | None
+) -> None:
+    task = task_of(files, tmp_path, "abc", train__label_smoothing="0.1").eval()
+    task.weights = None if weights is None else torch.tensor(weights)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 3, 16, 16, generator=generator)
+    masks = torch.randint(0, 3, (4, 16, 16), generator=generator)
+    masks[:2] = 0  # classes are not spread evenly over the images
+    masks[3, 8:] = IGNORE
+    logged: dict[str, Any] = {}
+    task.log = lambda name, value, **_: logged.update({name: float(value)})  # type: ignore[assignment, method-assign]
+    losses = []
+    for parts in ([4], [2, 2], [1, 3]):
+        for batch in zip(images.split(parts), masks.split(parts), strict=True):
+            task.validation_step(batch, 1)  # of batch 0 pictures are drawn
+        task.on_validation_epoch_end()
+        losses.append(logged["val_loss"])
+    with torch.no_grad():
+        logits = task.segmenter(images)
+    expected = nn.functional.cross_entropy(
+        logits, masks, weight=task.weights, ignore_index=IGNORE, label_smoothing=0.1
+    )
+    assert losses == pytest.approx([expected.item()] * 3, rel=1e-5)

@@ -15,7 +15,6 @@ from qsdformer.commands.found import Found, Predict
 from qsdformer.commands.outputs import check_outputs
 from qsdformer.commands.pictures import Pictures
 from qsdformer.commands.recipe_keys import given_keys
-from qsdformer.errors import UserError
 from qsdformer.files import write_text
 
 if TYPE_CHECKING:
@@ -66,8 +65,6 @@ def _evaluate(
     from qsdformer.tasks.detecting import evaluate_boxes
 
     check_outputs([options.results], [options.model])
-    if options.activity:
-        raise UserError("--activity is for classification models: leave it out")
     total = min(data.eval_size, options.limit or data.eval_size)
     with progress_bar() as progress:
         task = progress.add_task("evaluating", total=total)

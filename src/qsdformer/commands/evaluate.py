@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 BATCH = 256  # images at a time, of those that are classified
 Activity = Mapping[str, Mapping[str, float]]
+# Options that are for models of one task.
+OF_TASK = {"activity": "classification", "inference": "segmentation", "results": "detection"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +88,7 @@ def _evaluate_checkpoint(options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     loaded = load_checkpoint(options.model)
+    _check_options(options, loaded.task)
     if loaded.task != "classification":
         evaluate_dense(options, loaded, device)
         return
@@ -101,13 +104,14 @@ def _evaluate_exported(options: argparse.Namespace, model: IntegerGraph | OnnxMo
     import torch
 
     from qsdformer.commands.dense import evaluate_exported
-    from qsdformer.commands.exported_data import data_for, pixel_batches
+    from qsdformer.commands.exported_data import data_for, pixel_batches, task_of
     from qsdformer.commands.running import announce, in_fastest_runtime
     from qsdformer.runtimes.native_activity import NativeActivity
     from qsdformer.tasks.evaluation import evaluate_logits
 
     if options.device not in ("auto", "cpu"):
         raise UserError(f"--device {options.device}: exported files run on the CPU; leave it out")
+    _check_options(options, task_of(model))
     if model.post is not None:
         evaluate_exported(options, model)
         return
@@ -122,6 +126,13 @@ def _evaluate_exported(options: argparse.Namespace, model: IntegerGraph | OnnxMo
     batches = _shown(pixel_batches(data, options.limit), data, options)
     result = evaluate_logits(logits_of, batches)
     _print(options, data, result, counter.shares(result.images) if counter else None)
+
+
+def _check_options(options: argparse.Namespace, task: str) -> None:
+    """`UserError` for an option that a model of this task does not have."""
+    for name, needed in OF_TASK.items():
+        if getattr(options, name) not in (None, False) and task != needed:
+            raise UserError(f"--{name} is for {needed} models: leave it out")
 
 
 def _shown(

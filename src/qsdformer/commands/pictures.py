@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 class Pictures:
     """A folder of pictures of the images at `paths`, each under its name, no name twice.
 
-    Raises `UserError` if a picture would take the place of its image.
+    Raises `UserError` if one of the images lies in the folder: pictures could take the place of
+    what lies beside it.
     """
 
     def __init__(self, folder: Path, paths: Iterable[str]) -> None:
@@ -24,9 +25,10 @@ class Pictures:
         self._taken: set[str] = set()
         for path in map(Path, paths):
             places = path.parent.resolve(), path.resolve().parent  # a link, and what it leads to
-            if path.suffix.lower() == ".png" and folder.resolve() in places:
+            if folder.resolve() in places:
                 raise UserError(
-                    f"the picture of {path} would overwrite it: choose another folder with --output"
+                    f"{path} lies in {folder}, where pictures could overwrite images: choose "
+                    "another folder with --output"
                 )
 
     def names_for(self, path: str, *endings: str) -> list[Path]:

@@ -17,7 +17,6 @@ from qsdformer.commands.dense import BATCH
 from qsdformer.commands.found import Found, Predict
 from qsdformer.commands.pictures import Pictures
 from qsdformer.commands.recipe_keys import given_keys
-from qsdformer.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -66,8 +65,6 @@ def _evaluate(
     from qsdformer.tasks.evaluation import first_images
     from qsdformer.tasks.segmenting import evaluate_masks
 
-    if options.activity:
-        raise UserError("--activity is for classification models: leave it out")
     batches = first_images(data.val_dataloader(), options.limit)
     total = min(data.eval_size, options.limit or data.eval_size)
     shown = with_progress(batches, total, "evaluating")

@@ -7,6 +7,7 @@ gone; an interrupted one goes on from its last checkpoint. Cells run in processe
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from qsdformer.data.base import DataConfig
 from qsdformer.errors import UserError
 from qsdformer.experiments.ablation_measure import evaluation_data, measure
 from qsdformer.experiments.ablation_report import (
@@ -33,11 +35,12 @@ from qsdformer.experiments.grid import (
     Variant,
     cell_folder,
     cell_recipe,
+    cell_values,
     cells_before,
     digest,
 )
 from qsdformer.files import write_json
-from qsdformer.recipes.recipe import Recipe
+from qsdformer.recipes.recipe import parse_data
 from qsdformer.training.once import train_once
 
 POLL_SECONDS = 0.2
@@ -141,7 +144,7 @@ def run_grid(
     rows = finished_rows(grid)
     pending = cells_to_run(grid, cells, rows)
     if pending:
-        _check_images(grid, rows.values(), cell_recipe(grid, pending[0]))
+        _check_images(grid, rows.values(), [cell.variant for cell in pending])
     console.print(f"{len(cells)} cells, {len(cells) - len(pending)} finished already")
     write_rows(grid, rows.values())
     failed: list[Cell] = []
@@ -170,14 +173,29 @@ def run_grid(
     return list(rows.values())
 
 
-def _check_images(grid: Grid, rows: Iterable[Row], recipe: Recipe) -> None:
-    """`UserError` if rows say that they were measured on other images than `recipe` is."""
-    before = {int(row[EVALUATED]) for row in rows if row.get(EVALUATED)}
-    if before and (now := evaluation_data(recipe, 1).eval_size) not in before:
-        raise UserError(
-            f"{grid.output} has results on {min(before):,} evaluation images, but the data has "
-            f"{now:,}: give the images they were measured on, or choose another output"
-        )
+def _check_images(grid: Grid, rows: Iterable[Row], pending: Sequence[str]) -> None:
+    """`UserError` if rows were measured on other images than their variants are now.
+
+    Images that no variant in `pending` is measured on are left alone: they need not be here.
+    """
+    pairs = {(str(row["variant"]), int(row[EVALUATED])) for row in rows if row.get(EVALUATED)}
+    names = dict.fromkeys([*pending, *(name for name, _ in pairs)])
+    images = {name: _evaluated(grid, name) for name in names}
+    for data, variant in {images[name]: name for name in pending}.items():
+        recipe = cell_recipe(grid, Cell(variant, 0))
+        before = {count for name, count in pairs if images[name] == data}
+        if before and (others := before - {now := evaluation_data(recipe, 1).eval_size}):
+            raise UserError(
+                f"{grid.output} has results on {min(others):,} evaluation images, but the data has "
+                f"{now:,}: give the images they were measured on, or choose another output"
+            )
+
+
+def _evaluated(grid: Grid, variant: str) -> DataConfig:
+    """The data of a variant, apart from how many images it trains on."""
+    data = parse_data(cell_values(grid, Cell(variant, 0)))
+    assert isinstance(data, DataConfig)
+    return dataclasses.replace(data, train_limit=None)
 
 
 def _ready(

@@ -62,15 +62,20 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def write_rows(grid: Grid, rows: Iterable[Row]) -> None:
-    """Write results.csv, whole or not at all: variants in the grid's order, then seeds."""
+    """Write results.csv, whole or not at all: variants in the grid's order, then seeds.
+
+    Rows that are there of variants that the grid no longer has stay as they are, at the end.
+    """
+    path = Path(grid.output) / "results.csv"
     order = {name: number for number, name in enumerate(grid.names)}
     ordered = sorted(rows, key=lambda r: (order[r["variant"]], int(r["seed"])))
+    others = [row for row in read_rows(path) if row["variant"] not in order]
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    for row in with_gaps(grid, ordered):
+    for row in [*with_gaps(grid, ordered), *others]:
         writer.writerow({key: _short(value) for key, value in row.items()})
-    write_text(Path(grid.output) / "results.csv", text.getvalue())
+    write_text(path, text.getvalue())
 
 
 def with_gaps(grid: Grid, rows: list[Row]) -> list[Row]:

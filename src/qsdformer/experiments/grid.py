@@ -35,6 +35,13 @@ class Variant:
     distill: dict[str, Any] | None = None  # keys of the distill section; none: no teacher
     start_from: str | None = None  # the variant whose weights, of the same seed, it goes on with
 
+    def __post_init__(self) -> None:
+        if "/" in self.name or self.name[:1] in ("", "-", "."):
+            raise ValueError(
+                f"name={self.name!r}: must be a folder's name: one without / that does not begin "
+                "with - or ."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
@@ -120,7 +127,11 @@ def load_grid(name: str) -> Grid:
     path = known.get(name, Path(name))
     if not path.is_file():
         raise UserError(f"no ablation {name!r}: neither a file nor {one_of(known, name)}")
-    values = load_yaml(path.read_text(encoding="utf-8"), f"ablation {name}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read ablation {name}: {error}") from error
+    values = load_yaml(text, f"ablation {name}")
     if not isinstance(values, dict) or not isinstance(values.get("variants"), list):
         raise UserError(f"ablation {name}: must be a mapping with recipe, reference and variants")
     for number, variant in enumerate(values["variants"]):
@@ -168,14 +179,20 @@ def cell_values(grid: Grid, cell: Cell) -> dict[str, Any]:
 
 
 def cell_recipe(grid: Grid, cell: Cell) -> Recipe:
-    """A cell's recipe, checked. What a cell starts from has the shape that its own keys give."""
+    """A cell's recipe, checked; `UserError` for one of another task than classification.
+
+    What a cell starts from has the shape that its own keys give.
+    """
     start = grid.variant(cell.variant).start_from
     try:
         values = with_start_shape(cell_values(grid, cell))
         if start is not None:
             path = cell_checkpoint(grid, Cell(start, cell.seed))
             values["model"] = {**values["model"], "start_from": path}
-        return parse_recipe(values)
+        recipe = parse_recipe(values)
+        if recipe.task != "classification":
+            raise UserError(f"task={recipe.task}: must be classification, all that is measured")
+        return recipe
     except UserError as error:
         raise UserError(f"variant {cell.variant}: {error}") from error
 
@@ -199,9 +216,12 @@ def digest(grid: Grid, variant: str) -> str:
         section, key = path.split(".")
         values.get(section, {}).pop(key, None)
     own = grid.variant(variant)
-    if isinstance(handed := values.get("distill", {}).get("teacher_keys"), dict):
-        kept = {path: value for path, value in handed.items() if path not in others}
-        values["distill"] = {**values["distill"], "teacher_keys": kept}
+    if own.distill is not None:
+        handed = values["distill"].pop("teacher_keys", None)
+        if isinstance(handed, dict):
+            handed = {path: value for path, value in handed.items() if path not in others}
+        if handed not in (None, "none", {}):
+            values["distill"]["teacher_keys"] = handed
     if own.distill is not None and (teacher := teacher_name(grid, own.distill)) in grid.names:
         values["distill"]["teacher"] = digest(grid, teacher)
     if own.start_from is not None:
