@@ -66,6 +66,52 @@ def test_published_designs_are_estimated_by_their_formulas(
     assert simulate(stored / "spiking.ckpt", "--design", "mint", "--sweep", "lanes=1") == 2
 
 
+def test_published_designs_alone_are_rows_of_the_csv(
+    stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ("--csv", tmp_path / "rows.csv", "--json", tmp_path / "all.json")
+    words = ("--images", "1", "--design", "mint", "--design", "sato", *files)
+    assert simulate(stored / "spiking.ckpt", *words) == 0
+    assert "see --json" not in capsys.readouterr().out
+    values = json.loads((tmp_path / "all.json").read_text())
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["design"] for row in rows] == ["mint", "sato"]
+    for row, value in zip(rows, values, strict=True):
+        assert set(row) == set(value)
+        assert float(row["cycles"]) == value["cycles"] > 0
+        assert row["left_out"].split(", ") == value["left_out"]
+
+
+def test_a_csv_of_stages_says_which_designs_it_lacks(
+    stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--images", "1", "--design", "dense-int", "--design", "mint")
+    assert simulate(stored / "spiking.ckpt", *words, "--csv", tmp_path / "rows.csv") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "has rows of stages, and none of mint: see --json" in shown
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        assert {row["design"] for row in csv.DictReader(file)} == {"dense-int"}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--ledger"],
+        ["--design", "sdt-sparse", "--design", "dense-int"],
+        ["--design", "sdt-sparse", "--design", "mint"],
+        ["--design", "mint", "--design", "sdt-sparse"],
+    ],
+)
+def test_a_sweep_refuses_what_it_would_leave_out_before_it_loads(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert simulate(tmp_path / "missing.ckpt", "--sweep", "lanes=2", *more) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("qsd: error: --sweep shows the variants of one design and nothing else")
+    assert error.count("\n") == 1
+
+
 def test_a_design_of_ones_own_is_a_file(
     stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -9,8 +10,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
-from qsdformer.analysis.report.collect import read_curves
+from qsdformer import create_model
+from qsdformer.analysis.report.collect import membranes, read_curves
+from qsdformer.analysis.report.sections import membrane_figures
+from qsdformer.analysis.report.svg import Axes
 from qsdformer.cli import run
 from qsdformer.models.checkpoint import load_checkpoint, save_checkpoint
 
@@ -111,6 +116,62 @@ def test_curves_are_the_epoch_rows_of_the_metrics(runs: Path, tmp_path: Path) ->
     assert curves["score"] == [(1.0, 0.45), (2.0, 0.65)]
     assert curves["train_loss"] == [(1.0, 2.0), (2.0, 1.2)]
     assert read_curves(tmp_path / "metrics.csv")["train_loss"] == []
+
+
+@pytest.fixture(scope="module")
+def window_of_counts() -> torch.nn.Module:
+    """A settled E-SpikeFormer, whose neurons fire between 0 and D = 4."""
+    torch.manual_seed(0)
+    sizes = {"dims": (4, 6, 8, 8), "depth": 2, "heads": 2, "num_classes": 10, "in_channels": 1}
+    model = create_model("e_spikeformer_tiny", **sizes)
+    with torch.no_grad():
+        for _ in range(5):
+            model(torch.randn(8, 1, 32, 32))
+    return model.eval()
+
+
+def test_potentials_are_drawn_over_five_windows_of_their_neurons(
+    window_of_counts: torch.nn.Module,
+) -> None:
+    images = torch.randn(4, 1, 32, 32)
+    seen: list[torch.Tensor] = []
+    neurons = [m for n, m in window_of_counts.named_modules() if n.endswith("q_neuron")]
+    hooks = [m.register_forward_pre_hook(lambda _, x: seen.append(x[0])) for m in neurons]
+    with torch.no_grad():
+        window_of_counts(images)
+    for hook in hooks:
+        hook.remove()
+    found = membranes(window_of_counts, images)["q"]
+    assert (found.window, found.range) == ((0, 4), (-8, 12))
+    counts = sum(torch.histc(u, len(found.after), -8, 12) for u in seen)
+    assert (found.after - counts / counts.sum()).abs().max() < 1e-4  # at borders of bins
+    axes = Axes((-8, 12), (0, 1))
+    left, width = axes.px(0), axes.px(4) - axes.px(0)
+    page = membrane_figures({"q": found}, None)
+    assert f'<rect class="window" x="{left:.1f}"' in page
+    assert f' width="{width:.1f}" ' in page
+
+
+def test_a_run_of_another_window_is_drawn_in_units_of_its_own(
+    window_of_counts: torch.nn.Module, runs: Path
+) -> None:
+    images = torch.randn(4, 1, 32, 32)
+    wide = membranes(window_of_counts, images)
+    narrow = membranes(load_checkpoint(runs / "spiking" / "best.ckpt").model.eval(), images)
+    assert (narrow["q"].window, narrow["q"].range) == ((0, 1), (-2, 3))
+    assert "it, trained, × 0.25<" in membrane_figures(narrow, ("it", wide))
+    assert "it, trained, × 4<" in membrane_figures(wide, ("it", narrow))
+    assert "it, trained<" in membrane_figures(narrow, ("it", narrow))
+
+
+@pytest.mark.parametrize(("name", "window"), [("plain", (0, 1)), ("lif", (0.3, math.inf))])
+def test_the_window_shown_is_that_of_the_neurons(
+    name: str, window: tuple[float, float], runs: Path
+) -> None:
+    model = load_checkpoint(runs / name / "best.ckpt").model.eval()
+    found = membranes(model, torch.randn(2, 1, 32, 32))
+    assert {one.window for one in found.values()} == {window}
+    assert {one.range for one in found.values()} == {(-2, 3)}
 
 
 @pytest.fixture

@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from dense.networks import detection_config, info_of, pixels_of, segmentation_config, settled
+from dense.networks import (
+    CLASSES,
+    detection_config,
+    info_of,
+    pixels_of,
+    segmentation_config,
+    settled,
+)
 from qsdformer.analysis.energy import COST_MODELS
 from qsdformer.analysis.ledger import make_ledger
 from qsdformer.analysis.measure import measure
+from qsdformer.analysis.post import PostWork
 from qsdformer.analysis.regions import add_regions
 from qsdformer.analysis.shares import shares
 from qsdformer.runtimes.binary import run_binary
@@ -73,3 +83,46 @@ def test_a_detectors_post_processing_is_counted_by_its_candidates():
     scores = places * 6 * 4  # anchors (two octaves, three ratios) and classes with background
     assert measured.post.row().multiplications == 2 * scores  # and no candidate
     assert measured.post.row().additions == 4 * scores
+
+
+def test_a_likely_background_is_no_candidate():
+    found = deployable(settled(detection_config(score_threshold=0.5)), info_of(32))
+    sides, anchors, classes = (8, 4, 2, 1), 6, len(CLASSES) + 1
+    outputs = {}
+    for level, side in zip(found.post.levels, sides, strict=True):
+        scores = torch.full((1, anchors, classes, side, side), -9.0)
+        scores[:, :, 0] = 9.0  # background
+        scores[:, 0, 2] = 9.0  # one anchor of each place has an object besides
+        outputs[level.scores] = scores.flatten(1, 2)
+        outputs[level.boxes] = torch.zeros(1, anchors * 4, side, side)
+    work = PostWork()
+    work.add(found.post, outputs, (32, 32))
+    places = sum(side**2 for side in sides)
+    # Products: 2 a score, 8 a candidate, 2 a pair of one class.
+    expected = 2 * places * anchors * classes + 8 * places + 2 * math.comb(places, 2)
+    assert work.row().multiplications == expected
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        segmentation_config(bits=None),
+        detection_config(bits=None),
+        detection_config(bits=None, detector="mask_rcnn"),
+    ],
+    ids=["segmenter", "RetinaNet", "Mask R-CNN"],
+)
+def test_work_of_a_network_with_float_neck_and_heads_is_its_backbones(config):
+    network = settled(config)
+    found = deployable(network, info_of(32))
+    measured = measure(found.part, [(torch.randn(2, 3, 32, 32), None)], post=found.post)
+    ledger = make_ledger("it", found.part, measured, network)
+    by_part = {share.part: share for share in shares(network, ledger, [*COST_MODELS.values()])}
+    backbone = by_part["backbone"]
+    assert backbone.additions > 0
+    assert backbone.macs == ledger.macs > 0
+    for name, model in COST_MODELS.items():
+        assert backbone.energy[name] == pytest.approx(ledger.total(model))
+    for part in ("neck", "heads"):
+        assert by_part[part].parameters > 0
+        assert by_part[part].additions == by_part[part].macs == 0

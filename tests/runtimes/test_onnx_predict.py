@@ -14,7 +14,9 @@ from graph.test_artifact_fuzz import damaged
 from PIL import Image
 from variants import info_for
 
+import qsdformer
 from qsdformer.cli import run
+from qsdformer.data import DataConfig, DataModule
 from qsdformer.data.decoding import open_image
 from qsdformer.data.preprocessing import pixels
 from qsdformer.errors import UserError
@@ -217,6 +219,58 @@ def test_a_network_of_frames_and_feature_maps_runs_from_its_file(tmp_path):
         else:
             with pytest.raises(UserError, match="no logits; its outputs are map0"):
                 model.logits(frames)
+
+
+@pytest.fixture(scope="module")
+def frame_files(lively, tmp_path_factory) -> list[Path]:
+    """A network of frames as .onnx and .qsd."""
+    folder, model = tmp_path_factory.mktemp("frames"), lively(in_channels=1, num_classes=10)
+    files = [folder / f"frames{suffix}" for suffix in (".onnx", ".qsd")]
+    info = DataModule(DataConfig(name="digits"), batch_size=1).info
+    for file in files:
+        qsdformer.export(model, file, info, frames=True)
+    return files
+
+
+@pytest.mark.parametrize("command", ["predict", "eval", "bench"])
+def test_commands_give_a_network_of_frames_one_line(command, frame_files, png, capsys):
+    words = {
+        "predict": [str(png), "--threads", "1"],
+        "eval": ["--data.name", "digits", "--limit", "2", "--threads", "1"],
+        "bench": ["--batch-size", "1", "--runs", "1", "--threads", "1"],
+    }
+    for file in frame_files:
+        capsys.readouterr()
+        assert run([command, str(file), *words[command]]) == 2
+        shown = capsys.readouterr().err
+        error = shown[shown.index("qsd: error: ") :]  # an artifact says before what runs it
+        assert error.count("\n") == 1
+        assert ("takes a frame" if command == "bench" else "1 time steps, B, 1, 32, 32") in error
+
+
+@pytest.mark.parametrize("steps", [None, 4])
+def test_wrong_images_are_refused_in_the_words_of_the_artifact(steps, lively, tmp_path):
+    model = lively() if steps is None else lively(time_steps=steps)
+    frames = steps is not None
+    file = tmp_path / "model.onnx"
+    graph = qsdformer.export(model, file, info_for(model), frames=frames)
+    right = (4, 1, 3, 32, 32) if frames else (1, 3, 32, 32)
+    wrong = [
+        np.zeros(right, np.float32),
+        np.zeros((*right[:-1], 31), np.uint8),
+        np.zeros(right[1:], np.uint8),
+        np.zeros((3, *right[-4:]), np.uint8),
+    ]
+    loaded = load_onnx(file)
+    assert loaded.takes_frames == frames
+    assert loaded.logits(np.zeros(right, np.uint8)).shape == (1, 5)
+    for images in wrong:
+        with pytest.raises(UserError) as expected:
+            graph.run(images)
+        for execute in (loaded.logits, loaded.outputs):
+            with pytest.raises(UserError) as found:
+                execute(images)
+            assert str(found.value) == str(expected.value)
 
 
 def test_a_damaged_image_is_named(tmp_path):

@@ -24,6 +24,7 @@ from qsdformer.graph.lowering import lower
 from qsdformer.runtimes import native, runnable
 from qsdformer.runtimes.runnable import RunnableGraph
 
+OPTIONS = native._Options
 needs_native = pytest.mark.skipif(not native.available(), reason="the native engine was not built")
 
 
@@ -97,6 +98,57 @@ def test_a_loaded_artifact_is_the_graph_that_was_exported(
     monkeypatch.setattr(RunnableGraph, "run_with_counts", None)
     report = qsd.verify(graph, torch.from_numpy(pixels), executors=["integer"])
     assert report.rows[0].logit_difference == 0  # the reference has run
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Models in the native engine may take `most` bytes from now on."""
+    monkeypatch.setattr(native, "_Options", lambda threads, isa, _: OPTIONS(threads, isa, most))
+
+
+@pytest.fixture
+def memory_for_two_threads(small_graph: IntegerGraph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that suffices for the small graph on two threads and on no more, and 16 cores."""
+    too_little, enough = 0, 2**30
+    while enough - too_little > 1:
+        middle = (too_little + enough) // 2
+        limit_memory(monkeypatch, middle)
+        try:
+            native.of_graph(small_graph, 2)
+            enough = middle
+        except UserError:
+            too_little = middle
+    limit_memory(monkeypatch, enough)
+    monkeypatch.setattr(runnable, "_cores", lambda: 16)
+
+
+@needs_native
+def test_threads_that_were_not_asked_for_are_halved_until_memory_suffices(
+    small_graph: IntegerGraph, pixels: np.ndarray, memory_for_two_threads: None, monkeypatch
+):
+    graph = runnable.runnable(small_graph)
+    assert graph.runtime.endswith(", 2 threads)")
+    assert np.array_equal(graph.run(pixels), small_graph.run(pixels))
+    monkeypatch.setattr("torch.get_num_threads", lambda: 16)
+    assert qsd.verify(small_graph, torch.from_numpy(pixels), executors=["native"]).ok
+
+
+@needs_native
+def test_threads_that_were_asked_for_and_need_too_much_memory_are_named(
+    path: Path, pixels: np.ndarray, memory_for_two_threads: None
+):
+    assert qsd.load(path, threads=2).run(pixels).shape == (6, 5)
+    for load in (lambda: qsd.load(path, threads=16).engine, lambda: native.load(path, 16)):
+        with pytest.raises(UserError, match=r"memory.* on 16 threads: try fewer \(--threads\)"):
+            load()
+
+
+@needs_native
+def test_a_network_that_one_thread_has_no_memory_for_is_refused(
+    small_graph: IntegerGraph, monkeypatch: pytest.MonkeyPatch
+):
+    limit_memory(monkeypatch, 1000)
+    with pytest.raises(UserError, match=r"more memory than allowed or there is$"):
+        _ = runnable.runnable(small_graph).engine
 
 
 def test_without_the_engine_a_loaded_artifact_runs_in_the_reference(

@@ -91,6 +91,46 @@ def test_a_broken_promise_is_named_and_fails_the_report(lively, monkeypatch):
     assert not report.ok
 
 
+def _wrong_on_first(count):
+    """An executor that gives the first images of a batch another class."""
+
+    def factory(model, graph):
+        reference = executors._multi_bit(model, graph)
+
+        def run(pixels, collect):
+            logits, counts = reference(pixels, collect)
+            return np.concatenate([-logits[:count], logits[count:]]), counts
+
+        return run
+
+    return Executor(name="wrong", factory=factory, agreement=0.999)
+
+
+@pytest.mark.parametrize(
+    ("bits", "wrong", "broken"),
+    [
+        (32, 0, None),
+        (32, 1, "broken: below 99.9% same class"),
+        (16, 1, None),
+        (16, 2, "broken: below 98.0% same class"),
+    ],
+)
+def test_16_bit_membranes_are_held_to_a_promise_of_their_own(
+    bits, wrong, broken, lively, monkeypatch
+):
+    monkeypatch.setattr("qsdformer.runtimes.verify.ENOUGH_IMAGES", 50)
+    monkeypatch.setitem(EXECUTORS, "wrong", _wrong_on_first(wrong))
+    model = lively()
+    pixels = random_pixels(model, 50)
+    report = verify(model, pixels, info_for(model), executors=["wrong"], membrane_bits=bits)
+    assert report.rows[1].agreement == 1 - wrong / 50
+    assert report.rows[1].broken == broken
+    assert report.ok == (broken is None)
+    least = {32: "99.9%", 16: "98.0%"}[bits]
+    shown = f"promised from 50 images on, with {bits}-bit membranes: {least} same class"
+    assert report.table().caption == shown
+
+
 def test_few_images_do_not_break_the_promise_of_equal_classes(lively, monkeypatch):
     model = lively()
     executor = Executor(name="classes", factory=_broken, agreement=0.999)

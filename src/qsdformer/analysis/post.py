@@ -5,9 +5,9 @@ It is no part of the integer graph. Counted are, in fp32:
 - segmentation: scaling the map of logits up to the network's input size, four products and three
   sums a value, and K - 1 comparisons a pixel to find the largest of K;
 - detection: of every anchor and class a sigmoid (an exponential and a division, two products and
-  two sums) and two comparisons (threshold, selection); of every candidate 8 products and 12 sums to
-  decode and clip its box; of every pair of candidates of one class, all that non-maximum
-  suppression could compare, 2 products and 9 sums;
+  two sums) and two comparisons (threshold, selection); of every candidate, which the background
+  never is, 8 products and 12 sums to decode and clip its box; of every pair of candidates of one
+  class, all that non-maximum suppression could compare, 2 products and 9 sums;
 - an R-CNN (`regions.py`) besides: of every value that RoIAlign reads, four products and four sums
   for each point that it is the mean of; of every region the class scores, boxes and pairs as above;
   of every mask a sigmoid a value, and its scaling to the size of its box.
@@ -87,6 +87,8 @@ class PostWork:
         found = []
         for level in post.levels:
             scores = maps[level.scores].unflatten(0, (-1, post.classes)).sigmoid()
+            if post.has_background:  # which is no candidate
+                scores[:, 0] = 0
             above = scores > post.score_threshold
             if int(above.sum()) > post.candidates:
                 above = scores >= scores.flatten().topk(post.candidates).values[-1]

@@ -70,7 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a checkpoint: also show the first design's traffic beside that of the memory "
         "cost model of qsd analyze (default: off)",
     )
-    parser.add_argument("--csv", metavar="FILE", help="write the stages' rows (default: off)")
+    parser.add_argument(
+        "--csv",
+        metavar="FILE",
+        help="write a row for each stage; of published designs alone, for each design "
+        "(default: off)",
+    )
     parser.add_argument("--json", metavar="FILE", help="write everything (default: off)")
     add_recipe_keys(parser, section="data")
 
@@ -91,6 +96,11 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(
             f"--sweep and --ledger: {names[0]} is a formula and has no units to look at"
         )
+    if options.sweep and (options.ledger or len(options.design or ()) > 1):
+        raise UserError(
+            "--sweep shows the variants of one design and nothing else: leave out --ledger and "
+            "every --design but one"
+        )
     keys = parse_sweep(options.sweep, chosen[0]) if options.sweep else None
     graph, images, ledger = _load(options)
     console = Console()
@@ -110,9 +120,7 @@ def run(options: argparse.Namespace) -> int:
 
         console.print(ledger_table(ledger(simulations[0]), chosen[0].name))
     if options.csv:
-        from qsdformer.accelerator.tables import write_csv
-
-        write_csv(options.csv, simulations)
+        _write_csv(console, options.csv, simulations, estimates)
     if options.json:
         from qsdformer.accelerator.tables import simulation_values
 
@@ -207,6 +215,25 @@ def _estimates(
         left = ", ".join(loads[0].left_out)
         console.print(f"published designs leave out layers on real values: {left}", highlight=False)
     return [estimate_values(each) for each in found]
+
+
+def _write_csv(
+    console: Console,
+    path: str,
+    simulations: Sequence[Simulation],
+    estimates: Sequence[dict[str, Any]],
+) -> None:
+    """The stages of simulations as rows, or where there is none the estimates."""
+    from qsdformer.accelerator.tables import write_csv, write_rows
+
+    if not simulations:
+        rows = [{**row, "left_out": ", ".join(row["left_out"])} for row in estimates]
+        write_rows(path, rows)
+        return
+    write_csv(path, simulations)
+    if estimates:
+        left = ", ".join(row["design"] for row in estimates)
+        console.print(f"{path} has rows of stages, and none of {left}: see --json", highlight=False)
 
 
 def _notes(simulation: Simulation) -> str:

@@ -36,6 +36,7 @@ from qsdformer.runtimes import native
 from qsdformer.runtimes.ann_onnx import ann_model, has_ann, quantised_ann
 from qsdformer.runtimes.executors import normalised
 from qsdformer.runtimes.onnx_export import onnx_model
+from qsdformer.runtimes.onnx_predict import load_onnx
 from qsdformer.runtimes.sessions import RUNTIMES, Arrangement, Infer
 
 if TYPE_CHECKING:
@@ -86,8 +87,10 @@ def make_subjects(
 ) -> list[Subject]:
     """Everything to compare; a runtime that is not installed is left out, and an ANN not known.
 
-    Without the `model`, of an artifact, there are neither PyTorch nor the ANN.
+    Without the `model`, of an artifact, there are neither PyTorch nor the ANN. Raises `UserError`
+    for a network of frames.
     """
+    _require_images("this network", graph.takes_frames)
     pre = graph.preprocessing
     names = _installed()
     found = []
@@ -118,12 +121,20 @@ def make_subjects(
 
 
 def onnx_subjects(path: str | os.PathLike[str], threads: int) -> list[Subject]:
-    """An exported ONNX file in every runtime that is installed."""
+    """An exported ONNX file in every runtime that is installed; `UserError` for one of frames."""
+    _require_images(os.fspath(path), load_onnx(path, threads).takes_frames)
     data = Path(path).read_bytes()
     return [
         Subject(network=EXPORTED, runtime=name, time=_pixels(RUNTIMES[name][1](data, threads)))
         for name in _installed()
     ]
+
+
+def _require_images(name: str, takes_frames: bool) -> None:
+    if takes_frames:
+        raise UserError(
+            f"{name} takes a frame for each time step: bench times networks that take images"
+        )
 
 
 def _installed() -> list[str]:

@@ -26,6 +26,7 @@ ABI = 2
 LIBRARY, ISA = "QSD_NATIVE_LIBRARY", "QSD_NATIVE_ISA"
 WITHOUT = "none"  # the value of QSD_NATIVE_LIBRARY that does without the engine
 MESSAGE_BYTES = 1024
+TOO_LARGE = 3  # the status QSD_TOO_LARGE
 ACTIVITY = ("elements", "active", "spikes", "groups", "active_groups")
 NAMES = ("libqsd.so", "libqsd.dylib", "qsd.dll")
 MISSING = (
@@ -34,6 +35,10 @@ MISSING = (
 
 Pointer = ctypes.c_void_p
 Text = ctypes.c_char_p
+
+
+class TooLarge(UserError):
+    """A network needs more memory than allowed or there is; fewer threads need less."""
 
 
 class _Options(ctypes.Structure):
@@ -120,6 +125,20 @@ def of_graph(graph: IntegerGraph, threads: int = 1) -> NativeModel:
     return NativeModel(to_bytes(graph), threads)
 
 
+def of_graph_within_memory(graph: IntegerGraph, threads: int) -> NativeModel:
+    """The native engine for `graph` on `threads`, halved until there is memory for all of them."""
+    from qsdformer.graph.artifact import to_bytes
+
+    data = to_bytes(graph)
+    while True:
+        try:
+            return NativeModel(data, threads)
+        except TooLarge:
+            if threads == 1:
+                raise
+            threads //= 2
+
+
 class NativeModel:
     """An artifact in the native engine: call it with pixels.
 
@@ -136,7 +155,11 @@ class NativeModel:
             data, len(data), ctypes.byref(options), ctypes.byref(self._model), message, len(message)
         )
         if status:
-            raise UserError(f"{name}: {message.value.decode(errors='replace')}")
+            reason = f"{name}: {message.value.decode(errors='replace')}"
+            if status != TOO_LARGE:
+                raise UserError(reason)
+            fewer = "" if threads <= 1 else f", on {threads} threads: try fewer (--threads)"
+            raise TooLarge(reason + fewer)
         self.info = _Info()
         self._library.qsd_describe(self._model, ctypes.byref(self.info))
 

@@ -16,7 +16,7 @@ NATIVE = "native"
 def _factory(model: nn.Module, graph: IntegerGraph) -> Run | None:
     if not native.available():
         return None
-    loaded = native.of_graph(graph, torch.get_num_threads())
+    loaded = native.of_graph_within_memory(graph, torch.get_num_threads())
 
     def run(pixels: Array, collect: bool) -> Output:
         values, counts = loaded.run_results(pixels, collect=collect)

@@ -27,6 +27,8 @@ from qsdformer.runtimes.onnx_metadata import (
 )
 from qsdformer.runtimes.sessions import onnxruntime_session
 
+FRAMES_RANK = 5  # (T, B, C, H, W)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxModel:
@@ -43,18 +45,43 @@ class OnnxModel:
         if not self.class_names:
             names = ", ".join(output.name for output in self.session.get_outputs())
             raise UserError(f"this network has no logits; its outputs are {names}")
-        found: Array = self.session.run(["logits"], {"pixels": images})[0]
+        found: Array = self.session.run(["logits"], {"pixels": self._checked(images)})[0]
         return found
 
     def outputs(self, pixels: Array) -> dict[str, Array]:
         """All outputs by name, float32; the logits of a classifier are among them."""
         names = [output.name for output in self.session.get_outputs()]
-        return dict(zip(names, self.session.run(names, {"pixels": pixels}), strict=True))
+        found = self.session.run(names, {"pixels": self._checked(pixels)})
+        return dict(zip(names, found, strict=True))
 
     def predict(self, images: Sequence[Image.Image], top: int = 5) -> list[list[tuple[str, float]]]:
         """The `top` (class name, probability) pairs of each image, likeliest first."""
         logits = self.logits(pixels(images, self.preprocessing)).astype(np.float64)
         return top_classes(logits, self.class_names, top)
+
+    @property
+    def takes_frames(self) -> bool:
+        """Whether the network takes frames for its time steps, not images."""
+        return len(self._input_shape) == FRAMES_RANK
+
+    @property
+    def _input_shape(self) -> list[int | str]:
+        """Sizes of the input, with a name in place of the batch."""
+        shape: list[int | str] = self.session.get_inputs()[0].shape
+        return shape
+
+    def _checked(self, images: Array) -> Array:
+        """`images`; `UserError` for those that the network does not take."""
+        *leading, channels, height, width = self._input_shape
+        steps = leading[:-1]  # none, or their number
+        fits = images.ndim == len(self._input_shape) and list(images.shape[:-4]) == steps
+        if images.dtype != np.uint8 or images.shape[-3:] != (channels, height, width) or not fits:
+            first = f"{steps[0]} time steps, B" if steps else "B"
+            raise UserError(
+                f"images of shape {images.shape} and type {images.dtype}: this model takes uint8 "
+                f"pixels of shape ({first}, {channels}, {height}, {width})"
+            )
+        return images
 
 
 class OnnxHead(NamedTuple):

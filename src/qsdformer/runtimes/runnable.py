@@ -40,8 +40,9 @@ class Engine(Protocol):
 class RunnableGraph(IntegerGraph):
     """An integer graph with `run`, and all that is made of it, in the fastest runtime here.
 
-    That works on `threads`, by default on all cores. The native engine gives the integers of the
-    `reference`; so do others but for a count now and then, and only where not `exact`.
+    That works on `threads`, by default on all cores, or on fewer where memory does not suffice for
+    so many. The native engine gives the integers of the `reference`; so do others but for a count
+    now and then, and only where not `exact`.
     """
 
     threads: int | None = None
@@ -73,7 +74,7 @@ class RunnableGraph(IntegerGraph):
 
     @functools.cached_property
     def _started(self) -> tuple[Engine, str]:
-        return _start(self.reference, self.threads or _cores(), self.exact)
+        return _start(self.reference, self.threads, self.exact)
 
     def run_with_counts(
         self, images: Array, collect: bool = True
@@ -137,26 +138,32 @@ class _Exported:
         return values, {}
 
 
-def _start(graph: IntegerGraph, threads: int, exact: bool) -> tuple[Engine, str]:
-    """What runs `graph`, and its name with the reason."""
-    many = f"{threads} thread{'s' * (threads > 1)}"
+def _start(graph: IntegerGraph, given: int | None, exact: bool) -> tuple[Engine, str]:
+    """What runs `graph` on the threads that are `given`, and its name with the reason."""
     absent = native.absence()
     if absent is None:
-        model = native.of_graph(graph, threads)
-        return model, f"the native engine ({model.isa}, {many})"
+        if given:
+            model = native.of_graph(graph, given)
+        else:
+            model = native.of_graph_within_memory(graph, _cores())
+        return model, f"the native engine ({model.isa}, {_many(model.info.threads)})"
     if exact:
         return graph, f"the reference, in NumPy: {absent}"
-    reasons = [absent]
+    threads, reasons = given or _cores(), [absent]
     for name in SUBSTITUTES:
         missing = [p for p in ("onnx", RUNTIMES[name][0]) if importlib.util.find_spec(p) is None]
         if missing:
             reasons.append(f"{name} needs the package {' and '.join(missing)}")
             continue
         try:
-            return _Exported(graph, name, threads), f"{name} ({many}): {absent}"
+            return _Exported(graph, name, threads), f"{name} ({_many(threads)}): {absent}"
         except UserError as error:
             reasons.append(str(error))
     return graph, f"the reference, in NumPy: {'; '.join(reasons)}"
+
+
+def _many(threads: int) -> str:
+    return f"{threads} thread{'s' * (threads > 1)}"
 
 
 def _cores() -> int:

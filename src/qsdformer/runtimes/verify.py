@@ -31,6 +31,7 @@ from qsdformer.runtimes.executors import (
     Results,
     Run,
     one_tracing,
+    promised,
     to_pixels,
 )
 
@@ -54,7 +55,7 @@ class Row:
     the places of its maps at which the same channel is the largest, with `logit_difference` over
     all maps. `accuracy` is None without labels; `differing` spike counts out of `counts` are None
     where the executor has none. `latency_ms` is the median for one image. `broken` names a
-    promise that does not hold.
+    promise that does not hold; `promise` is the least agreement, None if there is none.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Row:
     logit_difference: float
     latency_ms: float
     broken: str | None
+    promise: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,18 +77,31 @@ class Report:
     images: int
     missing: tuple[str, ...]  # executors whose runtime is not installed
     assumed: str | None = None  # of the images, where neither model nor caller describes them
+    membrane_bits: int = 32  # of the integer graph
 
     @property
     def ok(self) -> bool:
         """Whether every promise holds."""
         return all(row.broken is None for row in self.rows)
 
+    @property
+    def _promise(self) -> str | None:
+        shares = sorted({row.promise for row in self.rows if row.promise is not None})
+        if not shares:
+            return None
+        least = ", ".join(f"{share:.1%}" for share in shares)
+        return (
+            f"promised from {ENOUGH_IMAGES:,} images on, with {self.membrane_bits}-bit membranes: "
+            f"{least} same class"
+        )
+
     def table(self) -> Table:
         """The rows as a rich table."""
         from rich.table import Table
 
         title = f"{self.images:,} images, latency for one image at a time"
-        table = Table(title=title, caption=self.assumed)
+        caption = "\n".join(filter(None, (self._promise, self.assumed))) or None
+        table = Table(title=title, caption=caption)
         table.add_column("execution")
         for title in (
             "accuracy",
@@ -191,9 +206,14 @@ def verify(
         raise UserError("there are no images to verify on")
     neurons = [] if isinstance(model, IntegerGraph) else spiking_neurons(model).values()
     exact = all(_is_power_of_two(n.levels) and _is_power_of_two(n.time_steps) for n in neurons)
-    classifies = bool(graph.class_names)
-    rows = [_row(tally, total, labelled, classifies, first, exact) for tally in tallies]
-    return Report(rows=tuple(rows), images=total, missing=tuple(missing), assumed=assumed)
+    rows = [_row(tally, total, labelled, graph, first, exact) for tally in tallies]
+    return Report(
+        rows=tuple(rows),
+        images=total,
+        missing=tuple(missing),
+        assumed=assumed,
+        membrane_bits=graph.membrane_bits,
+    )
 
 
 def count_differences(counts: dict[str, Array], reference: dict[str, Array]) -> tuple[int, int]:
@@ -257,11 +277,11 @@ def _batches(
 
 
 def _row(
-    tally: _Tally, images: int, labelled: bool, classifies: bool, first: Array, exact: bool
+    tally: _Tally, images: int, labelled: bool, graph: IntegerGraph, first: Array, exact: bool
 ) -> Row:
     agreement = tally.agreeing / tally.compared if tally.compared else 1.0
-    least, broken = tally.executor.agreement, None
-    if least is not None and not classifies:
+    least, broken = promised(tally.executor, graph.membrane_bits), None
+    if least is not None and not graph.class_names:
         least = min(least, PLACES_AGREEMENT)
     if tally.executor.equal_counts and exact and tally.differing != 0:
         broken = "broken: spike counts differ"
@@ -276,6 +296,7 @@ def _row(
         logit_difference=tally.logit_difference,
         latency_ms=_latency(tally.run, first),
         broken=broken,
+        promise=least,
     )
 
 

@@ -22,12 +22,12 @@ from qsdformer.errors import UserError
 from qsdformer.graph.steps import Step, Traced
 from qsdformer.graph.trace import trace
 from qsdformer.nn.attention import SpikeAttention, to_heads
-from qsdformer.nn.neurons import SpikingNeuron, counts_to_spikes
+from qsdformer.nn.neurons import IELIF, LIF, SpikingNeuron, counts_to_spikes
 from qsdformer.nn.taps import spiking_neurons, tap
 from qsdformer.recipes.recipe import parse_data
 from qsdformer.recipes.tasks import MEASURES
 
-MEMBRANE_RANGE = (-2.0, 3.0)
+MEMBRANE_RANGE = (-2.0, 3.0)  # in units of the neurons' window
 MEMBRANE_BINS = 80
 MEMBRANE_IMAGES = 128
 SAMPLES = 8
@@ -60,6 +60,26 @@ class Run:
     def measure(self) -> str:
         """What the run is compared by with others."""
         return next(iter(self.scores))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Membranes:
+    """Histograms of membrane potentials: shares of `MEMBRANE_BINS` bins over `range`.
+
+    Between the two ends of `window` the spike count follows the potential. `unit` is the width of
+    an IE-LIF neuron's window, and 1 for LIF.
+    """
+
+    before: Tensor
+    after: Tensor
+    window: tuple[float, float]
+    unit: float
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Potentials from the first to the last bin."""
+        low, high = MEMBRANE_RANGE
+        return low * self.unit, high * self.unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,15 +180,13 @@ def read_curves(path: Path, score: str = "val_accuracy") -> dict[str, list[tuple
     return curves
 
 
-def membranes(model: nn.Module, images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def membranes(model: nn.Module, images: Tensor) -> dict[str, Membranes]:
     """Histograms of the potentials that reach q, k and v's neurons, all blocks together.
 
-    For each of q, k, v (neurons so named, behind a norm): (before, after), shares of
-    `MEMBRANE_BINS` bins over `MEMBRANE_RANGE`. "After" is what the neuron sees. "Before" is the
-    same without the norm's learned scale and shift, mean 0 and deviation 1, where an unrectified
-    norm starts.
+    Of each of q, k, v (neurons so named, behind a norm). "After" is what the neuron sees. "Before"
+    is the same without the norm's learned scale and shift, mean 0 and deviation 1, where an
+    unrectified norm starts.
     """
-    low, high = MEMBRANE_RANGE
     traced = trace(model, images.shape)
     normed = [s for s in traced.of_kind("neuron") if s.inputs[0].kind == "norm"]
     inputs = _values(traced, images, [s.inputs[0] for s in normed])
@@ -182,12 +200,23 @@ def membranes(model: nn.Module, images: Tensor) -> dict[str, tuple[Tensor, Tenso
             scale, shift = (p.detach().view(1, -1, 1, 1) for p in (norm.weight, norm.bias))
             kept = norm.weight.detach().abs() > 1e-6
             plain = ((u - shift) / scale)[:, kept]
+            _, unit = _window(step)
             for i, values in enumerate((plain, u)):
-                sums[i] += torch.histc(values.float(), MEMBRANE_BINS, low, high)
+                sums[i] += torch.histc(values.float() / unit, MEMBRANE_BINS, *MEMBRANE_RANGE)
         before, after = (h / h.sum().clamp_min(1) for h in sums)
         if steps:
-            found[letter] = before, after
+            window, unit = _window(steps[0])
+            found[letter] = Membranes(before=before, after=after, window=window, unit=unit)
     return found
+
+
+def _window(step: Step) -> tuple[tuple[float, float], float]:
+    """Where the count of a neuron follows its potential, and the unit of its potentials."""
+    neuron = step.module
+    if isinstance(neuron, LIF):
+        return (neuron.threshold, float("inf")), 1.0
+    window = cast(IELIF, neuron).window
+    return (0.0, window), window
 
 
 def attention_maps(

@@ -23,7 +23,6 @@ from qsdformer.analysis.report.collect import (
 from qsdformer.analysis.report.svg import escape
 from qsdformer.errors import UserError
 from qsdformer.nn.config import bits_text
-from qsdformer.nn.neurons import LIF
 from qsdformer.nn.taps import spiking_neurons
 
 BATCH_SIZE = 128
@@ -106,13 +105,9 @@ def _inside(runs: Sequence[Run]) -> list[str]:
     if second is not None:
         theirs, _ = samples(second.subject.batches())
         other = second.name, membranes(second.subject.model, theirs)
-    window = (0.0, 1.0)
-    first = next(iter(spiking_neurons(model).values()))
-    if isinstance(first, LIF):
-        window = (first.threshold, float("inf"))
     maps = attention_maps(model, images[:SAMPLES], labels, data.info)
     return [
-        sections.membrane_figures(membranes(model, images), other, window),
+        sections.membrane_figures(membranes(model, images), other),
         sections.count_figures(run),
         sections.section(
             "Spikes",

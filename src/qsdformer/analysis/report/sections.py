@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from qsdformer.analysis.energy import COST_MODELS, KINDS, cost_model
 from qsdformer.analysis.export import energy_text
@@ -14,9 +14,9 @@ from qsdformer.analysis.information import histogram_entropy, mean_firing_rate, 
 from qsdformer.analysis.ledger import Ledger
 from qsdformer.analysis.report import svg
 from qsdformer.analysis.report.collect import (
-    MEMBRANE_RANGE,
     SCORE,
     AttentionMap,
+    Membranes,
     Run,
 )
 from qsdformer.analysis.report.svg import Axes, escape
@@ -158,22 +158,25 @@ def run_table(runs: Sequence[Run]) -> str:
 
 
 def membrane_figures(
-    histograms: Mapping[str, tuple[Tensor, Tensor]],
-    other: tuple[str, Mapping[str, tuple[Tensor, Tensor]]] | None,
-    window: tuple[float, float],
+    histograms: Mapping[str, Membranes], other: tuple[str, Mapping[str, Membranes]] | None
 ) -> str:
-    """Membrane potentials before q, k, v's neurons, with the firing window; nothing without."""
+    """Membrane potentials before q, k, v's neurons, with the firing window; nothing without.
+
+    Those of the `other` run are drawn in units of its own window, as many times wider or narrower.
+    """
     if not histograms:
         return ""
     figures = []
-    low, high = MEMBRANE_RANGE
-    for letter, (before, after) in histograms.items():
-        series = {"before rectification": before, "after, trained": after}
+    for letter, own in histograms.items():
+        series = {"before rectification": own.before, "after, trained": own.after}
         if other is not None and letter in other[1]:
-            series[f"{other[0]}, trained"] = other[1][letter][1]
+            theirs = other[1][letter]
+            times = "" if theirs.unit == own.unit else f", × {own.unit / theirs.unit:.4g}"
+            series[f"{other[0]}, trained{times}"] = theirs.after
         top = max(float(h.max()) for h in series.values())
+        low, high = own.range
         axes = Axes((low, high), (0, 100 * top), "membrane potential", "share (%)")
-        shown = (window[0], min(window[1], high))
+        shown = (own.window[0], min(own.window[1], high))
         axes.box(shown, (0, 100 * top), "window", "firing window")
         for i, (name, histogram) in enumerate(series.items()):
             step = (high - low) / len(histogram)
@@ -183,7 +186,8 @@ def membrane_figures(
         figures.append(figure(f"membrane-{letter}", f"{letter}, all blocks", body))
     note = (
         "<p class='soft'>Shaded: the window in which the spike count follows the potential. "
-        "Before: the same potentials with the norm's learned scale and shift taken out.</p>"
+        "Before: the same potentials with the norm's learned scale and shift taken out. "
+        "× n: a run whose neurons have another window, its potentials times n.</p>"
     )
     return section("Membrane potentials and the firing window", *figures) + note
 

@@ -45,18 +45,24 @@ def convolutional_part(network: DenseNetwork) -> nn.Module:
 
 
 class BackboneMaps(nn.Module):
-    """The backbone's maps by name."""
+    """The backbone's maps by name; it has the path that it has in the network."""
 
     config: DenseConfig
 
     def __init__(self, network: DenseNetwork) -> None:
         super().__init__()
         self.config = network.config
-        (self.backbone,) = network.part("backbone")
+        (self.path,) = network.PARTS["backbone"]
+        *parents, last = self.path.split(".")
+        owner: nn.Module = self
+        for name in parents:
+            owner.add_module(name, nn.Module())
+            owner = owner.get_submodule(name)
+        owner.add_module(last, network.get_submodule(self.path))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, C, H, W) to maps (B, C_i, H_i, W_i)."""
-        return {f"features_{i}": x for i, x in enumerate(self.backbone(images))}
+        return {f"features_{i}": x for i, x in enumerate(self.get_submodule(self.path)(images))}
 
 
 class RetinaMaps(nn.Module):
