@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from qsdformer.data.base import DataInfo, ImageSize
 from qsdformer.models.dense.base import DenseNetwork
@@ -74,6 +76,23 @@ def settled(config: DenseConfig, size: ImageSize = 32) -> DenseNetwork:
                 side = head.info.image_size
                 head.part(0.5 + 0.5 * torch.randn(20, head.info.channels, side, side))
     return network.eval()
+
+
+def write_scenes(root: Path, size: tuple[int, int], *, count: int, block: int = 1) -> Path:
+    """Images of noise in blocks, with masks of blocks of 8 pixels, as ROOT/val/images and masks."""
+    rng = np.random.default_rng(0)
+
+    def noise(high: int, side: int, *depth: int) -> Image.Image:
+        values = rng.integers(0, high, (size[0] // side, size[1] // side, *depth))
+        return Image.fromarray(values.astype(np.uint8).repeat(side, 0).repeat(side, 1))
+
+    for kind in ("images", "masks"):
+        (root / "val" / kind).mkdir(parents=True)
+    for number in range(count):
+        noise(256, block, 3).save(root / "val" / "images" / f"{number}.png")
+        noise(len(CLASSES), 8).save(root / "val" / "masks" / f"{number}.png")
+    (root / "classes.txt").write_text("\n".join(CLASSES))
+    return root
 
 
 def pixels_of(size: ImageSize, count: int = 3) -> np.ndarray:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from data.detection_files import voc_object, write_voc
 from PIL import Image
 
-from dense.networks import CLASSES, detection_config, info_of, segmentation_config, settled
+from dense.networks import (
+    CLASSES,
+    detection_config,
+    info_of,
+    segmentation_config,
+    settled,
+    write_scenes,
+)
 from qsdformer.cli import run
 from qsdformer.graph.artifact import load_artifact
 from qsdformer.models.checkpoint import save_checkpoint
@@ -21,18 +27,8 @@ SIZE = (32, 48)
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory) -> Path:
-    """Images with masks of three classes, ROOT/val/images and ROOT/val/masks, larger than SIZE."""
-    root = tmp_path_factory.mktemp("scenes")
-    rng = np.random.default_rng(0)
-    for kind in ("images", "masks"):
-        (root / "val" / kind).mkdir(parents=True)
-    for i in range(4):
-        image = rng.integers(0, 256, (64, 96, 3)).astype(np.uint8)
-        mask = rng.integers(0, 3, (8, 12)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
-        Image.fromarray(image).save(root / "val" / "images" / f"{i}.png")
-        Image.fromarray(mask).save(root / "val" / "masks" / f"{i}.png")
-    (root / "classes.txt").write_text("\n".join(CLASSES))
-    return root
+    """Larger than SIZE."""
+    return write_scenes(tmp_path_factory.mktemp("scenes"), (64, 96), count=4)
 
 
 @pytest.fixture(scope="module")

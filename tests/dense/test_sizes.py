@@ -12,7 +12,13 @@ import torch
 from data.detection_files import voc_object, write_voc
 from PIL import Image
 
-from dense.networks import CLASSES, detection_config, info_of, segmentation_config, settled
+from dense.networks import (
+    detection_config,
+    info_of,
+    segmentation_config,
+    settled,
+    write_scenes,
+)
 from qsdformer.cli import run
 from qsdformer.models.checkpoint import save_checkpoint
 from qsdformer.models.dense.segmentation import SemanticFPN
@@ -22,18 +28,7 @@ SIZE = (32, 48)
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory) -> Path:
-    """Two images of 64 x 128 pixels with masks of three classes."""
-    root = tmp_path_factory.mktemp("scenes")
-    rng = np.random.default_rng(0)
-    for kind in ("images", "masks"):
-        (root / "val" / kind).mkdir(parents=True)
-    for i in range(2):
-        image = rng.integers(0, 256, (8, 16, 3)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
-        mask = rng.integers(0, 3, (8, 16)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
-        Image.fromarray(image).save(root / "val" / "images" / f"{i}.png")
-        Image.fromarray(mask).save(root / "val" / "masks" / f"{i}.png")
-    (root / "classes.txt").write_text("\n".join(CLASSES))
-    return root
+    return write_scenes(tmp_path_factory.mktemp("scenes"), (64, 128), count=2, block=8)
 
 
 def evaluated(path, scenes, capsys, *more):
