@@ -127,7 +127,7 @@ def test_16_bit_membranes_are_held_to_a_promise_of_their_own(
     assert report.rows[1].broken == broken
     assert report.ok == (broken is None)
     least = {32: "99.9%", 16: "98.0%"}[bits]
-    shown = f"promised from 50 images on, with {bits}-bit membranes: {least} same class"
+    shown = f"promised with {bits}-bit membranes: {least} same class"
     assert report.table().caption == shown
 
 

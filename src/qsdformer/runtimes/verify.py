@@ -87,13 +87,10 @@ class Report:
     @property
     def _promise(self) -> str | None:
         shares = sorted({row.promise for row in self.rows if row.promise is not None})
-        if not shares:
+        if not shares or self.images < ENOUGH_IMAGES:
             return None
         least = ", ".join(f"{share:.1%}" for share in shares)
-        return (
-            f"promised from {ENOUGH_IMAGES:,} images on, with {self.membrane_bits}-bit membranes: "
-            f"{least} same class"
-        )
+        return f"promised with {self.membrane_bits}-bit membranes: {least} same class"
 
     def table(self) -> Table:
         """The rows as a rich table."""
