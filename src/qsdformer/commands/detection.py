@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from qsdformer.data import DataInfo
-    from qsdformer.data.detection.config import DetectionData
     from qsdformer.data.detection.dataset import DetectionBatch
     from qsdformer.data.detection.module import DetectionDataModule
     from qsdformer.graph.integer import IntegerGraph
@@ -122,14 +120,15 @@ def print_scores(
 def predictor(options: argparse.Namespace, loaded: Loaded, device: torch.device) -> Predict:
     """What draws boxes and masks on images, and keeps all that is found in COCO's result format."""
     from qsdformer.data.decoding import in_channels
+    from qsdformer.data.detection.config import DetectionData
     from qsdformer.data.detection.dataset import Preparation
     from qsdformer.tasks.detecting import detector_on
-    from qsdformer.tasks.stored import unknown_inputs
+    from qsdformer.tasks.stored import trained_section, unknown_inputs
 
     info = loaded.info
     if info is None:
         raise unknown_inputs(options.model)
-    preparation = Preparation.of(_data_section(loaded, info), info)
+    preparation = Preparation.of(trained_section(loaded, DetectionData, info), info)
 
     def prepare(image: Image.Image) -> Tensor:
         return preparation(in_channels(image, preparation.channels))
@@ -216,18 +215,6 @@ def _exported_detector(model: RunnableGraph | OnnxModel) -> Detect:
 
     assert isinstance(model.post, DetectionPost | RegionPost)
     return ExportedDetector(model=model, post=model.post).detect
-
-
-def _data_section(loaded: Loaded, info: DataInfo) -> DetectionData:
-    """How images were prepared: as the recipe says, or stretched to the size in `info`."""
-    from qsdformer.data.detection.config import DetectionData
-    from qsdformer.recipes.recipe import parse_data
-
-    if not loaded.recipe.get("data"):
-        return DetectionData(image_size=info.image_size)
-    parsed = parse_data(loaded.recipe)
-    assert isinstance(parsed, DetectionData)
-    return parsed
 
 
 def _shown(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qsdformer.errors import UserError
 
-RUN_FILES = ("*.ckpt", "*.yaml", "metrics.csv", "result.json")  # of a run folder
+READ = ("*.ckpt", "*.yaml", "metrics.csv", "result.json")  # of a run folder, by commands
 
 
 def check_outputs(outputs: Iterable[str | None], inputs: Iterable[str]) -> None:
@@ -23,7 +23,7 @@ def check_outputs(outputs: Iterable[str | None], inputs: Iterable[str]) -> None:
 
 def _files(path: Path) -> Iterator[Path]:
     yield path
-    for pattern in RUN_FILES:
+    for pattern in READ:
         yield from path.glob(pattern)
 
 

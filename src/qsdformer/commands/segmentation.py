@@ -109,13 +109,14 @@ def print_scores(
 
 def predictor(options: argparse.Namespace, loaded: Loaded, device: torch.device) -> Predict:
     """What colours images by what is found in them, and writes pictures and masks."""
-    from qsdformer.tasks.stored import unknown_inputs
+    from qsdformer.data.segmentation.config import SegmentationData
+    from qsdformer.tasks.stored import trained_section, unknown_inputs
 
     if loaded.info is None:
         raise unknown_inputs(options.model)
     segmenter = _segmenter(loaded, None, device)
-    sizes = _sizes(_data_section(loaded, loaded.info), loaded.info)
-    return _predictor(options, segmenter, loaded.info, sizes, device)
+    config = trained_section(loaded, SegmentationData, loaded.info)
+    return _predictor(options, segmenter, loaded.info, _sizes(config, loaded.info), device)
 
 
 def exported_predictor(options: argparse.Namespace, model: RunnableGraph | OnnxModel) -> Predict:
@@ -223,18 +224,6 @@ def _sizes(config: SegmentationData, info: DataInfo) -> Callable[[np.ndarray], t
     from qsdformer.data.segmentation.dataset import working_size
 
     return lambda pixels: working_size(pixels.shape, config, info)
-
-
-def _data_section(loaded: Loaded, info: DataInfo) -> SegmentationData:
-    """How images were prepared: as the recipe says, or brought to the size in `info`."""
-    from qsdformer.data.segmentation.config import SegmentationData
-    from qsdformer.recipes.recipe import parse_data
-
-    if not loaded.recipe.get("data"):
-        return SegmentationData(image_size=info.image_size)
-    parsed = parse_data(loaded.recipe)
-    assert isinstance(parsed, SegmentationData)
-    return parsed
 
 
 def _number(value: float) -> float | None:

@@ -8,17 +8,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from qsdformer.data import DataInfo, DataModule
 from qsdformer.data.base import numbered_classes
+from qsdformer.data.detection.config import DetectionData
 from qsdformer.data.detection.voc import is_voc
 from qsdformer.data.image_folder import CROP_PCT
 from qsdformer.data.sections import DataSection
 from qsdformer.data.segmentation.config import FOLDER as MASK_FOLDER
-from qsdformer.data.segmentation.config import PUBLISHED
+from qsdformer.data.segmentation.config import PUBLISHED, SegmentationData
 from qsdformer.data.segmentation.files import class_names_in
 from qsdformer.errors import UserError
 from qsdformer.models.checkpoint import Loaded, load_checkpoint
@@ -28,6 +29,7 @@ from qsdformer.tasks.choice import data_module, data_options
 from qsdformer.tasks.evaluation import check_fits
 
 SIZE = "data.image_size"
+Section = TypeVar("Section", DetectionData, SegmentationData)
 # A kind of data of each task, for reading keys that all of its kinds have.
 FOLDERS = {"classification": "image_folder", "segmentation": MASK_FOLDER, "detection": "coco"}
 
@@ -115,6 +117,15 @@ def data_section(loaded: Loaded, path: str | Path, keys: Mapping[str, str]) -> D
     if not loaded.recipe.get("data") and not set(keys) - {SIZE}:
         return None
     return data_config(path, {"task": loaded.task, **loaded.recipe}, keys, loaded.info)
+
+
+def trained_section(loaded: Loaded, kind: type[Section], info: DataInfo) -> Section:
+    """How images of a dense checkpoint were prepared: by its recipe, or to the size in `info`."""
+    if not loaded.recipe.get("data"):
+        return kind(image_size=info.image_size)
+    parsed = parse_data(loaded.recipe)
+    assert isinstance(parsed, kind)
+    return parsed
 
 
 def _folder_kind(task: str, root: object, info: DataInfo | None) -> str:

@@ -182,13 +182,14 @@ def check_resume(start: Point, recipe: Recipe, config: AnyConfig, console: Conso
     checkpoint.check_same_model(start.header.get("model_config", {}), config, path)
     if not {"optimizer_states", "loops"} <= set(start.content):
         raise UserError(f"cannot resume from {path}: it has weights only, no training state")
-    old = parse_recipe(start.header["extra"].get("recipe", {})).to_dict()
+    trained = parse_recipe(start.header["extra"].get("recipe", {}))
+    old = trained.to_dict()
     if start.epochs >= recipe.train.epochs:
         raise UserError(
             f"nothing to resume: {path} has been trained for {start.epochs} of "
             f"{recipe.train.epochs} epochs"
         )
-    if start.in_epoch and (key := _another_epoch(old, recipe)):
+    if start.in_epoch and (key := _another_epoch(trained, recipe)):
         raise UserError(
             f"cannot resume from {path}: it was left within an epoch, whose other images {key} "
             "decides; set that as it was there"
@@ -206,15 +207,12 @@ def check_resume(start: Point, recipe: Recipe, config: AnyConfig, console: Conso
             )
 
 
-def _another_epoch(old: Mapping[str, Any], recipe: Recipe) -> str | None:
+def _another_epoch(before: Recipe, now: Recipe) -> str | None:
     """The first key by which an epoch has other steps now; None if there is none."""
-    now = recipe.to_dict()
-    if old["train"]["batch_size"] * old["train"]["devices"] * old["train"]["num_nodes"] != (
-        recipe.train.global_batch
-    ):
+    if before.train.global_batch != now.train.global_batch:
         return "train.batch_size (or the number of processes)"
     keys = ("name", "train_limit", "evaluate_on")
-    changed = (k for k in keys if old["data"].get(k) != now["data"].get(k))
+    changed = (key for key in keys if getattr(before.data, key) != getattr(now.data, key))
     return next((f"data.{key}" for key in changed), None)
 
 
