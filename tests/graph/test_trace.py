@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -137,6 +138,27 @@ def test_values_of_different_scale_meet_as_membrane_potentials():
     assert [row.differing for row in report.rows][:3] == [0, 0, 0]
 
 
+@pytest.mark.parametrize("change", [operator.iadd, lambda x, y: x.add_(y)])
+def test_a_sum_in_place_is_recorded_and_changes_no_value_of_the_graph(change):
+    def summed(net: Net, x: Tensor) -> Tensor:
+        x = net.mix(net.neuron(x))
+        return change(x, x * 0.5)
+
+    model = settled(lambda: Net(summed, mix=QuantConv2d(6, 6, 1, bits=4)))
+    images = torch.randn(3, 3, 16, 16)
+    traced, values = trace(model, images.shape), {}
+
+    def do(step, *given):
+        before = [x.clone() for x in given]
+        values[step.name] = step.run(*given)
+        assert all(torch.equal(x, y) for x, y in zip(given, before, strict=True)), step.name
+        return values[step.name]
+
+    with torch.no_grad():
+        assert torch.equal(traced.walk(images, do)["output"], model(images))
+    assert qsd.verify(model, pixels(), info=INFO).ok
+
+
 def test_names_are_those_of_modules_and_of_what_a_forward_does():
     names = [step.name for step in trace(settled(ResNet), (2, 3, 16, 16)).steps]
     assert names[:4] == ["image", "repeat", "stem", "norm"]
@@ -237,8 +259,25 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         ),
         "the result still has 2 time steps",
     ),
+    "the old value of a sum in place": (
+        lambda: by(lambda x: _changed(x, operator.iadd)),
+        r"conv: the value is read again, as it is or through a view, after add in place has",
+    ),
+    "the old value of a method in place": (
+        lambda: by(lambda x: _changed(x, lambda a, b: a.add_(b))),
+        "after add in place has changed it: make a new tensor",
+    ),
+    "a view of what is changed in place": (
+        lambda: by(lambda x: _changed(x, lambda a, b: a.detach().add_(b))),
+        "after add in place has changed it",
+    ),
     "no spikes": (lambda: nn.Sequential(conv_of_three(), nn.Flatten()), "no spiking neurons"),
 }  # fmt: skip
+
+
+def _changed(x: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    changed = change(x, x * 1.0)
+    return changed + x
 
 
 class TimeFirst(nn.Module):

@@ -10,8 +10,8 @@ from qsdformer.graph.call import Call
 from qsdformer.graph.layout import axes_text, repeated
 from qsdformer.graph.steps import Constant, Step
 
-SUMS = {"add": 1, "iadd": 1, "add_": 1, "sub": -1, "subtract": -1, "isub": -1}
-PRODUCTS = ("mul", "imul", "mul_", "multiply", "div", "truediv", "divide")
+SUMS = {"add": 1, "sub": -1, "subtract": -1}
+PRODUCTS = ("mul", "multiply", "div", "truediv", "divide")
 
 
 def summed(op: Call, name: str) -> Step:

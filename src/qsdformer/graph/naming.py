@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
+from typing import Any
 
 from torch import fx
 
 from qsdformer.graph.steps import Kind
 from qsdformer.graph.tracer import ROOT, model_path
+
+# What changes its first argument, and what makes a new value instead.
+IN_PLACE: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    "add_": "add",
+    "sub_": "sub",
+    "mul_": "mul",
+    "div_": "div",
+}
 
 
 class Names:
@@ -50,12 +64,10 @@ class Names:
 def verb(node: fx.Node) -> str:
     """What a function does, as part of a name."""
     name = spelled(node).strip("_")
-    if name == "iadd":
-        return "add"
     return {"adaptive_avg_pool2d": "mean", "max_pool2d": "max_pool"}.get(name, name)
 
 
 def spelled(node: fx.Node) -> str:
-    """The name of the function or method that a node calls."""
-    target = node.target
+    """The name of the function or method that a node calls, or of its form not in place."""
+    target = IN_PLACE.get(node.target, node.target)
     return target if isinstance(target, str) else str(getattr(target, "__name__", target))

@@ -6,7 +6,6 @@ change nothing in evaluation (dropout, identity, contiguous) leave no step.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,9 +17,9 @@ from qsdformer.errors import UserError
 from qsdformer.graph.arithmetic import PRODUCTS, SUMS, concatenated, multiplied, summed
 from qsdformer.graph.call import Call
 from qsdformer.graph.layout import axes_text, reduced, repeated, reshaped
-from qsdformer.graph.naming import Names, spelled
+from qsdformer.graph.naming import IN_PLACE, Names, spelled
 from qsdformer.graph.steps import Constant, Step, Traced
-from qsdformer.graph.tracer import NORMS, SUPPORTED, model_path, shape_of
+from qsdformer.graph.tracer import NORMS, SUPPORTED, called, model_path, shape_of
 from qsdformer.graph.windows import conv_options, pool_options
 from qsdformer.nn.attention import LayerScale, SpikeAttention
 from qsdformer.nn.blocks import border_conv
@@ -43,7 +42,6 @@ POOLS = {
 INTERPOLATE = (
     "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias",
 )  # fmt: skip
-IN_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
 
 
 def read(graph: fx.Graph, root: nn.Module, shape: tuple[int, ...]) -> Traced:
@@ -64,8 +62,11 @@ class _Reader:
         self.outputs: dict[str, Step] = {}
         self.found: dict[fx.Node, Any] = {}  # Step, Constant or module
         self.names = Names(graph)
+        self.memory: dict[fx.Node, fx.Node] = {}  # the node whose memory a view lies in
+        self.overwritten: dict[fx.Node, fx.Node] = {}  # by which in-place operation
 
     def add(self, node: fx.Node) -> None:
+        self._refuse_overwritten(node)
         if node.op == "placeholder":
             self._image(node)
         elif node.op == "output":
@@ -74,6 +75,31 @@ class _Reader:
             self.found[node] = self._attribute(str(node.target))
         else:
             self.found[node] = self._operation(node)
+
+    def _refuse_overwritten(self, node: fx.Node) -> None:
+        """Steps are never changed, so the old value would be read where torch reads the new one."""
+        changed = next((n for n in node.all_input_nodes if n in self.overwritten), None)
+        if changed is None:
+            return
+        value, change = self.found[changed], self.overwritten[changed]
+        raise UserError(
+            f"{called(value.name)}: the value is read again, as it is or through a view, after "
+            f"{spelled(change)} in place has changed it: make a new tensor (y = x + z instead of "
+            "x += z)"
+        )
+
+    def _note_memory(self, node: fx.Node, result: Any, inputs: tuple[Step, ...]) -> None:
+        """Which memory the value lies in, and which earlier values are changed with it."""
+        if not node.all_input_nodes:
+            return
+        source = node.all_input_nodes[0]
+        base = self.memory.get(source, source)
+        if node.target in IN_PLACE:
+            same = [n for n in self.found if self.memory.get(n, n) is base]
+            self.overwritten.update(dict.fromkeys(same, node))
+            self.memory[node] = base
+        elif isinstance(result, Step) and (result in inputs or result.kind == "view"):
+            self.memory[node] = base
 
     def _image(self, node: fx.Node) -> None:
         shape = shape_of(node).shape
@@ -125,6 +151,7 @@ class _Reader:
         result = Operation(node, function, args, kwargs, inputs, self.names).step(module)
         if result not in inputs:
             self.steps.append(result)
+        self._note_memory(node, result, inputs)
         return result
 
 
@@ -338,7 +365,7 @@ def _function(node: fx.Node, modules: Mapping[str, nn.Module]) -> Callable[..., 
     if node.op == "call_module":
         return modules[str(node.target)]
     if node.op == "call_method":
-        method = str(node.target)
+        method = str(IN_PLACE.get(node.target, node.target))
         return lambda x, *args, **kwargs: getattr(x, method)(*args, **kwargs)
     assert callable(node.target)
     return IN_PLACE.get(node.target, node.target)

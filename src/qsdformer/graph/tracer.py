@@ -8,7 +8,8 @@ values of tensors are refused. Errors are `UserError`s of one line that name the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -92,6 +93,22 @@ class _Value(fx.Proxy):
     def __len__(self) -> int:
         found = self.node.meta["shape"]
         return len(found)
+
+    def __iadd__(self, other: Any) -> Any:
+        return self._in_place(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._in_place(operator.isub, other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._in_place(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._in_place(operator.itruediv, other)
+
+    def _in_place(self, change: Callable[[Any, Any], Any], other: Any) -> Any:
+        """torch.fx by itself would record `x += y` as a new value, and leave x the old one."""
+        return self.tracer.create_proxy("call_function", change, (self, other), {})
 
     def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self)))  # type: ignore[index]
