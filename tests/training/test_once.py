@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from data.cifar_files import write_class_folders
 from lightning.pytorch import Callback
 from rich.console import Console
 
@@ -159,6 +161,20 @@ def test_what_the_recipe_says_of_its_teacher_wins_over_the_command_line(tmp_path
     # The stored recipe says the same again without the command line.
     again = parse_recipe(recipe.to_dict())
     assert teacher_recipe(again, tmp_path) == teacher
+
+
+def test_a_teacher_of_other_data_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    root, fewer = (write_class_folders(tmp_path / name) for name in ("images", "fewer"))
+    for split in ("train", "val"):
+        shutil.rmtree(fewer / split / "truck")
+    keys = f"{{data.name: image_folder, data.root: {root}}}"
+    grey = taught(tmp_path / "run", **{"distill.teacher_keys": keys})
+    coloured = {"data.name": "image_folder", "data.root": str(fewer), "distill.teacher_keys": keys}
+    with pytest.raises(UserError, match="digits-ann takes images of 3 channels, the data has 1"):
+        run(grey)
+    with pytest.raises(UserError, match="the teacher digits-ann has 10 classes and the data 9"):
+        run(taught(tmp_path / "run", logit_weight="1", **coloured))
+    assert not (tmp_path / "run" / "teacher").exists()
 
 
 def test_the_counterpart_takes_keys_too_and_a_mistake_in_them_is_one_line(tmp_path: Path) -> None:

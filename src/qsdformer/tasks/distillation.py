@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ class Taught(NetworkTask):
         if self.train_config.channels_last:
             teacher.model.to(memory_format=torch.channels_last)
         self._reader: FeatureReader | None = None
-        self._check_classes()
+        check_teacher_classes(recipe, info, teacher.name, teacher.num_classes, teacher.class_names)
         self._matched = self._match()
         if self.train_config.compile:
             teacher.compile()
@@ -96,30 +98,6 @@ class Taught(NetworkTask):
         if self.distill.fgd_weight > 0 and self._reader is None:
             self._reader = FeatureReader(self.student, self.distill.features, self.distill.source)
 
-    def _check_classes(self) -> None:
-        if self.distill.logit_weight == 0:
-            return
-        difference = self._difference_of_classes()
-        if difference is not None:
-            raise UserError(
-                f"{difference}: set distill.logit_weight to 0, or take a teacher trained on this "
-                "data"
-            )
-
-    def _difference_of_classes(self) -> str | None:
-        teacher, own = self._teacher, self.student.num_classes
-        if own != teacher.num_classes:
-            return (
-                f"the teacher {teacher.name} has {teacher.num_classes} classes and the data {own}"
-            )
-        names = said_classes(self.info, self.recipe.data.name)
-        if names is None or teacher.class_names is None:
-            return None
-        for theirs, mine in zip(teacher.class_names, names, strict=False):
-            if theirs != mine:
-                return f"class {theirs!r} of the teacher {teacher.name} is {mine!r} in the data"
-        return None
-
     def _match(self) -> list[int]:
         """The teacher's block for each of the student's, from one pass of a blank image."""
         if self.distill.fgd_weight == 0:
@@ -157,3 +135,28 @@ class Taught(NetworkTask):
 
 class Distillation(Taught, Classification):
     """Classification with a teacher."""
+
+
+def check_teacher_classes(
+    recipe: Recipe, info: DataInfo, teacher: str, count: int, names: Sequence[str] | None
+) -> None:
+    """`UserError` for a teacher of other classes than the data's, where logits are compared.
+
+    `names` are those of its `count` classes, or None where they have no meaning.
+    """
+    assert recipe.distill is not None
+    if recipe.distill.logit_weight == 0:
+        return
+    own = len(info.class_names)
+    mine = said_classes(info, recipe.data.name)
+    pairs = [] if names is None or mine is None else zip(names, mine, strict=False)
+    other = next(((theirs, ours) for theirs, ours in pairs if theirs != ours), None)
+    if own != count:
+        difference = f"the teacher {teacher} has {count} classes and the data {own}"
+    elif other is not None:
+        difference = f"class {other[0]!r} of the teacher {teacher} is {other[1]!r} in the data"
+    else:
+        return
+    raise UserError(
+        f"{difference}: set distill.logit_weight to 0, or take a teacher trained on this data"
+    )

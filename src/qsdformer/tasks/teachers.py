@@ -160,12 +160,7 @@ def checkpoint_teacher(path: str | Path, info: DataInfo, features: Sequence[str]
     Of a dense network it is the backbone, which gives features in place of logits.
     """
     loaded = load_checkpoint(path)
-    channels = loaded.model.config.in_channels
-    if channels != info.channels:
-        raise UserError(
-            f"teacher {path} takes images of {channels} channels, the data has {info.channels}; "
-            "train a teacher on this data"
-        )
+    check_teacher_channels(str(path), loaded.model.config.in_channels, info)
     own = loaded.info or info
     whole: nn.Module = loaded.model
     model = whole.body if isinstance(whole, DenseNetwork) else whole
@@ -180,6 +175,15 @@ def checkpoint_teacher(path: str | Path, info: DataInfo, features: Sequence[str]
         checkpoint=str(path),
         class_names=None if loaded.info is None else said_classes(loaded.info, source),
     )
+
+
+def check_teacher_channels(teacher: str, channels: int, info: DataInfo) -> None:
+    """`UserError` for a teacher of other channels than the data's images have."""
+    if channels != info.channels:
+        raise UserError(
+            f"teacher {teacher} takes images of {channels} channels, the data has "
+            f"{info.channels}; train a teacher on this data"
+        )
 
 
 def said_classes(info: DataInfo, source: str | None) -> tuple[str, ...] | None:

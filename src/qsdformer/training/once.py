@@ -26,6 +26,8 @@ from qsdformer.models.finetune import check_teacher_shape
 from qsdformer.recipes.derived import INCIDENTAL
 from qsdformer.recipes.recipe import Recipe, parse_recipe
 from qsdformer.tasks.choice import training_data
+from qsdformer.tasks.distillation import check_teacher_classes
+from qsdformer.tasks.teachers import check_teacher_channels, said_classes
 from qsdformer.training.checkpointing import BEST, LAST, RunCheckpoints
 from qsdformer.training.folder import RESULT, TEACHER, Point, check_free, going_on, locked
 from qsdformer.training.processes import check_processes
@@ -76,8 +78,8 @@ def train(
         if recipe.distill is not None:
             path = None
             if wanted is not None:
-                if start is None and recipe.starts_from_teacher:
-                    _check_shape(recipe, wanted, data.info)
+                if start is None:
+                    _check_untrained(recipe, wanted, data.info)
                 path = _trained(wanted, start, console, overwrite=overwrite, resume=resume is True)
             teacher = load_teacher(recipe.distill, data.info, path)
         return fit(recipe, data, teacher=teacher, start=start, console=console, callbacks=callbacks)
@@ -110,11 +112,18 @@ def train_once(
     return Finished(path=last, score=float(saved[recipe.measures.monitored]))
 
 
-def _check_shape(recipe: Recipe, teacher: Recipe, info: DataInfo) -> None:
-    """`UserError` before a teacher is trained whose weights its student cannot begin with."""
-    shapes = {"in_channels": info.channels, "num_classes": len(info.class_names)}
-    student, taught_by = (build(r.model.config(**shapes)) for r in (recipe, teacher))
-    check_teacher_shape(student, taught_by)
+def _check_untrained(recipe: Recipe, teacher: Recipe, info: DataInfo) -> None:
+    """`UserError` before a teacher is trained that could not teach, or be what a student is."""
+    assert recipe.distill is not None
+    if teacher.data != recipe.data:
+        name, taught_on = recipe.distill.teacher, training_data(teacher).info
+        check_teacher_channels(name, taught_on.channels, info)
+        names = said_classes(taught_on, teacher.data.name)
+        check_teacher_classes(recipe, info, name, len(taught_on.class_names), names)
+    if recipe.starts_from_teacher:
+        shapes = {"in_channels": info.channels, "num_classes": len(info.class_names)}
+        student, taught_by = (build(r.model.config(**shapes)) for r in (recipe, teacher))
+        check_teacher_shape(student, taught_by)
 
 
 def _trained(
