@@ -98,8 +98,10 @@ def test_a_likely_background_is_no_candidate():
     work = PostWork()
     work.add(found.post, outputs, (32, 32))
     places = sum(side**2 for side in sides)
+    kept = sum(min(side**2, found.post.candidates) for side in sides)
+    assert kept < places
     # Products: 2 a score, 8 a candidate, 2 a pair of one class.
-    expected = 2 * places * anchors * classes + 8 * places + 2 * math.comb(places, 2)
+    expected = 2 * places * anchors * classes + 8 * kept + 2 * math.comb(kept, 2)
     assert work.row().multiplications == expected
 
 

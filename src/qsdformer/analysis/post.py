@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from qsdformer.analysis.energy import Row
+from qsdformer.graph.candidates import candidates
 from qsdformer.graph.post import DetectionPost, Post, RegionPost, SegmentationPost
 
 NAME = "post-processing"
@@ -78,19 +79,7 @@ class PostWork:
                 self.note(count, DECODE)
                 self.note(count * (count - 1) // 2, PAIR)
             return
-        by_class = self._candidates(post, maps)
-        self.note(int(by_class.sum()), DECODE)
+        classes = torch.cat([candidates(post, maps[level.scores])[2] for level in post.levels])
+        by_class = classes.bincount()
+        self.note(len(classes), DECODE)
         self.note(int((by_class * (by_class - 1) // 2).sum()), PAIR)
-
-    def _candidates(self, post: DetectionPost, maps: Mapping[str, Tensor]) -> Tensor:
-        """How many candidates each class has, (classes,)."""
-        found = []
-        for level in post.levels:
-            scores = maps[level.scores].unflatten(0, (-1, post.classes)).sigmoid()
-            if post.has_background:  # which is no candidate
-                scores[:, 0] = 0
-            above = scores > post.score_threshold
-            if int(above.sum()) > post.candidates:
-                above = scores >= scores.flatten().topk(post.candidates).values[-1]
-            found.append(above.sum(dim=(0, 2, 3)))
-        return torch.stack(found).sum(0)

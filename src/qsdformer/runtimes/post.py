@@ -19,8 +19,9 @@ from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from qsdformer.data.preprocessing import Preprocessing
+from qsdformer.graph.candidates import by_anchor, candidates
 from qsdformer.graph.ops import Array
-from qsdformer.graph.post import DetectionPost, Level, SegmentationPost
+from qsdformer.graph.post import DetectionPost, SegmentationPost
 from qsdformer.nn.scaling import scaled
 
 Size = tuple[int, int]  # height, width
@@ -80,30 +81,13 @@ def anchors_of(post: DetectionPost, outputs: Mapping[str, Tensor], image: Size) 
     return list(anchors.split([m.shape[-2] * m.shape[-1] * level.anchors for m, level in pairs]))
 
 
-def candidates(post: DetectionPost, level: Level, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, anchors and classes of what is decoded of a level, from its logits (A*K, H, W)."""
-    each = by_anchor(scores, post.classes).sigmoid()
-    if post.has_background:  # which is nothing that could be found
-        each[:, 0] = 0
-    flat = each.flatten()
-    kept = torch.where(flat > post.score_threshold)[0]
-    best, order = flat[kept].topk(min(post.candidates, len(kept)))
-    chosen = kept[order]
-    return best, torch.div(chosen, post.classes, rounding_mode="floor"), chosen % post.classes
-
-
-def by_anchor(values: Tensor, each: int) -> Tensor:
-    """A map (A * each, H, W) as (H * W * A, each)."""
-    return values.unflatten(0, (-1, each)).permute(2, 3, 0, 1).reshape(-1, each)
-
-
 def _of_image(
     post: DetectionPost, maps: Mapping[str, Tensor], anchors: Sequence[Tensor], size: Size
 ) -> dict[str, Tensor]:
     coder = BoxCoder(weights=BOX_WEIGHTS)
     boxes, scores, labels = [], [], []
     for level, own in zip(post.levels, anchors, strict=True):
-        best, places, classes = candidates(post, level, maps[level.scores])
+        best, places, classes = candidates(post, maps[level.scores])
         deltas = by_anchor(maps[level.boxes], 4)[places]
         boxes.append(clip_boxes_to_image(coder.decode_single(deltas, own[places]), size))
         scores.append(best)
