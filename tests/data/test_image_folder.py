@@ -253,3 +253,16 @@ def test_another_split_than_val_is_evaluated_where_it_is_named(image_root: Path)
         data = module(image_root, split="test", in_memory=in_memory)
         assert (data.train_size, data.eval_size) == (12, 6)
     assert module(image_root, split="train").eval_size == 12
+
+
+def test_colours_stay_as_they_are_unless_a_policy_varies_them(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for index in range(4):
+                image = Image.new("RGB", (40, 40), (128, 64, 32))
+                image.save(tmp_path / split / name / f"{index}.png")
+    data = module(tmp_path)
+    images, _ = next(iter(data.train_dataloader()))
+    still, _ = next(iter(data.val_dataloader()))
+    assert torch.equal(images, still[:1].expand_as(images))

@@ -11,7 +11,9 @@ from PIL import Image
 from rich.console import Console
 
 from qsdformer import load
+from qsdformer.errors import UserError
 from qsdformer.experiments import quickstart
+from qsdformer.recipes.recipe import load_recipe
 
 pytestmark = pytest.mark.slow  # two short trainings
 
@@ -50,6 +52,20 @@ def test_table_names_both_models_and_their_accuracies(ran):
     for name, row in results["models"].items():
         assert quickstart.TITLES[name] in text
         assert f"{row['accuracy']:.1%}" in text
+
+
+def test_only_its_own_runs_are_replaced(ran, tmp_path):
+    output, _, _ = ran
+    own = load_recipe("digits", {"output": str(output / "student")})
+    quickstart._check_own(own)
+    for name, files in {"foreign": ["notes.txt"], "another": ["recipe.yaml", "last.ckpt"]}.items():
+        folder = tmp_path / name / "ann"
+        folder.mkdir(parents=True)
+        for file in files:
+            (folder / file).write_text("recipe: digits-lif\n")
+        with pytest.raises(UserError, match="is not from an earlier quickstart"):
+            quickstart.run(tmp_path / name, epochs=1, console=Console(quiet=True))
+        assert sorted(path.name for path in folder.iterdir()) == sorted(files)
 
 
 def test_picture_opens_and_checkpoints_load(ran):

@@ -393,4 +393,10 @@ def test_lif_in_attention_has_half_the_threshold():
         }
         inner = "mask_neuron" if family == "sdt" else "attention_neuron"
         assert thresholds.pop(inner) == 0.5
+        model = small(
+            family, neuron="lif", levels=1, time_steps=2, attention_norm=True, rectify="qkv"
+        )
+        norms = dict(model.named_modules())
+        norm = next(n for n in norms if n.endswith(("mask_norm", "attention_norm")))
+        assert torch.all(norms[norm].bias == 0.5)  # centred in that neuron's firing window
         assert set(thresholds.values()) == {1.0}

@@ -97,6 +97,16 @@ def test_other_bits_start_their_step_sizes_from_the_loaded_weights(
         assert torch.equal(layer.log_step_size, wanted), name
 
 
+def test_ternary_weights_do_not_take_the_step_sizes_of_two_bits(make_model, tmp_path) -> None:
+    old = make_model(weight_bits=2)
+    save_checkpoint(tmp_path / "a.ckpt", old, info_for(old))
+    model, info = other(make_model, weight_bits="ternary")
+    lines = start_from(model, tmp_path / "a.ckpt", info)
+    assert lines[1].startswith("  step sizes started from the weights: ")
+    layer = model.stages[0].blocks[0].conv1
+    assert torch.equal(layer.log_step_size, initial_step_size(layer.weight, "ternary").log())
+
+
 def test_full_precision_first_then_bits_and_another_neuron(
     make_model: Make, lively: Make, tmp_path: Path
 ) -> None:

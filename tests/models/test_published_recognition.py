@@ -99,6 +99,29 @@ def test_spikformers_three_layouts_tell_pooling_scale_and_biases(
         assert model(torch.randn(2, 3, 32, 32)).shape == (2, 6)
 
 
+def test_spikformer_for_imagenet_has_four_time_steps_whatever_is_said(save):
+    path = save(published.spikformer(24, 2, "imagenet"), published.arguments(time_step=10))
+    assert import_reference(path, heads=3).config.time_steps == 4
+    with pytest.warns(UserWarning, match="time_steps is ignored: Spikformer for ImageNet has no"):
+        assert import_reference(path, heads=3, time_steps=2).config.time_steps == 4
+
+
+def test_a_position_embedding_is_left_out_only_where_it_is_never_used(save):
+    state = published.spikformer(24, 2, "imagenet")
+    with pytest.raises(UserError, match="1 unmatched keys: pos_embed"):
+        import_reference(save({**state, "pos_embed": torch.zeros(1)}), heads=3)
+
+
+def test_two_tensors_of_one_name_and_numbers_that_are_none_are_refused(save):
+    state = published.spikformer(24, 2, "imagenet")
+    twice = {**state, "module.head.bias": state["head.bias"] + 5}
+    with pytest.raises(UserError, match=r"'module\.head\.bias' is there without 'module.' too"):
+        import_reference(save(twice), heads=3)
+    lost = {**state, "head.bias": state["head.bias"] * float("nan")}
+    with pytest.raises(UserError, match=r"key 'head\.bias' has values that are not finite"):
+        import_reference(save(lost), heads=3)
+
+
 @pytest.mark.parametrize("dims", [(8, 16, 24, 32), (16, 8, 16, 40)])
 def test_other_sizes_of_e_spikeformer_are_read_from_the_tensors(save, dims):
     path = save(published.e_spikeformer(dims), key="model")

@@ -286,8 +286,9 @@ def test_gradient_checkpointing_changes_neither_gradients_nor_statistics(make_mo
         torch.testing.assert_close(value, other_gradients[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_gradient_checkpointing_really_recomputes(make_model):
-    model = make_model()
+@pytest.mark.parametrize("training", [True, False])
+def test_gradient_checkpointing_really_recomputes(make_model, training):
+    model = make_model().train(training)  # in evaluation: fine-tuning with frozen norms
     calls = []
     block = model.stages[3].blocks[0]
     block.register_forward_pre_hook(lambda *_: calls.append(1))

@@ -76,8 +76,10 @@ def test_repconv_equals_a_convolution_of_the_explicitly_padded_map(make_config, 
     torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_border_convolution_tracks_statistics_like_a_batch_norm():
+@pytest.mark.parametrize("momentum", [0.1, 0.0, None])
+def test_a_border_convolution_tracks_statistics_like_a_batch_norm(momentum):
     norm, conv = _bordered_pair()
+    norm.momentum = momentum
     plain = copy.deepcopy(norm)
     for _ in range(3):
         x = torch.randn(3, 4, 5, 5)
@@ -85,6 +87,23 @@ def test_a_border_convolution_tracks_statistics_like_a_batch_norm():
         plain(x)
     for key, value in plain.state_dict().items():
         assert torch.equal(norm.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize(
+    ("norm", "conv"),
+    [
+        (torch.nn.BatchNorm2d(4), QuantConv2d(4, 4, 3, padding=1, bits=4)),
+        (torch.nn.BatchNorm2d(4), QuantConv2d(4, 8, 3, padding=1, groups=4, bits=4)),
+        (torch.nn.BatchNorm2d(4, affine=False), QuantConv2d(4, 4, 3, padding=1, groups=4, bits=4)),
+        (
+            torch.nn.BatchNorm2d(4, track_running_stats=False),
+            QuantConv2d(4, 4, 3, padding=1, groups=4, bits=4),
+        ),
+    ],
+)
+def test_a_border_convolution_refuses_what_it_would_compute_wrongly(norm, conv):
+    with pytest.raises(ValueError, match="border_conv needs a"):
+        border_conv(torch.randn(2, 4, 5, 5), norm, conv)
 
 
 def test_border_gradients_belong_to_the_statistics_of_the_forward_pass():

@@ -268,3 +268,22 @@ def test_counts_in_other_precisions_are_those_of_the_same_potentials_in_float32(
 def test_no_count_exceeds_the_levels_even_where_half_precision_is_too_coarse_for_them(dtype):
     for levels in (128, 200, 255, 256):
         assert spike_count(torch.tensor([0.999, 1.0, 3.0], dtype=dtype), levels).max() <= levels
+
+
+@pytest.mark.parametrize(
+    ("neuron", "name", "value"),
+    [
+        (IELIF, "levels", 0),
+        (IELIF, "levels", 128),
+        (IELIF, "time_steps", 0),
+        (IELIF, "decay", 1.5),
+        (IELIF, "surrogate", "sigmoid"),
+        (IELIF, "rounding", "nearest"),
+        (IELIF, "window", 0.0),
+        (LIF, "tau", 0.5),
+        (LIF, "threshold", -1.0),
+    ],
+)
+def test_a_neuron_refuses_what_it_cannot_be(neuron, name, value):
+    with pytest.raises(ValueError, match=f"^{name}={value}: must be "):
+        neuron(**{name: value})

@@ -12,6 +12,7 @@ from torch import nn
 from qsdformer.nn.neurons import counts_to_spikes
 from qsdformer.nn.quantizers import (
     QuantConv2d,
+    QuantConvTranspose2d,
     QuantLinear,
     code_range,
     initial_step_size,
@@ -72,7 +73,7 @@ def test_codes_use_the_whole_range_and_no_more(bits):
     assert high - low + 1 == 2**bits
 
 
-@pytest.mark.parametrize("bits", [0, 1, 9])
+@pytest.mark.parametrize("bits", [0, 1, 9, 3.5, "4", "none", "Ternary", None])
 def test_other_bits_are_refused(bits):
     with pytest.raises(ValueError, match="weights have 2 to 8 bits"):
         code_range(bits)
@@ -185,6 +186,25 @@ def test_a_full_precision_state_dict_starts_the_step_sizes():
     expected = numpy_step(full.weight.detach().numpy(), 4)
     np.testing.assert_allclose(layer.step_size.detach().numpy(), expected, rtol=1e-5)
     assert set(state) == {"weight", "bias"}  # the caller's dictionary is left alone
+
+
+def test_a_state_dict_in_half_precision_starts_steps_as_fine_as_in_full():
+    torch.manual_seed(0)
+    full = QuantConv2d(64, 8, 3, bits=None)
+    layer, half = QuantConv2d(64, 8, 3, bits=8), QuantConv2d(64, 8, 3, bits=8)
+    layer.load_state_dict(full.state_dict())
+    half.load_state_dict(full.half().state_dict())
+    # float16 has 11 bits; its own smallest step would be twice the one wanted.
+    torch.testing.assert_close(half.log_step_size, layer.log_step_size, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("layer", [QuantConv2d, QuantConvTranspose2d])
+def test_an_image_without_a_batch_has_none_in_evaluation_either(layer):
+    conv = layer(3, 4, 3, bits=4)
+    x = torch.randn(3, 8, 8)
+    trained = conv(x)
+    torch.testing.assert_close(conv.eval()(x), trained, rtol=1e-5, atol=1e-6)
+    assert conv(x).dim() == 3
 
 
 def test_a_quantised_state_dict_keeps_its_step_sizes():

@@ -53,8 +53,9 @@ def test_every_pattern_has_to_match(model):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_a_tap_ends_with_its_block(model, images):
-    with tap(model, "head") as acts:
+def test_a_tap_ends_with_its_block_and_says_if_it_recorded_nothing(model, images):
+    expected = "nothing was recorded of head: the model did not run"
+    with pytest.warns(UserWarning, match=expected), tap(model, "head") as acts:
         pass
     model(images)
     assert acts == {}
@@ -101,3 +102,10 @@ def test_on_call_gives_module_input_and_output(model, images):
     assert module is model.head
     assert x.shape == (2, 8)
     assert torch.equal(y, logits)
+
+
+def test_a_tap_takes_an_argument_by_name(images):
+    layer = torch.nn.Sequential(torch.nn.Identity())
+    with tap(layer, "0", inputs=True) as acts:
+        layer[0](input=images)
+    assert acts["0"] is images

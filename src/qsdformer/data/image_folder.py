@@ -158,6 +158,7 @@ def train_transform(config: DataConfig, info: DataInfo) -> Transform:
         config,
         info,
         hflip=0.5,
+        color_jitter=None,  # timm's default is no key of a recipe
         mean=info.mean,
         std=info.std,
         re_prob=config.random_erasing,

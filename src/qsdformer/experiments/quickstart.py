@@ -21,6 +21,7 @@ from qsdformer.analysis.information import (
     spike_histograms,
 )
 from qsdformer.data import DataModule
+from qsdformer.errors import UserError
 from qsdformer.experiments.figures import new_figure
 from qsdformer.files import atomic_path, write_json
 from qsdformer.models.checkpoint import load_checkpoint
@@ -51,6 +52,7 @@ def run(
         recipe = dataclasses.replace(
             load_recipe(recipe_name, keys), seed=seed, output=str(output / name)
         )
+        _check_own(recipe)
         trained = train(recipe, overwrite=True, console=console)
         measured, histograms = measure(trained.last_path, recipe)
         rows[name] = {**measured, "train_seconds": round(trained.seconds, 1)}
@@ -64,6 +66,19 @@ def run(
         highlight=False,
     )
     return results
+
+
+def _check_own(recipe: Recipe) -> None:
+    """`UserError` for a folder with anything but an earlier quickstart's run, which is replaced."""
+    folder = Path(recipe.output)
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    try:
+        there = load_recipe(str(folder / "recipe.yaml"))
+    except UserError:
+        there = None
+    if there is None or (there.model, there.data) != (recipe.model, recipe.data):
+        raise UserError(f"{folder} is not from an earlier quickstart: choose another --output")
 
 
 def measure(checkpoint: Path, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Tensor]]:

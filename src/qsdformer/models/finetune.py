@@ -126,12 +126,12 @@ def drop_step_sizes(
     `adapted` is the layer whose weight was changed on the way, or empty. Returns the layers whose
     step sizes therefore start from a loaded weight.
     """
-    before = {name: layer.bits for name, layer in quantized_layers(source).items()}
+    before = {name: layer.coding for name, layer in quantized_layers(source).items()}
     restarted = []
     for name, layer in quantized_layers(model).items():
         there = f"{name}.weight" in fits
         changed = name == adapted
-        if not there or changed or before.get(name) != layer.bits:
+        if not there or changed or before.get(name) != layer.coding:
             fits.pop(f"{name}.log_step_size", None)
         if layer.bits is not None and there and f"{name}.log_step_size" not in fits:
             restarted.append(name)

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -75,8 +76,9 @@ class Stage(nn.Module):
         """
         x = self.downsample(x)
         x = x if between is None else between(x)
+        recompute = self.checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            x = _recomputed(block, x) if self.checkpointing and self.training else block(x)
+            x = _recomputed(block, x) if recompute else block(x)
         return x
 
 

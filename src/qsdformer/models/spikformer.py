@@ -41,13 +41,14 @@ class Block(nn.Module):
     def __init__(self, config: SpikformerConfig) -> None:
         super().__init__()
         width, norm = config.width, config.attention_norm
+        threshold = config.attention_threshold
         self.attention = PointwiseAttention(
             config,
             width,
             config.heads,
             SpikeAttention(config.heads, config.attention_scale),
-            norm=make_norm(config, width, "qkv") if norm else None,
-            neuron=make_neuron(config, threshold=config.attention_threshold),
+            norm=make_norm(config, width, "qkv", threshold=threshold) if norm else None,
+            neuron=make_neuron(config, threshold=threshold),
             qkv_bias=config.qkv_bias,
             output_bias=True,
             spikes=True,

@@ -28,19 +28,25 @@ MLP_EXPANSION = 4
 
 
 def make_norm(
-    config: NetworkConfig, channels: int, role: NormRole = "plain", *, vectors: bool = False
+    config: NetworkConfig,
+    channels: int,
+    role: NormRole = "plain",
+    *,
+    vectors: bool = False,
+    threshold: float | None = None,
 ) -> nn.BatchNorm1d | nn.BatchNorm2d:
     """A batch norm of maps, or of vectors (N, C), started according to what it does.
 
     "branch_end" closes a residual branch and starts at `residual_gain`; "neuron" feeds a neuron
-    and "qkv" a neuron of the attention. Rectified norms start centred in the firing window.
+    and "qkv" a neuron of the attention. Rectified norms start centred in the firing window, for a
+    LIF neuron with a `threshold` of its own in that one's.
     """
     norm = nn.BatchNorm1d(channels) if vectors else nn.BatchNorm2d(channels)
     rectified = {"none": (), "qkv": ("qkv",), "all": ("qkv", "neuron")}[config.rectify]
     if role == "branch_end":
         nn.init.constant_(norm.weight, config.residual_gain)
     elif config.is_spiking and role in rectified:
-        mean, deviation = firing_window(config)
+        mean, deviation = firing_window(config, threshold)
         nn.init.constant_(norm.bias, mean)
         nn.init.constant_(norm.weight, deviation)
     return norm
@@ -138,9 +144,17 @@ def border_conv(x: Tensor, norm: nn.Module, conv: QuantConv2d) -> Tensor:
     """A depthwise `conv` of `norm`'s output, padded with the value that `norm` gives to 0.
 
     (T*B, C, H, W) to (T*B, C, H', W'). `norm` is a batch norm of any kind: plain, synchronised
-    (SyncBatchNorm) or frozen. The value at 0 is subtracted before the convolution, so that its
-    border is zero, and its share is added afterwards, without a padded copy.
+    (SyncBatchNorm) or frozen; it has weight, bias and running statistics. The value at 0 is
+    subtracted before the convolution, so that its border is zero, and its share is added
+    afterwards, without a padded copy. Raises ValueError for other norms and convolutions.
     """
+    if not conv.groups == conv.in_channels == conv.out_channels:
+        raise ValueError(
+            f"groups={conv.groups}: border_conv needs a depthwise convolution, as many groups and "
+            f"output channels as the {conv.in_channels} input channels"
+        )
+    if norm.weight is None or norm.running_mean is None:
+        raise ValueError("border_conv needs a norm with weight, bias and running statistics")
     shifted, border = _shifted(norm, x)
     # What padding with `border` (C,) adds to the output.
     share = border * conv.effective_weight().sum(dim=(1, 2, 3))
@@ -164,7 +178,8 @@ def _shifted(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling():
         normed_mean = _kept(normed_mean)
     border = bias - weight * normed_mean
-    if type(norm) is not nn.BatchNorm2d:
+    # Without a momentum statistics are means over all passes, as in torch's `update_bn`.
+    if type(norm) is not nn.BatchNorm2d or norm.momentum is None:
         return norm(x) - border.view(1, -1, 1, 1), border
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
@@ -175,7 +190,7 @@ def _shifted(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         weight,
         bias - border,
         training=True,
-        momentum=norm.momentum or 0.0,
+        momentum=norm.momentum,
         eps=eps,
     )
     return shifted, border

@@ -11,13 +11,13 @@ each count as D binary spikes.
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from qsdformer.nn.config import NetworkConfig, Rounding
+from qsdformer.nn.config import MAX_LEVELS, NetworkConfig, Rounding, Surrogate
 
 # Decay of the IE-LIF gradient per unit of membrane potential outside the firing window (0, 1).
 OUTSIDE_DECAY = 4.0
@@ -157,6 +157,11 @@ def lif_steps(x: Tensor, v: Tensor | None, tau: float, threshold: float) -> tupl
     return cast(tuple[Tensor, Tensor], _LIFSteps.apply(x, v, tau, threshold))
 
 
+def _require(name: str, value: object, holds: bool, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}={value}: must be {allowed}")
+
+
 class SpikingNeuron(nn.Module):
     """What every spiking neuron has: T time steps in, values count * step out.
 
@@ -166,6 +171,8 @@ class SpikingNeuron(nn.Module):
 
     def __init__(self, levels: int, time_steps: int, gain: float = 1.0) -> None:
         super().__init__()
+        _require("levels", levels, 1 <= levels <= MAX_LEVELS, f"1 to {MAX_LEVELS}")
+        _require("time_steps", time_steps, time_steps >= 1, "1 or more")
         self.levels = levels
         self.time_steps = time_steps
         self.gain = gain
@@ -221,6 +228,10 @@ class IELIF(SpikingNeuron):
         rounding: Rounding = "up",
     ) -> None:
         super().__init__(levels, time_steps, gain)
+        _require("decay", decay, 0 <= decay <= 1, "in [0, 1]")
+        _require("surrogate", surrogate, surrogate in get_args(Surrogate), "exp or rect")
+        _require("rounding", rounding, rounding in get_args(Rounding), "up or even")
+        _require("window", window, window > 0, "above 0")
         self.decay = decay
         self.surrogate = surrogate
         self.window = window
@@ -247,6 +258,8 @@ class LIF(SpikingNeuron):
         self, time_steps: int = 4, tau: float = 2.0, threshold: float = 1.0, gain: float = 1.0
     ) -> None:
         super().__init__(1, time_steps, gain)
+        _require("tau", tau, tau >= 1, "at least 1 time step")
+        _require("threshold", threshold, threshold > 0, "above 0")
         self.tau = tau
         self.threshold = threshold
 
@@ -292,13 +305,15 @@ def make_neuron(
     return nn.ReLU() if config.neuron == "relu" else nn.GELU()
 
 
-def firing_window(config: NetworkConfig) -> tuple[float, float]:
+def firing_window(config: NetworkConfig, threshold: float | None = None) -> tuple[float, float]:
     """Mean and standard deviation of a membrane potential centred in the firing window.
 
     IE-LIF fires between 0 and its `window`. A normal distribution of mean 1/2 and deviation 0.3
     of it spreads nearly evenly over the counts 0..4. For LIF the middle is the threshold that a
-    constant input must reach: `threshold` is the level at which it fires within a few steps.
+    constant input must reach: `threshold`, the configuration's unless given, is the level at
+    which it fires within a few steps.
     """
     if config.neuron == "lif":
-        return config.threshold, config.threshold / math.sqrt(2)
+        threshold = threshold or config.threshold
+        return threshold, threshold / math.sqrt(2)
     return 0.5 * config.window, 0.3 * config.window

@@ -124,7 +124,9 @@ class MaskAttention(nn.Module):
 
         self.k_pool, self.v_pool = pool(), pool()
         self.product_pool, self.output_pool = plane_pool(), plane_pool()
-        self.mask_norm = make_norm(config, width, "qkv") if norm else nn.Identity()
+        self.mask_norm = (
+            make_norm(config, width, "qkv", threshold=threshold) if norm else nn.Identity()
+        )
         binary = IELIF(1, config.time_steps, config.decay, config.surrogate)
         lif = config.neuron == "lif"
         self.mask_neuron = make_neuron(config, threshold=threshold) if lif else binary

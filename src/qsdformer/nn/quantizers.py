@@ -18,23 +18,29 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from qsdformer.nn.config import MAX_BITS, MIN_BITS, Bits, Coding
+from qsdformer.nn.config import MAX_BITS, MIN_BITS, TERNARY, Bits, Coding, are_bits
 
 
 def code_range(bits: Coding) -> tuple[int, int]:
     """Smallest and largest code at `bits` bits, or of "ternary"."""
+    if bits is None or not are_bits(bits):
+        raise ValueError(
+            f"bits={bits!r}: weights have {MIN_BITS} to {MAX_BITS} bits, or are {TERNARY!r}"
+        )
     if isinstance(bits, str):
         return -1, 1
-    if not MIN_BITS <= bits <= MAX_BITS:
-        raise ValueError(f"bits={bits}: weights have {MIN_BITS} to {MAX_BITS} bits, or are ternary")
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
 def initial_step_size(weight: Tensor, bits: Coding) -> Tensor:
-    """Starting step size per output channel, 2 * mean|w| / sqrt(Qp); shape (out,)."""
+    """Starting step size per output channel, 2 * mean|w| / sqrt(Qp); shape (out,).
+
+    In float32 or wider: in half precision small steps would be rounded, or be none.
+    """
     _, high = code_range(bits)
-    mean = weight.detach().abs().flatten(1).mean(1)
-    return (2 * mean / math.sqrt(high)).clamp_min(torch.finfo(weight.dtype).tiny ** 0.5)
+    wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    mean = wide.abs().flatten(1).mean(1)
+    return (2 * mean / math.sqrt(high)).clamp_min(torch.finfo(wide.dtype).tiny ** 0.5)
 
 
 def weight_codes(weight: Tensor, step_size: Tensor, bits: Coding) -> Tensor:
@@ -108,9 +114,10 @@ class _QuantWeight(nn.Module):
     the step sizes then start from the loaded weight.
 
     Evaluation without gradients keeps the codes for the next pass, one float a weight. They are
-    made anew when weight or step size has changed, has been moved or replaced, after any pass
-    with gradients, and after `train()` or `eval()`. Only a write that torch does not see (in
-    place through `.data` or a NumPy view) needs an `eval()` after it.
+    made anew when weight or step size has changed, has been moved or replaced, and after `train()`
+    or `eval()`. After a pass with gradients none are kept until then: fused optimisers change
+    weights without torch's taking note. Any other write that it does not note (in place through
+    `.data` or a NumPy view, a broadcast between processes) needs an `eval()` after it.
     """
 
     weight: Tensor
@@ -118,6 +125,7 @@ class _QuantWeight(nn.Module):
     coding: Bits  # as the layer was given it
     _prepared: Tensor | None = None  # set inside `quantized_together`
     _kept: _Kept | None = None  # codes of the latest evaluation
+    _learns: bool = False  # there was a pass with gradients since `train()` or `eval()`
 
     def _init_quantizer(self, bits: Bits) -> None:
         self.coding = bits
@@ -125,7 +133,8 @@ class _QuantWeight(nn.Module):
             self.register_parameter("log_step_size", None)
         else:
             rows = self.outputs_first(self.weight)
-            self.log_step_size = nn.Parameter(initial_step_size(rows, bits).log())
+            log = initial_step_size(rows, bits).log()
+            self.log_step_size = nn.Parameter(log.to(self.weight.dtype))
 
     @property
     def bits(self) -> int | None:
@@ -161,6 +170,8 @@ class _QuantWeight(nn.Module):
             codes, step = self._codes_and_step(self.coding)
             rows = self.outputs_first(codes)
             return self.outputs_first(rows * _per_channel(step, rows))
+        if not torch.compiler.is_compiling():
+            self._kept, self._learns = None, True
         rows = self.outputs_first(self.weight)
         return self.outputs_first(lsq_quantize(rows, self.step_size, self.coding))
 
@@ -171,11 +182,11 @@ class _QuantWeight(nn.Module):
         compiling, first = torch.compiler.is_compiling(), self.outputs_first
         if self._needs_gradients():
             if not compiling:
-                self._kept = None
+                self._kept, self._learns = None, True
             step = self.step_size
             rows = straight_through_codes(first(self.weight), step, bits)
             return first(rows), step.detach()
-        if compiling or not _can_be_kept(self.weight, log):
+        if compiling or self._learns or not _can_be_kept(self.weight, log):
             step = self.step_size.detach()
             return first(weight_codes(first(self.weight.detach()), step, bits)), step
         kept = self._kept
@@ -196,7 +207,7 @@ class _QuantWeight(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """As of any module; evaluation makes its codes anew."""
-        self._kept = None
+        self._kept, self._learns = None, False
         return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -278,14 +289,14 @@ class QuantConv2d(_QuantWeight, nn.Conv2d):
         self._init_quantizer(bits)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) to (B, C_out, H', W')."""
+        """(B, C_in, H, W) to (B, C_out, H', W'), or without B."""
         # In evaluation codes are summed first and scaled once: with spike values k/D, D a power
         # of two, every sum is exact in float32, so any order of additions gives the same result.
         if self.coding is None or self.training:
             return self._conv_forward(x, self.effective_weight(), self.bias)
         codes, step = self._codes_and_step(self.coding)
-        y = self._conv_forward(x, codes, None) * step.view(1, -1, 1, 1)
-        return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
+        y = self._conv_forward(x, codes, None) * step.view(-1, 1, 1)
+        return y if self.bias is None else y + self.bias.view(-1, 1, 1)
 
 
 class QuantConvTranspose2d(_QuantWeight, nn.ConvTranspose2d):
@@ -313,8 +324,8 @@ class QuantConvTranspose2d(_QuantWeight, nn.ConvTranspose2d):
         if self.coding is None or self.training:
             return F.conv_transpose2d(x, self.effective_weight(), self.bias, *options)  # type: ignore[arg-type]
         codes, step = self._codes_and_step(self.coding)
-        y = F.conv_transpose2d(x, codes, None, *options) * step.view(1, -1, 1, 1)  # type: ignore[arg-type]
-        return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
+        y = F.conv_transpose2d(x, codes, None, *options) * step.view(-1, 1, 1)  # type: ignore[arg-type]
+        return y if self.bias is None else y + self.bias.view(-1, 1, 1)
 
 
 class QuantLinear(_QuantWeight, nn.Linear):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -33,19 +35,30 @@ def tap(model: nn.Module, *patterns: str, inputs: bool = False) -> Iterator[dict
     """Record outputs (or first inputs) of the modules matching `patterns` while inside the block.
 
     Yields a dict from module name to the tensor of the latest forward pass, gradients attached.
+    Modules that a forward does not call record nothing: all of them where it was compiled before
+    the block (tap the model that torch.compile was given), and norms inside `border_conv`. A block
+    in which nothing was recorded ends in a warning.
     """
     acts: dict[str, Tensor] = {}
+    called: set[str] = set()
     with contextlib.ExitStack() as stack:
         for name, module in matching_modules(model, *patterns).items():
-            stack.enter_context(on_call(module, _recorder(acts, name, inputs)))
+            stack.enter_context(on_call(module, _recorder(acts, called, name, inputs)))
         yield acts
+    if not called:
+        warnings.warn(
+            f"nothing was recorded of {', '.join(patterns)}: the model did not run, ran compiled, "
+            "or does not call these modules",
+            stacklevel=3,
+        )
 
 
 def _recorder(
-    acts: dict[str, Tensor], name: str, inputs: bool
+    acts: dict[str, Tensor], called: set[str], name: str, inputs: bool
 ) -> Callable[[nn.Module, Tensor, Tensor], None]:
     def record(module: nn.Module, x: Tensor, y: Tensor) -> None:
         acts[name] = x if inputs else y
+        called.add(name)
 
     return record
 
@@ -55,7 +68,11 @@ def on_call(
     module: nn.Module, function: Callable[[nn.Module, Tensor, Tensor], None]
 ) -> Iterator[None]:
     """Call `function(module, input, output)` after every forward pass inside the block."""
-    handle = module.register_forward_hook(lambda m, args, out: function(m, args[0], out))
+
+    def hook(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+        function(m, next(iter((*args, *kwargs.values()))), out)
+
+    handle = module.register_forward_hook(hook, with_kwargs=True)
     try:
         yield
     finally:

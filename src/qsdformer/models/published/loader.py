@@ -93,7 +93,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], argparse.Namesp
             f'{path}: not a published checkpoint: no "model" state dict in it, no "state_dict", '
             "and not one itself"
         )
-    return {str(key).removeprefix("module."): value for key, value in state.items()}, saved
+    return _named({str(key): value for key, value in state.items()}, "module.", path), saved
 
 
 def _read_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -104,7 +104,16 @@ def _read_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a safetensors file, or cut short or damaged") from error
     state = {k: v for k, v in tensors.items() if k.startswith(STATE_PREFIX)} or tensors
-    return {k.removeprefix(STATE_PREFIX).removeprefix("module."): v for k, v in state.items()}
+    return _named(_named(state, STATE_PREFIX, path), "module.", path)
+
+
+def _named(state: dict[str, Any], prefix: str, path: object) -> dict[str, Any]:
+    """The entries without a prefix; a `UserError` where two then have one name."""
+    found = {key.removeprefix(prefix): value for key, value in state.items()}
+    if len(found) < len(state):
+        twice = next(k for k in state if k.startswith(prefix) and k.removeprefix(prefix) in state)
+        raise UserError(f"{path}: {twice!r} is there without {prefix!r} too: keep one of them")
+    return found
 
 
 def _recognise(state: State) -> Published:
@@ -130,9 +139,12 @@ def _matched(
         value = state.tensors[theirs]
         if not isinstance(value, Tensor):
             raise UserError(f"{path}: key {theirs!r} is not a tensor")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{path}: key {theirs!r} has values that are not finite")
         loaded[ours] = _convert(value, kind, expected[ours].dim())
     used = {theirs for _, theirs, _ in pairs}
-    unmatched = sorted(k for k in set(state.tensors) - used if not published.ignored.search(k))
+    ignored = published.ignored(state)
+    unmatched = sorted(k for k in set(state.tensors) - used if not ignored.search(k))
     if unmatched:
         raise UserError(f"{path}: {len(unmatched)} unmatched keys: {_some(unmatched)}")
     missing = sorted(set(expected) - set(loaded))

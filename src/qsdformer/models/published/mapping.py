@@ -6,7 +6,7 @@ import argparse
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -105,7 +105,7 @@ class Published:
 
     `recognises` tells whether a state dict is of this network. `fields` gives the configuration's
     fields from it and from what is told; `pairs` all tensors of a model; `ignored` matches keys
-    that the published network holds and never uses; `finish` may correct the loaded model.
+    that the network of a state dict holds and never uses; `finish` may correct the loaded model.
     """
 
     name: str
@@ -113,7 +113,7 @@ class Published:
     fields: Callable[[State, Told], dict[str, Any]]
     config: Callable[..., Any]
     pairs: Callable[[Any, State], Iterable[Pair]]
-    ignored: re.Pattern[str] = field(default_factory=lambda: re.compile(r"$^"))
+    ignored: Callable[[State], re.Pattern[str]] = lambda state: re.compile(r"$^")
     finish: Callable[[SpikingTransformer, State, Mapping[str, str]], None] | None = None
 
 

@@ -82,5 +82,5 @@ PUBLISHED = Published(
     fields=_fields,
     config=SDTConfig,
     pairs=_pairs,
-    ignored=re.compile(r"^block\.\d+\.attn\.talking_heads\.weight$"),
+    ignored=lambda state: re.compile(r"^block\.\d+\.attn\.talking_heads\.weight$"),
 )

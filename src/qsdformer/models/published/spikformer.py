@@ -37,9 +37,12 @@ def _fields(state: State, told: Told) -> dict[str, Any]:
     layer = _layer(state)
     fc1 = state.shape(f"block.0.mlp.fc1_{layer}.weight", 2, 3, 4)
     cifar, events = layer == "linear", len(fc1) == 3
-    steps = told.find("time_steps", "time_step", "time_steps", "T")
-    if steps is None and (cifar or events):
-        steps = told.need("time_steps", example="such as 4")
+    if cifar or events:
+        steps = told.need("time_steps", "time_step", "time_steps", "T", example="such as 4")
+    else:
+        steps = IMAGENET_STEPS
+        if told.given.get("time_steps") != steps:
+            told.ignore("Spikformer for ImageNet", "time_steps")
     return {
         **LIF,
         "in_channels": stem[1],
@@ -51,10 +54,17 @@ def _fields(state: State, told: Told) -> dict[str, Any]:
         ),
         "mlp_ratio": fc1[0] // fc1[1],
         "pooling": told.find("pooling") or ("0011" if cifar else "1111"),
-        "time_steps": steps or IMAGENET_STEPS,
+        "time_steps": steps,
         "attention_scale": 0.25 if events else 0.125,
         "qkv_bias": state.dims(f"block.0.attn.q_{layer}.bias") is not None,
     }
+
+
+def _ignored(state: State) -> re.Pattern[str]:
+    """Layer norms in every block and, in the DVS file, a position embedding: held, never used."""
+    events = len(state.shape(f"block.0.mlp.fc1_{_layer(state)}.weight", 2, 3, 4)) == 3
+    more = r"|pos_embed|norm\.(weight|bias)" if events else ""
+    return re.compile(rf"^(block\.\d+\.norm[12]\.(weight|bias){more})$")
 
 
 def _pairs(config: SpikformerConfig, state: State) -> Iterator[Pair]:
@@ -79,6 +89,5 @@ PUBLISHED = Published(
     fields=_fields,
     config=SpikformerConfig,
     pairs=_pairs,
-    # Layer norms in every block and, in the DVS file, a position embedding: held, never used.
-    ignored=re.compile(r"^(block\.\d+\.norm[12]\.(weight|bias)|pos_embed|norm\.(weight|bias))$"),
+    ignored=_ignored,
 )
