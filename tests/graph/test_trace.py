@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import operator
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,6 +162,118 @@ def test_a_sum_in_place_is_recorded_and_changes_no_value_of_the_graph(change):
     assert qsd.verify(model, pixels(), info=INFO).ok
 
 
+def test_a_copy_may_be_changed_in_place_and_a_model_is_left_as_it_was():
+    def copied(x: Tensor) -> Tensor:
+        y = x.clone()
+        y += 0.5
+        return x + y
+
+    assert qsd.verify(settled(lambda: by(copied)), pixels(), info=INFO).ok
+    model = through(Remembering()).eval()
+    for _ in range(2):
+        with pytest.raises(UserError, match="keeps a tensor in 'state'"):
+            qsd.lower(model, INFO)
+        assert model.own.state == {}
+
+
+@pytest.mark.parametrize("combined", [operator.add, operator.mul])
+def test_the_largest_of_sums_and_products_of_spikes_is_not_that_of_their_spikes(combined):
+    """As in a residual network of spikes; 2 steps of one neuron and 4 of the other may coincide."""
+
+    def pooled(net: Net, x: Tensor) -> Tensor:
+        both = combined(net.neuron(x), net.other(x * -1.0 + 1.0))
+        return net.mix(torch.nn.functional.max_pool2d(both, 2))
+
+    model = settled(lambda: Net(pooled, other=IELIF(4), mix=QuantConv2d(6, 6, 1, bits=4)))
+    images = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        expected = model(images)
+    found = run_binary(model, images).outputs["output"]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [32, 16])
+def test_raw_pixels_and_results_of_any_size_do_not_saturate(bits):
+    def scaled(net: Net, x: Tensor) -> dict[str, Tensor]:
+        spikes = net.neuron(net.conv((x - 127.5) / 64))
+        return {"depth": net.far(spikes)}
+
+    class Depth(Net):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return scaled(self, x)
+
+    model = settled(lambda: Depth(lambda net, x: x, far=QuantConv2d(6, 1, 1, bits=4)))
+    with torch.no_grad():
+        model.far.bias.fill_(200.0)
+    raw = dataclasses.replace(INFO, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    rows = qsd.verify(model, pixels(), info=raw, membrane_bits=bits).rows
+    integer = next(row for row in rows if row.name == "integer")
+    assert integer.logit_difference < {32: 0.05, 16: 1.0}[bits]
+    assert integer.differing <= {32: 2e-3, 16: 0.05}[bits] * integer.counts
+
+
+class Unflat(Net):
+    """Logits (B, classes, 1, 1), as convolutional heads give them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, :, None, None]
+
+
+class Rows(Net):
+    """Tokens before channels, (B, N, C)."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.neuron(self.conv(x)).flatten(2).transpose(1, 2)
+        return {"tokens": self.rows(y)}
+
+
+def test_results_in_other_layouts_are_compared_with_what_they_are():
+    images = pixels(6)
+    labels = torch.zeros(6, dtype=torch.long)
+    report = qsd.verify(settled(lambda: Unflat(lambda net, x: x)), [(images, labels)], info=INFO)
+    assert report.ok
+    assert all(row.logit_difference < 1e-3 and row.accuracy <= 1 for row in report.rows)
+    rows = settled(lambda: Rows(lambda net, x: x, rows=QuantLinear(6, 4, bits=4)))
+    report = qsd.verify(rows, images, info=INFO)
+    assert report.ok
+    assert all(row.logit_difference < 1e-3 for row in report.rows)
+
+
+def test_legal_ways_to_write_a_call_are_understood():
+    def written(net: Net, x: Tensor) -> Tensor:
+        return torch.cat([net.mix(x=net.neuron(x))], 1)
+
+    model = settled(lambda: Net(written, mix=QuantConv2d(6, 6, 1, bits=4)))
+    assert qsd.verify(model, pixels(), info=INFO).ok
+
+
+class Configured(Net):
+    """A model with a `config` of its user's own."""
+
+    config: Any = None
+
+
+@pytest.mark.parametrize("values", [{"path": Path("x")}, {"rate": math.nan}, ["a list"], None])
+def test_a_configuration_that_a_file_cannot_hold_is_left_out(values, tmp_path):
+    model = settled(lambda: Configured(lambda net, x: x))
+    model.config = type("Config", (), {"to_dict": lambda self: values})()
+    assert qsd.export(model, tmp_path / "a.qsd", info=INFO).config == {}
+    assert load_artifact(tmp_path / "a.qsd").config == {}
+    model.config = type(model.config)
+    assert qsd.lower(model, INFO).config == {}
+
+
+def test_an_output_that_is_called_like_the_images_of_an_onnx_file_is_refused(tmp_path):
+    class Named(Net):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"pixels": self.conv(self.neuron(x))}
+
+    model = settled(lambda: Named(lambda net, x: x))
+    with pytest.raises(UserError, match="an ONNX file calls its images 'pixels'"):
+        qsd.export(model, tmp_path / "a.onnx", info=INFO)
+    assert not list(tmp_path.iterdir())
+
+
 def test_names_are_those_of_modules_and_of_what_a_forward_does():
     names = [step.name for step in trace(settled(ResNet), (2, 3, 16, 16)).steps]
     assert names[:4] == ["image", "repeat", "stem", "norm"]
@@ -271,13 +386,104 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: by(lambda x: _changed(x, lambda a, b: a.detach().add_(b))),
         "after add in place has changed it",
     ),
+    "an expanded view of what is changed in place": (
+        lambda: by(_expanded_then_changed),
+        "after add in place has changed it",
+    ),
+    "a layer with a forward of its own": (
+        lambda: through(Tripled(6, 6, 1, bits=4)),
+        r"own \(Tripled\): its class has a forward of its own \(graph.test_trace\)",
+    ),
+    "a norm with a forward of its own": (
+        lambda: through(TripledNorm(6)),
+        r"own \(TripledNorm\): its class has a forward of its own",
+    ),
+    "a layer with a hook": (lambda: hooked(), r"own \(IELIF\): it has forward hooks"),
+    "a state in a dictionary": (
+        lambda: through(Remembering()),
+        "own: its forward keeps a tensor in 'state'",
+    ),
+    "a buffer changed in place": (
+        lambda: through(Decaying()),
+        "own.gain: mul in place changes it for the next batch",
+    ),
+    "a product across layouts": (
+        lambda: Net(_across, mix=QuantConv2d(6, 16, 1, bits=4), back=QuantConv2d(16, 6, 1, bits=4)),
+        "products are of equal shapes",
+    ),
+    "a division by zero": (lambda: by(lambda x: x / 0), "truediv cannot be read: "),
+    "weights that are no numbers": (
+        lambda: through(_lost(QuantConv2d(6, 6, 1, bits=4))),
+        "own: its weight holds NaN or infinity",
+    ),
     "no spikes": (lambda: nn.Sequential(conv_of_three(), nn.Flatten()), "no spiking neurons"),
 }  # fmt: skip
+
+
+def _expanded_then_changed(x: Tensor) -> Tensor:
+    view = x[None].expand(1, *x.shape)
+    x += 1.0
+    return view.flatten(0, 1)
+
+
+def _across(net: Net, x: Tensor) -> Tensor:
+    """16 channels times 16 places, which torch does not tell apart."""
+    x = net.mix(net.neuron(torch.nn.functional.max_pool2d(x, 4)))
+    tokens = net.neuron(x).flatten(2)
+    return net.back((tokens * tokens.transpose(1, 2)).unflatten(2, (4, 4)))
+
+
+def _lost(layer: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        next(layer.parameters()).view(-1)[0] = math.nan
+    return layer
 
 
 def _changed(x: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     changed = change(x, x * 1.0)
     return changed + x
+
+
+class Tripled(QuantConv2d):
+    """A layer with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 3
+
+
+class TripledNorm(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 3
+
+
+class Remembering(nn.Module):
+    """A state in a dictionary, where no attribute shows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 0.5 * self.state.get("v", 0.0)
+        self.state["v"] = x
+        return x
+
+
+class Decaying(nn.Module):
+    """A buffer that every forward changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("gain", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain.mul_(0.5)
+
+
+def hooked() -> nn.Module:
+    layer = IELIF(4)
+    layer.register_forward_hook(lambda module, args, output: output * 3)
+    return through(layer)
 
 
 class TimeFirst(nn.Module):

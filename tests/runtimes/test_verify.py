@@ -8,9 +8,11 @@ import pytest
 import torch
 from variants import info_for, random_pixels
 
+from qsdformer.data import DataInfo
 from qsdformer.errors import UserError
 from qsdformer.graph.lowering import lower
 from qsdformer.graph.spikes import trace_quantised
+from qsdformer.nn import IELIF, QuantConv2d
 from qsdformer.runtimes import executors
 from qsdformer.runtimes.executors import EXECUTORS, Executor, normalised, register, to_pixels
 from qsdformer.runtimes.verify import verify
@@ -159,3 +161,52 @@ def test_executors_have_one_name_each_and_unknown_ones_are_refused(lively):
         verify(model, random_pixels(model), info_for(model), executors=["fast"])
     with pytest.raises(UserError, match="no images"):
         verify(model, [], info_for(model))
+
+
+def _changed(change):
+    """An executor whose first result is changed."""
+
+    def factory(model, graph):
+        reference = executors._multi_bit(model, graph)
+
+        def run(pixels, collect):
+            results, counts = reference(pixels, collect)
+            return change(results), counts
+
+        return run
+
+    return Executor(name="wrong", factory=factory, agreement=0.99)
+
+
+def test_results_that_are_no_numbers_are_broken(lively, monkeypatch):
+    def lost(logits):
+        return np.where(np.arange(len(logits))[:, None] == 1, np.nan, logits)
+
+    monkeypatch.setitem(EXECUTORS, "wrong", _changed(lost))
+    model = lively()
+    report = verify(model, random_pixels(model, 4), info_for(model), executors=["wrong"])
+    assert report.rows[1].broken == "broken: results are not finite"
+    assert not report.ok
+
+
+def test_a_map_of_one_channel_is_compared_by_its_values(monkeypatch):
+    monkeypatch.setattr("qsdformer.runtimes.verify.ENOUGH_IMAGES", 4)
+
+    class Depth(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.neuron = QuantConv2d(3, 4, 3, padding=1, bits=4), IELIF(4)
+            self.depth = QuantConv2d(4, 1, 1, bits=4)
+
+        def forward(self, x):
+            return {"depth": self.depth(self.neuron(self.stem(x)))}
+
+    torch.manual_seed(0)
+    model = Depth().eval()
+    pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    info = DataInfo(image_size=8, channels=3, class_names=("a",), mean=(0.5,) * 3, std=(0.25,) * 3)
+    wrong = _changed(lambda maps: {name: -value for name, value in maps.items()})
+    monkeypatch.setitem(EXECUTORS, "wrong", wrong)
+    report = verify(model, pixels, info, executors=["integer", "wrong"])
+    assert [row.broken is None for row in report.rows] == [True, True, False]
+    assert report.rows[1].agreement == 1

@@ -39,7 +39,7 @@ def multiplied(op: Call, *, divide: bool) -> Step:
     a, (b,) = op.first, op.arguments("other")
     if isinstance(a, Step) and isinstance(b, Step):
         grids = 1 in (a.tokens, b.tokens) or a.size == b.size
-        if divide or not grids or (a.channels, a.time) != (b.channels, b.time):
+        if divide or not grids or a.axes != b.axes or (a.channels, a.time) != (b.channels, b.time):
             raise op.fail(
                 f"{axes_text(a)} times {axes_text(b)}: products are of equal shapes, or one "
                 "grid is 1x1"
@@ -78,6 +78,8 @@ def concatenated(op: Call) -> Step:
     """Values joined along their channels; a value joined with itself in time is repeated."""
     values, (dim,) = op.first, op.arguments("dim")
     dim = dim or 0
+    if len(values) == 1:
+        return op.x
     if all(value is values[0] for value in values) and dim == 0:
         return repeated(op)
     axes = op.x.axes

@@ -89,6 +89,11 @@ class Call:
 
     def _size(self, axes: str) -> tuple[int, int, int]:
         """(C, H, W) of the result with these axes; a grid of tokens keeps that of the input."""
+        if len(axes) != len(self.shape()):
+            raise self.fail(
+                f"{spelled(self.node)} makes {len(self.shape())} axes of {len(axes)}: both values "
+                "must have as many"
+            )
         found = dict(zip(axes, self.shape(), strict=True))
         if "p" in axes:
             return (found["c"], *self.x.size[1:])

@@ -81,9 +81,11 @@ class Emitter:
         values = np.stack(
             [(pixels - m) / s for m, s in zip(self.pre.mean, self.pre.std, strict=True)]
         )
-        fraction = self.fraction
-        if codes is not None:
-            fraction = self._fraction_for(float(np.abs(values).max()), codes)
+        largest = float(np.abs(values).max())
+        if codes is None:
+            fraction = self.fraction_within(largest)
+        else:
+            fraction = self._fraction_for(largest, codes)
         limit = INT32_MAX if codes is not None else self.limit
         table = np.clip(np.rint(values * 2.0**fraction), -limit, limit).astype(np.int32)
         op = Normalise(name="normalise", inputs=(), table=table, fraction=fraction)
@@ -127,6 +129,19 @@ class Emitter:
         if x.is_uniform and x.scale[0] == 2.0**-self.fraction:
             return x
         return self.rescaled(x, self.fraction, self.limit)
+
+    def output(self, x: Symbol) -> Symbol:
+        """`x` as a result: a membrane potential, of fewer fractional bits where it goes further."""
+        if x.is_uniform and x.scale[0] == 2.0**-self.fraction:
+            return x
+        largest = float((x.shape.bound * np.abs(x.scale) + np.abs(x.bias)).max())
+        return self.rescaled(x, self.fraction_within(largest), self.limit)
+
+    def fraction_within(self, largest: float) -> int:
+        """Fractional bits of a membrane potential that reaches `largest`, at most the usual."""
+        if largest <= 0:
+            return self.fraction
+        return max(0, min(self.fraction, math.floor(math.log2((self.limit - 1) / largest))))
 
     def rescaled(self, x: Symbol, fraction: int, limit: int) -> Symbol:
         """`x` as fixed point without bias, saturating at `limit`."""

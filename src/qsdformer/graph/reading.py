@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from qsdformer.errors import UserError
+from qsdformer.errors import UserError, one_line
 from qsdformer.graph.arithmetic import PRODUCTS, SUMS, concatenated, multiplied, summed
 from qsdformer.graph.call import Call
 from qsdformer.graph.layout import axes_text, reduced, repeated, reshaped
@@ -30,6 +30,8 @@ from qsdformer.nn.timing import TimeInput, TimeMean, TimeRepeat
 NOTHING = ("contiguous", "clone", "detach", "float")
 DROPOUTS = ("dropout", "dropout2d", "alpha_dropout")
 RESHAPES = ("flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze", "getitem")
+# What gives the same memory another shape, of constants too.
+VIEWS = (*RESHAPES, "expand", "transpose", "permute", "swapaxes", "contiguous", "detach")
 # All arguments of the pools in their order, apart from what is pooled.
 POOLS = {
     "max_pool2d": (
@@ -48,7 +50,15 @@ def read(graph: fx.Graph, root: nn.Module, shape: tuple[int, ...]) -> Traced:
     """The steps of a recorded graph; `UserError` for what is not supported."""
     reader = _Reader(graph, root)
     for node in graph.nodes:
-        reader.add(node)
+        try:
+            reader.add(node)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            path, owner = reader.names.where(node)
+            raise UserError(
+                f"{called(path)} ({owner}): {spelled(node)} cannot be read: {one_line(error)}"
+            ) from error
     return Traced(steps=tuple(reader.steps), outputs=reader.outputs, shape=shape)
 
 
@@ -92,13 +102,22 @@ class _Reader:
         """Which memory the value lies in, and which earlier values are changed with it."""
         if not node.all_input_nodes:
             return
-        source = node.all_input_nodes[0]
+        source, name = node.all_input_nodes[0], spelled(node)
         base = self.memory.get(source, source)
         if node.target in IN_PLACE:
-            same = [n for n in self.found if self.memory.get(n, n) is base]
-            self.overwritten.update(dict.fromkeys(same, node))
+            if base.op == "get_attr":
+                raise UserError(
+                    f"{called(model_path(str(base.target)))}: {name} in place changes it for the "
+                    "next batch, which a graph cannot"
+                )
+            earlier = [n for n in self.found if self.memory.get(n, n) is base]
+            self.overwritten.update(dict.fromkeys(earlier, node))
             self.memory[node] = base
-        elif isinstance(result, Step) and (result in inputs or result.kind == "view"):
+        elif isinstance(result, Step):
+            same = result in inputs or result.kind == "view" or name == "expand"
+            if same and name != "clone":
+                self.memory[node] = base
+        elif name in VIEWS:
             self.memory[node] = base
 
     def _image(self, node: fx.Node) -> None:
@@ -146,7 +165,9 @@ class _Reader:
         inputs = tuple(dict.fromkeys(x for x in given if isinstance(x, Step)))
         if not inputs:
             constants = (args, kwargs)
-            return Constant(lambda: _evaluate(function, *constants))
+            constant = Constant(lambda: _evaluate(function, *constants))
+            self._note_memory(node, constant, inputs)
+            return constant
         module = self.modules[str(node.target)] if node.op == "call_module" else None
         result = Operation(node, function, args, kwargs, inputs, self.names).step(module)
         if result not in inputs:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 from torch import nn
 
@@ -106,6 +107,9 @@ def trace_quantised(model: nn.Module, shape: Sequence[int]) -> Traced:
                 f"{called(step.name)} ({type(step.module).__name__}) has fp32 weights: use "
                 "QuantConv2d or QuantLinear with 2 to 8 bits (weight_bits) for integer execution"
             )
+        for name, value in cast(nn.Module, step.module).named_parameters():
+            if not value.is_meta and not value.isfinite().all():
+                raise UserError(f"{called(step.name)}: its {name} holds NaN or infinity")
     return traced
 
 

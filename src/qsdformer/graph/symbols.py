@@ -69,7 +69,7 @@ class Lowering(Emitter):
         for name, value in found.items():
             step = self.traced.outputs[name]
             x = self.known(value)
-            x = x if step in self.spiking else self.membrane(x)
+            x = x if step in self.spiking else self.output(x)
             outputs.append(Output(name=name, op=x.op, scale=(float(x.scale[0]),)))
         return tuple(outputs)
 

@@ -8,6 +8,7 @@ own: binary spikes, symbolic integers, a list of operations, or simply the real 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -55,9 +56,19 @@ class Tracings:
 
 
 def plain_config(model: nn.Module) -> dict[str, Any]:
-    """A model's configuration as plain values; empty for a model without one."""
+    """A model's configuration as plain values; empty for a model without one.
+
+    A user's model may have a `config` of any kind: what JSON does not hold is left out.
+    """
     config: Any = getattr(model, "config", None)
-    return config.to_dict() if hasattr(config, "to_dict") else {}
+    if isinstance(config, type) or not hasattr(config, "to_dict"):
+        return {}
+    try:
+        values = config.to_dict()
+        json.dumps(values, allow_nan=False)
+    except (TypeError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 @contextlib.contextmanager

@@ -50,6 +50,8 @@ SUPPORTED = (
     "and products, max and average pools, means over the map or over time, repetition in time, "
     "flattening, upsampling by 2 and concatenation (docs/graph.md)"
 )
+# Packages whose layers compute what their classes are known for.
+KNOWN = ("qsdformer", "torch", "torchvision")
 _BORDER_CONV = border_conv  # the name without underscore is another function during recording
 ROOT = "model"  # where the traced model lies in the module that is traced
 
@@ -157,6 +159,8 @@ class _Tracer(fx.Tracer):
         self.paths.append(self.path_of_module(m))
         try:
             self._check_state(m)
+            if self.is_leaf_module(m, self.paths[-1]):
+                self._check_leaf(m)
             return super().call_module(m, forward, args, kwargs)
         except UserError:
             raise
@@ -197,6 +201,20 @@ class _Tracer(fx.Tracer):
                 f"{self._where()}: it keeps a tensor {kept!r} that is neither parameter nor "
                 "buffer, a state left from another batch: set it to None, or use the neurons of "
                 "qsdformer.nn, which keep none"
+            )
+
+    def _check_leaf(self, m: nn.Module) -> None:
+        """A layer that is not looked into must compute what its class is known for."""
+        source = type(m).forward.__module__
+        if source.partition(".")[0] not in KNOWN:
+            raise UserError(
+                f"{self._where()}: its class has a forward of its own ({source}), which a graph "
+                "does not follow inside a layer: put what it does in a module around the layer"
+            )
+        hooks = [*m._forward_hooks.values(), *m._forward_pre_hooks.values()]
+        if any(not _is_ours(hook) for hook in hooks):
+            raise UserError(
+                f"{self._where()}: it has forward hooks, which a graph does not call: remove them"
             )
 
     def create_proxy(
@@ -240,7 +258,7 @@ class _Tracer(fx.Tracer):
     def _module_shape(self, m: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if isinstance(m, SHAPED):
             return m.forward(*args, **kwargs)  # not called: calls are being recorded
-        x = args[0]
+        x = args[0] if args else next(iter(kwargs.values()))
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)):
             return _conv_shape(x, m)
         if isinstance(m, nn.Linear):
@@ -250,6 +268,12 @@ class _Tracer(fx.Tracer):
         if isinstance(m, (SpikingNeuron, LayerScale, *NORMS)):
             return x
         raise UserError(f"{self._where()}: {type(m).__name__} is not supported: {SUPPORTED}")
+
+
+def _is_ours(hook: Any) -> bool:
+    """Whether a hook only looks: taps do, and what torch keeps masked weights with."""
+    module = getattr(hook, "__module__", None) or type(hook).__module__
+    return module.startswith(("qsdformer.", "torch.nn.utils."))
 
 
 def _conv_shape(x: Tensor, m: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
@@ -284,18 +308,32 @@ def record(model: nn.Module, shape: tuple[int, ...]) -> tuple[fx.Graph, nn.Modul
         return tracer.trace(root), root
 
 
+def _holds_proxy(value: Any) -> bool:
+    inside = value.values() if isinstance(value, dict) else value
+    several = isinstance(value, (dict, list))
+    return any(isinstance(x, fx.Proxy) for x in inside) if several else isinstance(value, fx.Proxy)
+
+
 @contextlib.contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Refuse modules that store what they are given; their attributes are put back."""
     before = {m: (dict(vars(m)), dict(m._buffers)) for m in model.modules()}
+    held = [value for m in model.modules() for key, value in vars(m).items() if key[0] != "_"]
+    containers = [(value, value.copy()) for value in held if isinstance(value, (dict, list))]
     kept = None
     try:
         yield
     finally:
         for name, m in model.named_modules():
-            stored = {**vars(m), **m._buffers}
-            key = next((k for k, value in stored.items() if isinstance(value, fx.Proxy)), None)
+            stored = {k: v for k, v in vars(m).items() if k[0] != "_"} | m._buffers
+            key = next((k for k, value in stored.items() if _holds_proxy(value)), None)
             kept = kept if key is None else (name, key)
+        for container, content in containers:
+            container.clear()
+            if isinstance(container, dict):
+                container.update(content)
+            else:
+                container.extend(content)
         for m, (attributes, buffers) in before.items():
             m.__dict__.clear()
             m.__dict__.update(attributes)

@@ -144,11 +144,15 @@ class _Binary:
         if step not in self.spiking:
             return value
         trains = cast(tuple[SpikeTrain, ...], values)
-        make = functools.partial(self._spikes, step, *trains)
+        make = functools.partial(self._spikes, step, value, *trains)
         return SpikeTrain(make=make, unit=self.spiking[step].unit, value=value)
 
-    def _spikes(self, step: Step, *x: SpikeTrain) -> Tensor:
+    def _spikes(self, step: Step, value: Tensor, *x: SpikeTrain) -> Tensor:
         """The spikes of a step that makes no new ones, (V, ...)."""
+        if step.kind in ("max_pool", "plane_pool"):
+            # Of sums and products the largest count is not that of the largest spikes.
+            own = self.spiking[step]
+            return counts_to_spikes((value / own.unit).round_(), own.levels)
         spikes, given = x[0].spikes, step.inputs[0]
         if step.kind == "scale":
             return spikes

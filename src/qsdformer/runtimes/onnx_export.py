@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
+from qsdformer.errors import UserError
 from qsdformer.files import atomic_path
 from qsdformer.graph.check import check_graph
 from qsdformer.graph.integer import IntegerGraph, Output
@@ -111,6 +112,8 @@ def _translated(graph: IntegerGraph, arrangement: Arrangement) -> _Translation:
     if arrangement not in get_args(Arrangement):
         allowed = ", ".join(get_args(Arrangement))
         raise ValueError(f"arrangement={arrangement!r}: must be one of {allowed}")
+    if PIXELS in {*(output.name for output in graph.outputs), *(op.name for op in graph.neurons())}:
+        raise UserError(f"an ONNX file calls its images {PIXELS!r}: name that output otherwise")
     kept = {output.op for output in graph.results}
     graph = dataclasses.replace(graph, ops=without_repetitions(graph.ops, kept))
     translation = _Translation(graph, arrangement)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from qsdformer.data.base import DataInfo
 
+SAME_VALUE = 0.01  # of the range of a map of one channel, which has no classes to compare
 ENOUGH_IMAGES = 1000  # from here on the promised share of equal classes means something
 # Of networks without logits: the least share of places of their maps with the same largest
 # channel. Near a border between two of them a small difference decides.
@@ -141,11 +143,15 @@ class _Tally:
         expected = _named(reference[0])
         for name, found in _named(results).items():
             difference = np.abs(found.astype(np.float64) - expected[name])
-            self.logit_difference = max(self.logit_difference, float(difference.max()))
+            worst = float(difference.max())
+            if not worst <= self.logit_difference:  # also where it is NaN, which then stays
+                self.logit_difference = worst
             if found.shape[1] > 1:
                 same = found.argmax(axis=1) == expected[name].argmax(axis=1)
-                self.agreeing += int(same.sum())
-                self.compared += same.size
+            else:
+                same = difference <= SAME_VALUE * np.ptp(expected[name])
+            self.agreeing += int(same.sum())
+            self.compared += same.size
         if labels is not None and not isinstance(results, dict):
             self.correct += int((results.argmax(axis=1) == labels.cpu().numpy()).sum())
         if counts is not None and reference[1] is not None:
@@ -280,7 +286,9 @@ def _row(
     least, broken = promised(tally.executor, graph.membrane_bits), None
     if least is not None and not graph.class_names:
         least = min(least, PLACES_AGREEMENT)
-    if tally.executor.equal_counts and exact and tally.differing != 0:
+    if not math.isfinite(tally.logit_difference):
+        broken = "broken: results are not finite"
+    elif tally.executor.equal_counts and exact and tally.differing != 0:
         broken = "broken: spike counts differ"
     elif least is not None and tally.compared >= ENOUGH_IMAGES and agreement < least:
         broken = f"broken: below {least:.1%} same class"
