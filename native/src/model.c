@@ -121,11 +121,10 @@ static int make_plans(qsd_model *m, qsd_error *error) {
   uint64_t count = (uint64_t)m->graph.op_count;
   qsd_builder builder = {.graph = &m->graph, .kernels = m->kernels, .error = error};
   builder.pool = m->pool;
-  builder.codes = qsd_alloc(&builder.pool, count, sizeof *builder.codes);
-  builder.starts = qsd_alloc(&builder.pool, count, sizeof *builder.starts);
+  builder.packs = qsd_alloc(&builder.pool, count, sizeof *builder.packs);
   builder.dw_codes = qsd_alloc(&builder.pool, count, sizeof *builder.dw_codes);
   int status = QSD_OK;
-  if (!builder.codes || !builder.starts || !builder.dw_codes)
+  if (!builder.packs || !builder.dw_codes)
     status = qsd_fail(error, QSD_TOO_LARGE, "the network needs more memory than allowed");
   if (!status && !m->graph.takes_frames) {
     status = qsd_build_plan(&builder, false, 1, &m->still);

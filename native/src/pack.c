@@ -44,10 +44,11 @@ static int code_at(const qsd_op *op, const int8_t *codes, const layout *l, int s
                    (size_t)kernel + (size_t)x];
 }
 
+/* Into `made`, whose other fields say how. */
 static bool pack_codes(qsd_builder *builder, const qsd_op *op, const layout *l, const qsd_tensor *in,
-                       qsd_step *step) {
+                       const qsd_step *step, qsd_pack *made) {
   const qsd_array *array = ARRAY(op, A_CODES);
-  int wide = step->vectors * LANES, number = step->op, times = l->split ? 2 : 1;
+  int wide = step->vectors * LANES, times = l->split ? 2 : 1;
   int each = step->pairs ? 8 : 4; /* bytes of a group */
   size_t bytes = (size_t)step->blocks * (size_t)(l->positions * times) * (size_t)l->groups *
                  (size_t)wide * 4;
@@ -74,9 +75,15 @@ static bool pack_codes(qsd_builder *builder, const qsd_op *op, const layout *l, 
             start[o] = (int32_t)((uint32_t)start[o] - in->bias * (uint32_t)code);
           }
   free(codes);
-  builder->codes[number] = packed;
-  if (in->bias) builder->starts[number] = start;
+  made->codes = packed;
+  if (in->bias) made->start = start;
   return true;
+}
+
+static bool same_packing(const qsd_pack *a, const qsd_pack *b) {
+  return a->positions == b->positions && a->groups == b->groups && a->rows == b->rows &&
+         a->split == b->split && a->stride == b->stride && a->vectors == b->vectors &&
+         a->blocks == b->blocks && a->pairs == b->pairs && a->bias == b->bias;
 }
 
 /* Groups whose products can be added in 16 bits, two and two. */
@@ -92,7 +99,14 @@ int qsd_pack_dot(qsd_builder *builder, const qsd_plan *plan, qsd_step *step) {
   layout l = choose_layout(builder, op, x, in);
   if (step->pairs) l.groups = (l.groups + 1) / 2;
   int kernel = (int)ARRAY(op, A_CODES)->side[2], all = l.positions * (l.split ? 2 : 1);
-  if (!builder->codes[step->op] && !pack_codes(builder, op, &l, in, step)) return no_memory(builder);
+  qsd_pack *pack = &builder->packs[step->op];
+  qsd_pack needed = {.positions = l.positions, .groups = l.groups, .rows = l.rows,
+                     .split = l.split, .stride = in->stride, .vectors = step->vectors,
+                     .blocks = step->blocks, .pairs = step->pairs, .bias = in->bias};
+  if (!pack->codes || !same_packing(pack, &needed)) {
+    if (!pack_codes(builder, op, &l, in, step, &needed)) return no_memory(builder);
+    *pack = needed;
+  }
   size_t *offsets = qsd_alloc(&builder->pool, (uint64_t)all, sizeof *offsets);
   if (!offsets) return no_memory(builder);
   for (int i = 0; i < all; i++) {
@@ -111,8 +125,8 @@ int qsd_pack_dot(qsd_builder *builder, const qsd_plan *plan, qsd_step *step) {
                         .planes = in->planes,
                         .plane_size = qsd_image_size(in) * (size_t)in->n,
                         .offsets = offsets,
-                        .codes = builder->codes[step->op],
-                        .start = builder->starts[step->op],
+                        .codes = pack->codes,
+                        .start = pack->start,
                         .block_codes = (size_t)all * (size_t)l.groups * (size_t)step->vectors *
                                        LANES * 4};
   return QSD_OK;

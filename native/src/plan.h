@@ -237,12 +237,21 @@ typedef struct {
   uint64_t scratch; /* bytes for each thread */
 } qsd_plan;
 
+/* Codes of a convolution as the last plan packed them, and all that their order depends on: plans
+ * of pixels and of frames may lay out and divide a convolution's input differently. */
+typedef struct {
+  const int8_t *codes; /* NULL: not packed yet */
+  const int32_t *start;
+  int positions, groups, rows, split, stride, vectors, blocks, pairs;
+  uint32_t bias;
+} qsd_pack;
+
 typedef struct {
   qsd_pool pool;
   const qsd_graph *graph;
   const qsd_kernels *kernels;
-  const int8_t **codes; /* packed, by operation */
-  const int32_t **starts, **dw_codes;
+  qsd_pack *packs; /* by operation */
+  const int32_t **dw_codes;
   qsd_error *error;
 } qsd_builder;
 

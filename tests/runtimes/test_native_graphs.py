@@ -1,0 +1,138 @@
+"""Small graphs by hand, of shapes that networks seldom have, in the native engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qsdformer as qsd
+from qsdformer.data.base import DataInfo
+from qsdformer.data.preprocessing import Preprocessing
+from qsdformer.graph.check import check_graph
+from qsdformer.graph.integer import IntegerGraph, Output
+from qsdformer.graph.ops import (
+    IELIF,
+    INT32_MAX,
+    Conv,
+    Normalise,
+    Op,
+    Repeat,
+    Rescale,
+    TimeSum,
+)
+from qsdformer.nn import LIF, QuantConv2d, QuantLinear, TimeInput, TimeMean
+from qsdformer.runtimes import native
+from runtimes.test_native import assert_same
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="the native engine was not built")
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def table(channels: int = 3) -> Normalise:
+    values = np.random.default_rng(1).integers(-300, 300, (channels, 256)).astype(np.int32)
+    return Normalise(name="table", inputs=(), table=values, fraction=0)
+
+
+def conv(name: str, x: str, codes: tuple[int, int, int], groups: int = 1) -> Conv:
+    """A convolution that keeps the sides; `codes` are its outputs, inputs and kernel."""
+    out, inputs, kernel = codes
+    shape = (out, inputs // groups, kernel, kernel)
+    values = np.random.default_rng(len(name)).integers(-8, 8, shape).astype(np.int8)
+    fields = {"stride": 1, "padding": kernel // 2, "groups": groups, "bits": 4}
+    return Conv(name=name, inputs=(x,), codes=values, **fields)
+
+
+def scaled(name: str, x: str, channels: int, factor: int = 1) -> Rescale:
+    multiplier, none = np.full(channels, factor, np.int64), np.zeros(channels, np.int64)
+    fields = {"multiplier": multiplier, "shift": none.astype(np.int8), "bias": none}
+    return Rescale(name=name, inputs=(x,), **fields, limit=INT32_MAX, fraction=0)
+
+
+def spikes(name: str, x: str, steps: int = 1) -> IELIF:
+    fields = {"thresholds": (93, 193, 293, 393), "resets": (0, 100, 200, 300, 400)}
+    return IELIF(name=name, inputs=(x,), **fields, steps=steps, decay=2**14, limit=INT32_MAX)
+
+
+def graph_of(
+    ops: Sequence[Op], size: int, channels: int, outputs: Sequence[str], classes: str = ""
+) -> IntegerGraph:
+    """A graph whose `outputs` are called after the operations whose values they are."""
+    pre = Preprocessing(
+        image_size=size,
+        channels=channels,
+        mean=(0.5,) * channels,
+        std=(0.5,) * channels,
+        interpolation="bilinear",
+        crop_pct=1.0,
+    )
+    graph = IntegerGraph(
+        ops=tuple(ops),
+        preprocessing=pre,
+        class_names=tuple(classes),
+        config={},
+        membrane_bits=32,
+        membrane_fraction=16,
+        outputs=tuple(Output(name=f"of {op}", op=op, scale=(1.0,)) for op in outputs),
+    )
+    check_graph(graph)
+    return graph
+
+
+class Grey(nn.Module):
+    """A network of images whose first convolution follows the repeat."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.input, self.mean = TimeInput(2, channels), TimeMean(2)
+        self.stem = QuantConv2d(channels, 16, 3, padding=1, bits=4)
+        self.neuron, self.head = LIF(2, threshold=0.2), QuantLinear(16, 10, bits=8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.neuron(self.stem(self.input(x)))
+        return self.mean(self.head(x.mean(dim=(2, 3))))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_network_takes_pixels_and_frames(isa: str, channels: int, tmp_path):
+    torch.manual_seed(0)
+    info = DataInfo(
+        image_size=16,
+        channels=channels,
+        class_names=tuple("abcdefghij"),
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
+    )
+    qsd.export(Grey(channels).eval(), tmp_path / "model.qsd", info=info)
+    graph = qsd.load(tmp_path / "model.qsd").reference
+    assert_same(graph, noise(3, channels, 16, 16))
+    assert_same(graph, noise(2, 3, channels, 16, 16))
+
+
+@pytest.mark.parametrize("width", [64, 80])
+def test_frames_divide_channels_otherwise_than_pixels(isa: str, width: int):
+    """A 1x1 convolution on a narrow map is one row where its value has no border.
+
+    With frames the repeat makes no copy, and what reads it wants a border of that value itself.
+    """
+    ops = [
+        table(),
+        conv("stem", "table", (64, 3, 3)),
+        scaled("potential", "stem", 64),
+        spikes("first", "potential"),
+        conv("point", "first", (width, 64, 1)),
+        scaled("made", "point", width),
+        Repeat(name="repeat", inputs=("made",), steps=2),
+        conv("window", "repeat", (16, width, 3)),
+        scaled("end", "window", 16),
+        TimeSum(name="sum", inputs=("end",), steps=2),
+    ]
+    graph = graph_of(ops, 6, 3, ["sum"])
+    assert_same(graph, noise(2, 3, 6, 6))
+    assert_same(graph, noise(2, 2, 3, 6, 6))
