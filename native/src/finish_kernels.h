@@ -193,8 +193,9 @@ INLINE void small_tile(const qsd_finish *f, const qsd_tile *t, const bool scale,
 }
 
 static void finish_small(const qsd_finish *f, const qsd_tile *t) {
-  if (!f->scale && !f->add && !f->store) count(f, t);
-  else if (f->scale && f->add) small_tile(f, t, true, true);
+  if (!f->scale && !f->add && !f->store) {
+    if (f->neuron != NEURON_NONE) count(f, t); /* otherwise nothing reads the sums */
+  } else if (f->scale && f->add) small_tile(f, t, true, true);
   else if (f->scale) small_tile(f, t, true, false);
   else if (f->add) small_tile(f, t, false, true);
   else small_tile(f, t, false, false);

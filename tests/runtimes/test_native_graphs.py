@@ -115,6 +115,19 @@ def test_an_image_network_takes_pixels_and_frames(isa: str, channels: int, tmp_p
     assert_same(graph, noise(2, 3, channels, 16, 16))
 
 
+def test_a_convolution_that_nothing_reads_is_harmless(isa: str):
+    ops = [
+        table(),
+        conv("stem", "table", (16, 3, 3)),
+        scaled("potential", "stem", 16),
+        spikes("first", "potential"),
+        conv("unread", "first", (16, 16, 3)),
+        conv("window", "first", (16, 16, 3)),
+        scaled("end", "window", 16),
+    ]
+    assert_same(graph_of(ops, 6, 3, ["end"]), noise(2, 3, 6, 6))
+
+
 @pytest.mark.parametrize("width", [64, 80])
 def test_frames_divide_channels_otherwise_than_pixels(isa: str, width: int):
     """A 1x1 convolution on a narrow map is one row where its value has no border.
