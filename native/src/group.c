@@ -169,13 +169,15 @@ static void run_block(const qsd_runner *r, int block, int64_t first, int64_t las
   int outer = (int)(first / (rows * spans)), row = (int)(first % rows);
   int span = (int)(first / rows % spans);
   bool fresh = true;
+  const bool pieces = most < step->width; /* only the last one has its rows still interleaved */
   const int64_t once = widens ? 1 : qsd_max(1, FETCHED / qsd_max((int64_t)share, 1)); /* rows */
   for (int64_t unit = first; unit < last;) {
     int from = step->width * span / spans, to = step->width * (span + 1) / spans;
     int count = (int)qsd_min(qsd_min(once, rows - row), last - unit);
     if (codes && ahead) fetch(ahead, (size_t)unit * share, (size_t)count * share, codes);
     for (int x = from; x < to; x += most)
-      qsd_run_span(r, block, outer, row, count, x, (int)qsd_min(most, to - x), fresh, NULL);
+      qsd_run_span(r, block, outer, row, count, x, (int)qsd_min(most, to - x), fresh || pieces,
+                   NULL);
     fresh = false;
     unit += count;
     if ((row += count) < rows) continue;

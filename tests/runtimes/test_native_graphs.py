@@ -17,6 +17,7 @@ from qsdformer.graph.integer import IntegerGraph, Output
 from qsdformer.graph.ops import (
     IELIF,
     INT32_MAX,
+    Add,
     Conv,
     Normalise,
     Op,
@@ -126,6 +127,23 @@ def test_a_convolution_that_nothing_reads_is_harmless(isa: str):
         scaled("end", "window", 16),
     ]
     assert_same(graph_of(ops, 6, 3, ["end"]), noise(2, 3, 6, 6))
+
+
+@pytest.mark.parametrize("size", [14, 15, 33])
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_depthwise_rows_with_a_shortcut_of_bytes(isa: str, kernel: int, size: int):
+    """Spikes as a shortcut: rows wider than a tile are then done piece by piece."""
+    ops = [
+        table(),
+        conv("stem", "table", (16, 3, 3)),
+        scaled("potential", "stem", 16),
+        spikes("first", "potential"),
+        conv("depthwise", "first", (16, 16, kernel), groups=16),
+        scaled("made", "depthwise", 16, factor=3),
+        Add(name="end", inputs=("made", "first"), limit=INT32_MAX),
+        spikes("last", "end"),
+    ]
+    assert_same(graph_of(ops, size, 3, ["end"]), noise(1, 3, size, size))
 
 
 @pytest.mark.parametrize("width", [64, 80])
