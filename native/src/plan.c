@@ -19,16 +19,15 @@ static int root_of(const qsd_planner *p, int number) {
   return qsd_root(p->graph, p->plan, number);
 }
 
-/* Whether the value of an operation is stored as bytes. */
-static bool is_byte(const qsd_planner *p, int number) {
-  const qsd_op *op = qsd_op_at(p, number);
+/* Whether the value of an operation is stored as bytes; its inputs come before it. */
+static bool is_byte(const qsd_planner *p, const qsd_op *op) {
   if (qsd_is_neuron(op)) return true;
   bool map = op->kind == OP_MAXPOOL || (op->kind == OP_UPSAMPLE && !op->bilinear) ||
              op->kind == OP_CONCAT || op->kind == OP_RESHAPE || op->kind == OP_REPEAT ||
              op->kind == OP_FRAMES || op->kind == OP_COUNTADD || op->kind == OP_MULTIPLY;
   if (!map || !op->positive || op->most > 255) return false;
   for (int i = 0; i < op->input_count; i++)
-    if (!is_byte(p, op->inputs[i])) return false;
+    if (!p->byte[op->inputs[i]]) return false;
   return true;
 }
 
@@ -44,7 +43,7 @@ static int value_tensor(qsd_planner *p, int number) {
   number = root_of(p, number);
   if (p->plan->value[number] >= 0) return p->plan->value[number];
   const qsd_op *op = qsd_op_at(p, number);
-  qsd_tensor tensor = {.bytes = is_byte(p, number) ? 1 : p->word[number] ? 2 : 4,
+  qsd_tensor tensor = {.bytes = p->byte[number] ? 1 : p->word[number] ? 2 : 4,
                        .n = p->plan->leading[number],
                        .height = op->height,
                        .width = op->width,
@@ -58,7 +57,7 @@ static int value_tensor(qsd_planner *p, int number) {
 /* Values as unsigned bytes for products: what they are stored as, or byte planes of them. */
 static int byte_tensor(qsd_planner *p, int number, const int *key) {
   number = root_of(p, number);
-  if (is_byte(p, number)) return value_tensor(p, number);
+  if (p->byte[number]) return value_tensor(p, number);
   const qsd_op *op = qsd_op_at(p, number);
   int planes = 1;
   double reach = op->positive ? 256 : 128;
@@ -231,6 +230,7 @@ static bool prepare(qsd_planner *p) {
   p->plane_step = qsd_alloc(pool, count, sizeof *p->plane_step);
   p->result = qsd_alloc(pool, count, sizeof *p->result);
   p->word = qsd_alloc(pool, count, sizeof *p->word);
+  p->byte = qsd_alloc(pool, count, sizeof *p->byte);
   p->absorbed = qsd_alloc(pool, count, sizeof *p->absorbed);
   p->deferred = qsd_alloc(pool, count, sizeof *p->deferred);
   p->plan->value = qsd_alloc(pool, count, sizeof *p->plan->value);
@@ -239,10 +239,11 @@ static bool prepare(qsd_planner *p) {
   p->plan->tables = qsd_alloc(pool, count, sizeof *p->plan->tables);
   p->plan->steps = qsd_alloc(pool, 2 * count + 2, sizeof *p->plan->steps);
   p->plan->tensors = qsd_alloc(pool, 2 * count, sizeof *p->plan->tensors);
-  if (!p->uses || !p->first_use || !p->pad || !p->planes || !p->plane_step || !p->result || !p->word || !p->absorbed || !p->deferred ||
+  if (!p->uses || !p->first_use || !p->pad || !p->planes || !p->plane_step || !p->result || !p->word || !p->byte || !p->absorbed || !p->deferred ||
       !p->plan->value || !p->plan->leading || !p->plan->input_of || !p->plan->tables || !p->plan->steps || !p->plan->tensors)
     return false;
   for (uint64_t i = 0; i < count; i++) p->planes[i] = p->plan->value[i] = -1;
+  for (int i = 0; i < p->graph->op_count; i++) p->byte[i] = is_byte(p, qsd_op_at(p, i));
   for (int i = 0; i < p->graph->result_count; i++) p->result[p->graph->results[i].op] = true;
   if (p->graph->class_count) p->result[count - 1] = true;
   return qsd_find_readers(p);

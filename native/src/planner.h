@@ -17,6 +17,7 @@ typedef struct {
   int *plane_step; /* the step that makes them */
   bool *result;
   bool *word; /* values that are stored in 16 bits */
+  bool *byte; /* and in 8 */
 } qsd_planner;
 
 static inline const qsd_op *qsd_op_at(const qsd_planner *p, int i) { return &p->graph->ops[i]; }

@@ -19,6 +19,7 @@ from qsdformer.graph.ops import (
     INT32_MAX,
     Add,
     Conv,
+    Multiply,
     Normalise,
     Op,
     Repeat,
@@ -127,6 +128,22 @@ def test_a_convolution_that_nothing_reads_is_harmless(isa: str):
         scaled("end", "window", 16),
     ]
     assert_same(graph_of(ops, 6, 3, ["end"]), noise(2, 3, 6, 6))
+
+
+def test_what_is_stored_as_bytes_is_found_in_one_pass():
+    """Every product reads the one before twice: 2^60 ways lead back to the neuron."""
+    first = IELIF(
+        name="x0",
+        inputs=("table",),
+        thresholds=(1,),
+        resets=(0, 1),
+        steps=1,
+        decay=0,
+        limit=INT32_MAX,
+    )
+    ops = [table(1), first]
+    ops += [Multiply(name=f"x{i + 1}", inputs=(f"x{i}", f"x{i}")) for i in range(60)]
+    assert_same(graph_of(ops, 4, 1, ["x60"]), noise(2, 1, 4, 4))
 
 
 @pytest.mark.parametrize("size", [14, 15, 33])
