@@ -125,7 +125,8 @@ static void load_wrongly(const uint8_t *data, size_t size) {
   IS(QSD_BAD_ARGUMENT, qsd_load(data, size, NULL, NULL, message, sizeof message));
 }
 
-/* Two callers of one model and of two models at once have the logits of one caller. */
+/* Two callers of one model and of two models at once have the logits of one caller, also while
+ * statistics are asked for. */
 static void run_at_once(qsd_model *m, qsd_model *other, task shared, const int32_t *expected) {
   pthread_t handles[3];
   task tasks[3];
@@ -136,6 +137,8 @@ static void run_at_once(qsd_model *m, qsd_model *other, task shared, const int32
     tasks[i].logits = fill(bytes);
     if (pthread_create(&handles[i], NULL, run_task, &tasks[i])) exit(3);
   }
+  qsd_activity activity;
+  for (int i = 0; i < 20; i++) TRUE(qsd_statistics(m, 0, &activity) == QSD_OK);
   for (int i = 0; i < 3; i++) {
     pthread_join(handles[i], NULL);
     TRUE(memcmp(tasks[i].logits, expected, bytes) == 0);

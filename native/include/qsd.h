@@ -2,7 +2,8 @@
  *
  * A function that can fail returns QSD_OK or another qsd_status and writes one line to `message`
  * (which may be NULL). Nothing is allocated while a network runs. Different models may be used by
- * different threads at once; calls of qsd_run on one model wait for each other. */
+ * different threads at once; on one model, calls of qsd_run and of the functions of statistics wait
+ * for each other. */
 #ifndef QSD_H
 #define QSD_H
 

@@ -337,6 +337,8 @@ int qsd_reset_statistics(qsd_model *m) {
 int qsd_statistics(const qsd_model *m, int neuron, qsd_activity *activity) {
   if (!m || !activity || neuron < 0 || neuron >= m->graph.neuron_count) return QSD_BAD_ARGUMENT;
   *activity = (qsd_activity){0};
+  pthread_mutex_t *running = (pthread_mutex_t *)&m->running; /* all that changes of the model */
+  pthread_mutex_lock(running);
   for (int i = 0; i < m->threads; i++) {
     const qsd_activity *a = &m->workers[i].activity[neuron];
     activity->elements += a->elements;
@@ -345,5 +347,6 @@ int qsd_statistics(const qsd_model *m, int neuron, qsd_activity *activity) {
     activity->groups += a->groups;
     activity->active_groups += a->active_groups;
   }
+  pthread_mutex_unlock(running);
   return QSD_OK;
 }
