@@ -77,7 +77,8 @@ QSD_API void qsd_free(qsd_model *model);
 
 QSD_API int qsd_describe(const qsd_model *model, qsd_info *info);
 
-/* Names are UTF-8, end with a zero byte and live as long as the model. NULL: there is none. */
+/* Names are UTF-8, end with a zero byte and live as long as the model. NULL: there is none.
+ * QSD_BAD_ARGUMENT with `frames` where the network takes none. */
 QSD_API const char *qsd_class_name(const qsd_model *model, int index);
 QSD_API int qsd_output(const qsd_model *model, int index, int frames, qsd_value *value);
 QSD_API int qsd_neuron(const qsd_model *model, int index, int frames, qsd_value *value);

@@ -133,7 +133,11 @@ static int make_plans(qsd_model *m, qsd_error *error) {
   if (!status && (m->graph.takes_frames || m->graph.has_repeat)) {
     status = qsd_build_plan(&builder, true, 1, &m->moving);
     m->has_moving = !status;
-    if (status == QSD_BAD_ARGUMENT && m->has_still) status = QSD_OK;
+    if (status == QSD_BAD_ARGUMENT && m->has_still) { /* it takes pixels alone, which is fine */
+      m->moving = (qsd_plan){0};
+      if (error->message && error->size) error->message[0] = 0;
+      status = QSD_OK;
+    }
   }
   int images = status ? 1 : images_at_once(m);
   if (images > 1) {
@@ -282,9 +286,10 @@ const char *qsd_class_name(const qsd_model *m, int index) {
 }
 
 static int describe_value(const qsd_model *m, qsd_text name, int op, int frames, qsd_value *value) {
+  bool moving = is_moving(m, frames);
+  if (moving ? !m->has_moving : !m->has_still) return QSD_BAD_ARGUMENT;
   const qsd_op *of = &m->graph.ops[op];
-  const qsd_plan *plan = is_moving(m, frames) ? &m->moving : &m->still;
-  int steps = plan->leading ? plan->leading[op] : of->steps;
+  int steps = (moving ? &m->moving : &m->still)->leading[op];
   *value = (qsd_value){name.text, steps, of->channels, of->height, of->width};
   return QSD_OK;
 }

@@ -90,6 +90,8 @@ static int byte_tensor(qsd_planner *p, int number, const int *key) {
 
 /* Tensors ------------------------------------------------------------------------------------ */
 
+/* False where time does not fit together: a network of images takes frames only if all paths to
+ * an operation have the same steps, and logits one. */
 static bool find_leading(qsd_planner *p) {
   for (int i = 0; i < p->graph->op_count; i++) {
     const qsd_op *op = qsd_op_at(p, i);
@@ -106,7 +108,8 @@ static bool find_leading(qsd_planner *p) {
       if (op->kind == OP_TSUM) *n /= steps;
     }
   }
-  return true;
+  bool logits = p->plan->frames && p->graph->class_count;
+  return !logits || p->plan->leading[p->graph->op_count - 1] == 1;
 }
 
 static void find_pads(qsd_planner *p) {

@@ -45,6 +45,20 @@ def assert_same(graph: IntegerGraph, pixels: np.ndarray, threads: int = 1) -> No
             assert np.array_equal(counts[name], count), name
 
 
+def assert_same_of_frames(graph: IntegerGraph, batch: int, seed: int) -> None:
+    """A network of images has the reference's results of frames, too, or both refuse them."""
+    pre = graph.preprocessing
+    shape = (graph.time_steps, batch, pre.channels, *pre.sides)
+    frames = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    try:
+        graph.check_images(frames)
+    except UserError:
+        with pytest.raises(UserError, match="a frame for each time step"):
+            native.of_graph(graph).run_outputs(frames)
+    else:
+        assert_same(graph, frames)
+
+
 def test_random_graphs_give_the_integers_of_the_reference(isa: str):
     for seed in range(GRAPHS):
         graph = random_graph(seed)
@@ -53,6 +67,8 @@ def test_random_graphs_give_the_integers_of_the_reference(isa: str):
         batch = 1 + seed % 4 if seed % 5 else 9 * threads
         try:
             assert_same(graph, random_frames(graph, batch=batch, seed=seed), threads)
+            if graph.time_steps > 1 and not graph.takes_frames:
+                assert_same_of_frames(graph, batch, seed)
         except AssertionError as error:
             raise AssertionError(f"random_graph({seed}): {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 import qsdformer as qsd
 from qsdformer.data.base import DataInfo
 from qsdformer.data.preprocessing import Preprocessing
+from qsdformer.errors import UserError
+from qsdformer.graph.artifact import to_bytes
 from qsdformer.graph.check import check_graph
 from qsdformer.graph.integer import IntegerGraph, Output
 from qsdformer.graph.ops import (
@@ -24,6 +27,7 @@ from qsdformer.graph.ops import (
     Op,
     Repeat,
     Rescale,
+    SpatialSum,
     TimeSum,
 )
 from qsdformer.nn import LIF, QuantConv2d, QuantLinear, TimeInput, TimeMean
@@ -144,6 +148,61 @@ def test_what_is_stored_as_bytes_is_found_in_one_pass():
     ops = [table(1), first]
     ops += [Multiply(name=f"x{i + 1}", inputs=(f"x{i}", f"x{i}")) for i in range(60)]
     assert_same(graph_of(ops, 4, 1, ["x60"]), noise(2, 1, 4, 4))
+
+
+def logits_past_the_repeat() -> IntegerGraph:
+    ops = [
+        table(),
+        Repeat(name="repeat", inputs=("table",), steps=4),
+        spikes("spikes", "repeat", steps=4),
+        SpatialSum(name="pixels", inputs=("table",)),
+        scaled("logits", "pixels", 3),
+    ]
+    return graph_of(ops, 6, 3, ["spikes"], classes="abc")
+
+
+def values_before_and_after_time() -> IntegerGraph:
+    ops = [
+        table(),
+        conv("stem", "table", (4, 3, 3)),
+        scaled("potential", "stem", 4),
+        Repeat(name="repeat", inputs=("potential",), steps=2),
+        spikes("spikes", "repeat", steps=2),
+        TimeSum(name="sum", inputs=("spikes",), steps=2),
+        Add(name="end", inputs=("sum", "potential"), limit=INT32_MAX),
+    ]
+    return graph_of(ops, 6, 3, ["end"])
+
+
+@pytest.mark.parametrize("made", [logits_past_the_repeat, values_before_and_after_time])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_frames_are_refused_where_time_does_not_fit_together(made, batch: int):
+    graph = made()
+    frames = noise(graph.time_steps, batch, 3, 6, 6)
+    assert_same(graph, noise(batch, 3, 6, 6))
+    model = native.of_graph(graph)
+    for run in (graph.run_outputs, graph.check_images, model.run_outputs, model):
+        with pytest.raises(UserError, match="does not take a frame for each time step"):
+            run(frames)
+    model.run_outputs(noise(batch, 3, 6, 6))  # and nothing is broken
+
+
+def test_the_interface_says_that_frames_are_not_taken():
+    """No message where loading succeeds, a status where there is nothing to describe."""
+    data, library = to_bytes(logits_past_the_repeat()), native.library()
+    loaded, message = native.Pointer(), ctypes.create_string_buffer(b"old", 100)
+    place = (ctypes.byref(loaded), message, len(message))
+    assert library.qsd_load(data, len(data), None, *place) == 0
+    assert message.value == b""
+    value, found = native._Value(), np.full(64, -1, np.int32)
+    for describe in (library.qsd_output, library.qsd_neuron):
+        assert describe(loaded, 0, 0, ctypes.byref(value)) == 0
+        assert describe(loaded, 0, 1, ctypes.byref(value)) == 4
+    frames = noise(4, 2, 3, 6, 6)
+    arguments = (frames.ctypes.data, 2, 1, found.ctypes.data, None, None, message, len(message))
+    assert library.qsd_run(loaded, *arguments) == 4
+    assert (found == -1).all()
+    library.qsd_free(loaded)
 
 
 @pytest.mark.parametrize("size", [14, 15, 33])

@@ -119,7 +119,7 @@ class IntegerGraph:
 
     def check_images(self, images: Array) -> None:
         """`UserError` for images that `run` would not take."""
-        checked_images(self.ops, self.preprocessing, images)
+        checked_images(self.ops, self.preprocessing, images, logits=bool(self.class_names))
 
     def run(self, images: Array) -> Array:
         """Integer logits (B, classes) int32 of uint8 images (B, C, H, W) or (T, B, C, H, W).
@@ -171,7 +171,10 @@ class IntegerGraph:
         self, images: Array, names: Collection[str], *, collect: bool = False
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """The integers (T*B, C, H, W) int32 of the operations `names`, and counts by neuron."""
-        return execute(self.ops, self.preprocessing, images, wanted=names, collect=collect)
+        logits = bool(self.class_names)
+        return execute(
+            self.ops, self.preprocessing, images, wanted=names, logits=logits, collect=collect
+        )
 
     def logits(self, images: Array) -> Array:
         """Real logits (B, classes) float64 of uint8 images, as `run` takes them."""

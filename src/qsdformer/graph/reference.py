@@ -52,14 +52,16 @@ def execute(
     images: Array,
     *,
     wanted: Collection[str],
+    logits: bool = False,
     collect: bool = False,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """The values (T*B, C, H, W) int32 of the `wanted` operations by name.
 
     And, if asked to `collect`, spike counts (T*B, C, H, W) uint8 by neuron. `images` are uint8,
-    (B, C, H, W) or one frame for each of T time steps, (T, B, C, H, W).
+    (B, C, H, W) or one frame for each of T time steps, (T, B, C, H, W). `logits`: the last
+    operation gives them.
     """
-    pixels, frames = checked_images(ops, pre, images)
+    pixels, frames = checked_images(ops, pre, images, logits=logits)
     values: dict[str, Array] = {}
     counts: dict[str, Array] = {}
     last_use = {name: op.name for op in ops for name in op.inputs}
@@ -77,7 +79,9 @@ def execute(
     return {name: np.ascontiguousarray(values[name].swapaxes(0, 1)) for name in wanted}, counts
 
 
-def checked_images(ops: Sequence[Op], pre: Preprocessing, images: Array) -> tuple[Array, bool]:
+def checked_images(
+    ops: Sequence[Op], pre: Preprocessing, images: Array, *, logits: bool = False
+) -> tuple[Array, bool]:
     """Pixels (C, B, H, W), and whether each time step has its own frame."""
     expected = (pre.channels, *pre.sides)
     shape, steps = tuple(images.shape), time_steps(ops)
@@ -90,10 +94,28 @@ def checked_images(ops: Sequence[Op], pre: Preprocessing, images: Array) -> tupl
             f"images of shape {shape} and type {images.dtype}: this model takes uint8 pixels of "
             f"shape ({leading}, {', '.join(map(str, expected))})"
         )
+    if frames and not required and not _fits_frames(ops, steps, logits):
+        raise UserError("this network does not take a frame for each time step")
     flat = images.reshape(-1, *expected)
     if len(flat) == 0:
         raise UserError("no images: give at least one")
     return flat.swapaxes(0, 1), frames
+
+
+def _fits_frames(ops: Sequence[Op], steps: int, logits: bool) -> bool:
+    """Whether a network of images still fits together where a frame for each step is given.
+
+    What does not pass a `repeat` has time steps then, too: all paths to an operation must have the
+    same, and logits one.
+    """
+    found: dict[str, int] = {}
+    for op in ops:
+        inputs = {found[name] for name in op.inputs} or {steps}
+        walks = op.steps if isinstance(op, (IELIF, LIF, TimeSum)) else 1
+        if len(inputs) > 1 or min(inputs) % walks:
+            return False
+        found[op.name] = min(inputs) // (walks if isinstance(op, TimeSum) else 1)
+    return not logits or found[ops[-1].name] == 1
 
 
 def _normalise(op: Normalise, x: Array) -> Array:

@@ -269,7 +269,8 @@ class NativeModel:
         """The description of an "output" or a "neuron"."""
         value = _Value()
         describe = getattr(self._library, f"qsd_{kind}")
-        describe(self._model, number, int(frames), ctypes.byref(value))
+        if describe(self._model, number, int(frames), ctypes.byref(value)):
+            raise UserError("this network does not take a frame for each time step")
         return value
 
     def _arrays(
