@@ -197,6 +197,7 @@ static int make_workers(qsd_model *m, qsd_error *error) {
 
 static int build(qsd_model *m, const uint8_t *data, size_t size, qsd_error *error) {
   int status = qsd_read(&m->graph, data, size, error);
+  m->pool.most -= m->graph.pool.bytes; /* both pools together stay within the limit */
   if (!status) m->products = count_products(&m->graph);
   if (!status) status = make_plans(m, error);
   m->weight_bytes = m->pool.bytes;

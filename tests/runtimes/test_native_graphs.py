@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -203,6 +204,25 @@ def test_the_interface_says_that_frames_are_not_taken():
     assert library.qsd_run(loaded, *arguments) == 4
     assert (found == -1).all()
     library.qsd_free(loaded)
+
+
+def test_the_most_memory_bounds_the_description_and_the_plans_together():
+    ops = [table(), conv("stem", "table", (16, 3, 3)), scaled("end", "stem", 16)]
+    graph = graph_of(ops, 512, 3, ["end"])
+    info = native.of_graph(graph).info
+    most = info.weight_bytes + info.scratch_bytes + 2**20
+
+    def status(config: dict[str, object]) -> int:
+        data = to_bytes(dataclasses.replace(graph, config=config))
+        library, loaded = native.library(), native.Pointer()
+        options = native._Options(1, None, most)
+        place = (ctypes.byref(options), ctypes.byref(loaded), None, 0)
+        found = library.qsd_load(data, len(data), *place)
+        library.qsd_free(loaded)
+        return found
+
+    assert status({}) == 0
+    assert status({"long": [0] * 100_000}) == native.TOO_LARGE  # some 10 MB, of which it may have 1
 
 
 @pytest.mark.parametrize("size", [14, 15, 33])
