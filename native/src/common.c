@@ -6,6 +6,7 @@
 
 #ifdef __linux__
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include "internal.h"
@@ -33,6 +34,8 @@ int qsd_fail(qsd_error *error, int code, const char *format, ...) {
 static void *map_memory(size_t bytes, size_t *mapped) {
   *mapped = 0;
 #if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
+  const size_t page = (size_t)sysconf(_SC_PAGESIZE); /* 4 to 64 KB: nothing less is given back */
+  bytes = (bytes + page - 1) / page * page;
   size_t all = bytes + LARGE_PAGE;
   void *memory = mmap(NULL, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return NULL;

@@ -253,6 +253,13 @@ static void row(qsd_row *r) {
 
 #include "attention_kernels.h"
 
+/* How far a byte is shifted to be byte `number` of four in memory. */
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+INLINE int byte_place(int number) { return 8 * (3 - number); }
+#else
+INLINE int byte_place(int number) { return 8 * number; }
+#endif
+
 /* A row of pixels of up to 4 channels by their tables, as `count` planes of 4 bytes a pixel. */
 static void pixel_planes(const uint8_t *pixels, size_t map, int channels, const int32_t *table,
                          int width, uint32_t bias, int count, size_t plane, uint8_t *to) {
@@ -264,7 +271,7 @@ static void pixel_planes(const uint8_t *pixels, size_t map, int channels, const 
     for (int i = 0; i < count; i++) {
       ints bytes = {0};
       for (int c = 0; c < channels; c++)
-        bytes |= (((load_ints(values[c]) + (int32_t)bias) >> (8 * i)) & 255) << (8 * c);
+        bytes |= (((load_ints(values[c]) + (int32_t)bias) >> (8 * i)) & 255) << byte_place(c);
       if (lanes == WIDTH) store_ints((int32_t *)(void *)(to + (size_t)i * plane), bytes);
       else memcpy(to + (size_t)i * plane, &bytes, 4 * (size_t)lanes);
     }
