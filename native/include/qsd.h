@@ -1,4 +1,5 @@
-/* libqsd: runs the integer graph of a `.qsd` file (see docs/artifact.md). Plain C, no global state.
+/* libqsd: runs the integer graph of a `.qsd` file (see docs/artifact.md). Plain C; the only global
+ * state is what products cost on this processor, measured once under a lock.
  *
  * A function that can fail returns QSD_OK or another qsd_status and writes one line to `message`
  * (which may be NULL). Nothing is allocated while a network runs. Different models may be used by
@@ -34,7 +35,7 @@ typedef struct qsd_model qsd_model;
 
 typedef struct qsd_options {
   int threads;         /* at least 1; 0 is 1 */
-  const char *isa;     /* "portable", "avx2", "avxvnni", "avx512vnni"; NULL: the best one */
+  const char *isa;     /* "portable", "avx2", "avxvnni", "avx512vnni", "amx"; NULL: the best one */
   uint64_t max_memory; /* bytes a model may take; 0 is 4 GiB */
 } qsd_options;
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from qsdformer.runtimes import native
+from runtimes.conftest import SETS
 
 HEADER = (Path(__file__).parents[2] / "native/include/qsd.h").read_text("utf-8")
 CODE = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)
@@ -42,6 +43,14 @@ def test_no_structure_of_the_header_is_forgotten():
 
 def test_the_version_of_the_interface_is_that_of_the_header():
     assert int(re.search(r"#define QSD_ABI (\d+)", CODE)[1]) == native.ABI
+
+
+def test_every_instruction_set_is_named_where_it_is_asked_for():
+    names = {name.partition(" ")[0] for name in SETS}
+    [comment] = re.findall(r"const char \*isa; +/\*(.*?)\*/", HEADER)
+    assert set(re.findall(r'"(\w+)"', comment)) == names
+    [listed] = re.findall(r"the instruction set: (.*?)\.\n", native.__doc__, re.DOTALL)
+    assert set(re.findall(r"\w+", listed)) - {"or"} == names
 
 
 @pytest.mark.skipif(not native.available(), reason="the native engine was not built")

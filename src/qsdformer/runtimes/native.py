@@ -2,8 +2,8 @@
 
 `load(path)` gives a callable that takes uint8 pixels and gives the integer logits of `graph.run`.
 The library is built with the package where there is a C compiler. QSD_NATIVE_LIBRARY names another
-one, or is `none` to do without, QSD_NATIVE_ISA the instruction set: avx512vnni, avxvnni, avx2, or
-portable.
+one, or is `none` to do without, QSD_NATIVE_ISA the instruction set: amx, avx512vnni, avxvnni, avx2,
+or portable.
 """
 
 from __future__ import annotations
