@@ -155,6 +155,8 @@ static int read_name(qsd_graph *graph, qsd_op *op, int number, const qsd_json *n
                      qsd_error *error) {
   if (name && (name->type != JSON_STRING || name->text.size == 0))
     return wrong(error, number, "has no name");
+  if (name && !qsd_is_name(name->text))
+    return wrong(error, number, "has a zero byte or half a character in its name");
   if (name) {
     op->name = name->text;
     return QSD_OK;

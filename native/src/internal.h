@@ -53,6 +53,10 @@ const qsd_json *qsd_json_parse(qsd_pool *pool, const char *text, size_t size, qs
 /* The last member of that name; NULL where there is none or `object` is none. */
 const qsd_json *qsd_json_get(const qsd_json *nodes, const qsd_json *object, const char *name);
 
+/* Whether a text can be a name: UTF-8 without half characters (of which JSON may have escapes) and
+ * without zero bytes, at which a name in C would end. */
+bool qsd_is_name(qsd_text text);
+
 void qsd_sha256_hex(const uint8_t *const *parts, const size_t *sizes, int count, char hex[65]);
 
 /* Operations ------------------------------------------------------------------------------- */

@@ -254,6 +254,11 @@ static bool valid_utf8(const uint8_t *p, const uint8_t *end) {
   return true;
 }
 
+bool qsd_is_name(qsd_text text) {
+  const uint8_t *first = (const uint8_t *)text.text;
+  return !memchr(first, 0, text.size) && valid_utf8(first, first + text.size);
+}
+
 const qsd_json *qsd_json_parse(qsd_pool *pool, const char *text, size_t size, qsd_error *error) {
   /* A value takes two characters with what parts it from the next; strings, commas and brackets
    * outside of strings bound the number of values from above. */

@@ -173,6 +173,8 @@ static int read_result(qsd_graph *graph, qsd_result *result, const qsd_json *nod
   if (!name || name->type != JSON_STRING || !name->text.size || !op || op->type != JSON_INT ||
       op->integer < 0 || op->integer >= graph->op_count || !scale || scale->type != JSON_LIST)
     return DAMAGED("an output has no name or is the value of no operation");
+  if (!qsd_is_name(name->text))
+    return DAMAGED("an output has a zero byte or half a character in its name");
   result->name = name->text;
   result->op = (int)op->integer;
   if (scale->count != 1 && scale->count != (uint32_t)graph->ops[result->op].channels)
@@ -235,6 +237,8 @@ static int read_classes(qsd_graph *graph, const qsd_json *nodes, const qsd_json 
   int count = 0;
   for (uint32_t i = list->child; i; i = nodes[i].next) {
     if (nodes[i].type != JSON_STRING) return DAMAGED("a class has a name that is no word");
+    if (!qsd_is_name(nodes[i].text))
+      return DAMAGED("a class has a zero byte or half a character in its name");
     graph->classes[count++] = nodes[i].text;
   }
   return QSD_OK;

@@ -52,6 +52,35 @@ def test_an_artifact_gives_back_its_graph(lively, tmp_path: Path, variant):
     assert np.array_equal(loaded.run(pixels), graph.run(pixels))
 
 
+def misnamed(graph: IntegerGraph, place: str, name: str) -> bytes:
+    """The artifact of `graph` with `name` for an operation, an output or a class."""
+    header, description, body = parts(to_bytes(graph))
+    if place == "class":
+        description["class_names"][0] = name
+    elif place == "output":
+        description["outputs"] = [{"name": name, "op": 1, "scale": [1.0]}]
+    else:
+        description["ops"][1]["name"] = name
+    return joined(header, description, body)
+
+
+PLACES = ("operation", "output", "class")
+NO_NAMES = ("a\0b", "\ud83d", "a\udc00b", "\udc00\ud83d")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_name_that_c_or_utf_8_cannot_hold_is_refused(small_graph: IntegerGraph, place: str):
+    for name in NO_NAMES:
+        with pytest.raises(
+            UserError, match=f"an? {place} has a zero byte or half a char"
+        ) as caught:
+            from_bytes(misnamed(small_graph, place, name))
+        assert "\n" not in str(caught.value)
+        str(caught.value).encode()  # can be printed
+    for name in ("caf\xe9", "\U0001f408", "a b"):
+        from_bytes(misnamed(small_graph, place, name))
+
+
 def test_exporting_a_model_lowers_it_with_the_options_given(lively, tmp_path: Path):
     model = lively()
     export(model, tmp_path / "a.qsd", info=info_for(model), membrane_bits=16)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from graph.test_artifact import NO_NAMES, PLACES, misnamed
 from torch import Tensor, nn
 
 import qsdformer as qsd
@@ -149,6 +150,18 @@ def test_what_is_stored_as_bytes_is_found_in_one_pass():
     ops = [table(1), first]
     ops += [Multiply(name=f"x{i + 1}", inputs=(f"x{i}", f"x{i}")) for i in range(60)]
     assert_same(graph_of(ops, 4, 1, ["x60"]), noise(2, 1, 4, 4))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_name_that_c_or_utf_8_cannot_hold_is_refused(small_graph: IntegerGraph, place: str):
+    for name in NO_NAMES:
+        with pytest.raises(UserError, match="has a zero byte or half a character in its name"):
+            native.NativeModel(misnamed(small_graph, place, name))
+    for name in ("caf\xe9", "\U0001f408"):
+        model = native.NativeModel(misnamed(small_graph, place, name))
+        found, counts = model.run_results(noise(1, 3, 32, 32))
+        assert place != "output" or name in found
+        assert len(counts) == model.info.neurons
 
 
 def logits_past_the_repeat() -> IntegerGraph:

@@ -79,6 +79,7 @@ def check_graph(graph: IntegerGraph) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     total = 0
     for op in graph.ops:
+        _check_name("an operation", op.name)
         if op.name in shapes:
             raise ValueError(f"two operations are named {op.name!r}")
         for name in op.inputs:
@@ -246,7 +247,15 @@ def _check_time(graph: IntegerGraph) -> None:
                 raise ValueError(f"{op.name!r}: 'frames' alone reads the table of pixels")
 
 
+def _check_name(what: str, name: str) -> None:
+    """A name is text that C and UTF-8 can hold, too: the native engine is given it."""
+    if "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
+        raise ValueError(f"{what} has a zero byte or half a character in its name: {name[:40]!r}")
+
+
 def _check_results(graph: IntegerGraph, shapes: dict[str, Shape]) -> None:
+    for name in graph.class_names:
+        _check_name("a class", name)
     if not graph.class_names and not graph.outputs:
         raise ValueError("the graph gives neither logits nor other outputs")
     if graph.class_names:
@@ -261,6 +270,7 @@ def _check_results(graph: IntegerGraph, shapes: dict[str, Shape]) -> None:
         what = f"output {output.name!r}"
         if not output.name or output.name in names:
             raise ValueError(f"{what} has no name of its own")
+        _check_name("an output", output.name)
         names.append(output.name)
         if output.op not in shapes:
             raise ValueError(f"{what} is the value of {output.op!r}, which does not exist")

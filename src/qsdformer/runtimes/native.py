@@ -197,11 +197,9 @@ class NativeModel:
             names = (self._value("output", i).name.decode() for i in range(self.info.outputs))
             raise UserError(f"this network has no logits; its outputs are {', '.join(names)}")
         logits = np.empty((batch, self.info.classes), np.int32)
-        counts = {}
-        if collect:
-            counts = self._arrays("neuron", self.info.neurons, batch, frames, np.uint8)
-        self._run(flat, batch, frames, logits=logits, counts=list(counts.values()))
-        return logits, counts
+        neurons, counts = self._arrays("neuron", batch, frames, np.uint8) if collect else ([], [])
+        self._run(flat, batch, frames, logits=logits, counts=counts)
+        return logits, dict(zip(neurons, counts, strict=True))
 
     def run_outputs(self, images: Array) -> dict[str, Array]:
         """The integers of all results by name, as `IntegerGraph.run_outputs` gives them."""
@@ -212,22 +210,15 @@ class NativeModel:
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """`run_outputs`, and the spike counts (T*B, C, H, W) uint8 of every neuron by name."""
         flat, batch, frames = self._checked(images)
-        counts = {}
-        if collect:
-            counts = self._arrays("neuron", self.info.neurons, batch, frames, np.uint8)
-        found = self._arrays("output", self.info.outputs, batch, frames, np.int32)
-        outputs = list(found.values())
+        neurons, counts = self._arrays("neuron", batch, frames, np.uint8) if collect else ([], [])
+        names, outputs = self._arrays("output", batch, frames, np.int32)
+        found = dict(zip(names, outputs, strict=True))
         logits = None
         if self.info.classes:
             logits = np.empty((batch, self.info.classes), np.int32)
             found[LOGITS] = logits[:, :, None, None]
-        self._run(
-            *(flat, batch, frames),
-            logits=logits,
-            outputs=outputs,
-            counts=list(counts.values()),
-        )
-        return found, counts
+        self._run(flat, batch, frames, logits=logits, outputs=outputs, counts=counts)
+        return found, dict(zip(neurons, counts, strict=True))
 
     def logits(self, images: Array) -> Array:
         """Real logits (B, classes) float64."""
@@ -274,15 +265,19 @@ class NativeModel:
         return value
 
     def _arrays(
-        self, kind: str, count: int, batch: int, frames: bool, dtype: type
-    ) -> dict[str, Array]:
-        """Empty arrays for the values of all outputs or neurons, by name."""
-        found = {}
-        for number in range(count):
+        self, kind: str, batch: int, frames: bool, dtype: type
+    ) -> tuple[list[str], list[Array]]:
+        """Names of all outputs or neurons, and an empty array for the values of each.
+
+        The library writes to as many arrays as there are, whatever their names.
+        """
+        names, arrays = [], []
+        for number in range(getattr(self.info, f"{kind}s")):
             value = self._value(kind, number, frames)
             shape = (value.steps * batch, value.channels, value.height, value.width)
-            found[value.name.decode()] = np.empty(shape, dtype)
-        return found
+            names.append(value.name.decode())
+            arrays.append(np.empty(shape, dtype))
+        return names, arrays
 
     def _run(
         self,
