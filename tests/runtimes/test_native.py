@@ -18,7 +18,7 @@ from qsdformer.graph.artifact import export
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.lowering import lower
 from qsdformer.runtimes import native
-from qsdformer.runtimes.verify import verify
+from qsdformer.runtimes.verify import Report, verify
 from runtimes.wide_graph import SIZE, wide_graph
 
 # QSD_NATIVE_GRAPHS=1000 compares more random graphs.
@@ -255,3 +255,35 @@ def test_verify_has_it_among_the_executors(small_graph: IntegerGraph):
     assert [row.name for row in report.rows] == ["integer", "native"]
     assert report.rows[1].differing == 0
     assert report.rows[1].logit_difference == 0
+
+
+@pytest.mark.parametrize("wrong", ["logits", "counts"])
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_verify_fails_for_one_wrong_integer_of_one_image(
+    small_graph: IntegerGraph, lively, monkeypatch, wrong: str, checkpoint: bool
+):
+    """Also where the executor `integer` is not among those that are asked for."""
+    model = lively()
+    subject = model if checkpoint else small_graph
+    info = info_for(model) if checkpoint else None
+
+    def report() -> Report:
+        return verify(subject, random_pixels(model, 2), info, executors=["native"])
+
+    fine = report()
+    names = ["multi-bit" if checkpoint else "integer", "native"]
+    assert [row.name for row in fine.rows] == names
+    assert fine.ok
+    right = native.NativeModel.run_results
+
+    def slightly_wrong(self, images, collect=True):
+        values, counts = right(self, images, collect)
+        array = values["logits"] if wrong == "logits" else next(iter(counts.values()), np.zeros(1))
+        array.flat[-1] += 1
+        return values, counts
+
+    monkeypatch.setattr(native.NativeModel, "run_results", slightly_wrong)
+    broken = report()
+    assert [row.name for row in broken.rows] == names
+    assert broken.rows[1].broken == "broken: not the integers of the reference"
+    assert not broken.ok

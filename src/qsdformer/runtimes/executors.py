@@ -47,6 +47,7 @@ class Executor:
     of_graph: bool = False  # needs the integer graph only, so that artifacts can be run
     # Least share of equal top-1 classes over 1,000 images or more; `promised` says it for 16 bits.
     agreement: float | None = None
+    exact: bool = False  # every count and result is that of the executor `integer`
 
 
 # The most that graphs with 16-bit membranes are held to: 98.8 % of classes were the same on

@@ -25,4 +25,4 @@ def _factory(model: nn.Module, graph: IntegerGraph) -> Run | None:
     return run
 
 
-register(Executor(name=NATIVE, factory=_factory, agreement=0.999, of_graph=True))
+register(Executor(name=NATIVE, factory=_factory, agreement=0.999, of_graph=True, exact=True))

@@ -137,6 +137,7 @@ class _Tally:
     differing: int | None = None
     counts: int = 0
     logit_difference: float = 0.0
+    inexact: bool = False  # some count or result is not that of the integer executor
 
     def add(self, output: Output, reference: Output, labels: Tensor | None) -> None:
         results, counts = output
@@ -158,6 +159,11 @@ class _Tally:
             differing, total = count_differences(counts, reference[1])
             self.differing = (self.differing or 0) + differing
             self.counts += total
+
+    def compare_exactly(self, output: Output, integers: Output) -> None:
+        """Notes whether anything differs, which is too much for who promised the same integers."""
+        same = _equal(_named(output[0]), _named(integers[0]))
+        self.inexact |= not same or not _equal(output[1] or {}, integers[1] or {})
 
 
 def verify(
@@ -190,7 +196,9 @@ def verify(
             batches = itertools.chain(ahead, batches)
             info, assumed = assumed_of(model, ahead[0][0] if ahead else torch.empty(0, 1, 1, 1))
         graph = lower(model, info, **options)
-    tallies, missing = _prepare(model, graph, executors)
+    shown, missing = _prepare(model, graph, executors)
+    tallies = _with_integers(shown, graph)
+    place = {tally.executor.name: number for number, tally in enumerate(tallies)}
     axis, total, labelled = int(graph.takes_frames), 0, False
     first: Array | None = None
     for batch, labels in batches:
@@ -202,6 +210,8 @@ def verify(
         labelled = labels is not None and bool(graph.class_names)
         for tally, output in zip(tallies, outputs, strict=True):
             tally.add(output, outputs[0], labels)
+            if tally.executor.exact:
+                tally.compare_exactly(output, outputs[place[INTEGER]])
         total += pixels.shape[axis]
         if on_images is not None:
             on_images(pixels.shape[axis])
@@ -209,7 +219,7 @@ def verify(
         raise UserError("there are no images to verify on")
     neurons = [] if isinstance(model, IntegerGraph) else spiking_neurons(model).values()
     exact = all(_is_power_of_two(n.levels) and _is_power_of_two(n.time_steps) for n in neurons)
-    rows = [_row(tally, total, labelled, graph, first, exact) for tally in tallies]
+    rows = [_row(tally, total, labelled, graph, first, exact) for tally in shown]
     return Report(
         rows=tuple(rows),
         images=total,
@@ -227,6 +237,12 @@ def count_differences(counts: dict[str, Array], reference: dict[str, Array]) -> 
         int(np.count_nonzero(counts[name].reshape(r.shape) != r)) for name, r in reference.items()
     )
     return differing, sum(r.size for r in reference.values())
+
+
+def _equal(found: dict[str, Array], expected: dict[str, Array]) -> bool:
+    return found.keys() == expected.keys() and all(
+        np.array_equal(found[name], value) for name, value in expected.items()
+    )
 
 
 def _named(results: Results) -> dict[str, Array]:
@@ -257,6 +273,16 @@ def _prepare(
             else:
                 tallies.append(_Tally(EXECUTORS[name], run))
     return tallies, missing
+
+
+def _with_integers(tallies: list[_Tally], graph: IntegerGraph) -> list[_Tally]:
+    """The same, and the integer executor where one of them is measured against it without it."""
+    names = [tally.executor.name for tally in tallies]
+    if INTEGER in names or not any(tally.executor.exact for tally in tallies):
+        return tallies
+    executor = EXECUTORS[INTEGER]
+    run = executor.factory(cast(nn.Module, None), graph)  # which looks at the graph alone
+    return [*tallies, _Tally(executor, cast(Run, run))]
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -290,6 +316,8 @@ def _row(
         broken = "broken: results are not finite"
     elif tally.executor.equal_counts and exact and tally.differing != 0:
         broken = "broken: spike counts differ"
+    elif tally.inexact:
+        broken = "broken: not the integers of the reference"
     elif least is not None and tally.compared >= ENOUGH_IMAGES and agreement < least:
         broken = f"broken: below {least:.1%} same class"
     return Row(
