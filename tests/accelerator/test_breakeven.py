@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -19,9 +21,14 @@ from qsdformer.accelerator.breakeven import (
 from qsdformer.accelerator.design import changed, load_design
 from qsdformer.accelerator.encoding import address_bits, encode, stored_bits
 from qsdformer.accelerator.ledger import traffic_lines
+from qsdformer.accelerator.machine import Machine
+from qsdformer.accelerator.results import figures
+from qsdformer.accelerator.signals import VIEWS, signals
 from qsdformer.accelerator.simulate import simulate
+from qsdformer.accelerator.units.convolution import window_of
 from qsdformer.analysis.ledger import make_ledger
 from qsdformer.analysis.measure import measure
+from qsdformer.graph.ops import Conv
 from qsdformer.runtimes.executors import normalised
 
 LAYER = Layer(inputs=64, outputs=64, side=6)
@@ -105,6 +112,47 @@ def test_the_ledgers_memory_model_is_a_bitmap_read_once() -> None:
     assert lines["sums in accumulators"].ledger == 0
     synaptic = sum(stage.synaptic for stage in simulation.stages)
     assert synaptic == pytest.approx(ledger.synaptic_operations, rel=1e-3)
+
+
+@pytest.mark.parametrize("family", ["sdt", "sdt, dvs mode"])
+@pytest.mark.parametrize("order", ["gather", "scatter"])
+def test_every_bit_of_spikes_is_written_once_and_read_by_each_of_its_readers(
+    order: str, family: str
+) -> None:
+    graph = family_graph(family, levels=1)
+    wide = {f"units__{name}__lanes": 4096 for name in ("linear", "convolution")}
+    design = small_design(encoding="bitmap", units__convolution__order=order, **wide)
+    known = signals(graph, design)
+    sizes = {name: math.prod(shape.size) for name, shape in known.shapes.items()}
+    read = written = 0
+    for op in graph.ops:
+        if isinstance(op, VIEWS):
+            continue
+        for name in op.inputs:
+            on_the_fly = known.stages[known.home(name)] == known.stages[op.name]
+            if name not in known.spikes or on_the_fly:
+                continue
+            shape = known.shapes[name]
+            times = np.ones(shape.height * shape.width, int)
+            if isinstance(op, Conv) and order == "gather":
+                times = window_of(op, shape.height, shape.width).reached(np.arange(len(times)))
+            read += shape.channels * int(times.sum())
+        if op.name in known.spikes and known.is_kept(op.name):
+            written += sizes[op.name] * len(known.layouts(op.name))
+    found = figures(simulate(graph, design, pixels()))
+    assert found.reads["spikes"] == read
+    assert found.writes["spikes"] == written
+
+
+def test_spikes_that_are_in_no_layout_that_is_read_are_an_error() -> None:
+    graph, design = family_graph("sdt", levels=1), small_design()
+    known = signals(graph, design)
+    machine = Machine(known, design, 16)
+    shape = known.shapes["stem.pools.1"]
+    counts = np.zeros((shape.channels, 1, shape.height, shape.width), np.int32)
+    machine.lists["stem.pools.1"] = {"channel": encode(counts, 1, "channel")}
+    with pytest.raises(RuntimeError, match=r"stem.pools.1: its spikes are in no layout"):
+        machine.stored_bits("stem.pools.1")
 
 
 def test_a_silent_layer_has_nothing_but_the_lengths_of_its_lists() -> None:

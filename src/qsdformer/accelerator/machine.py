@@ -82,8 +82,7 @@ class Machine:
         """Carry out `op`; what the units did. `pixels` are (C, B, H, W) uint8."""
         value, works = self._handler(op)(op, pixels)
         if op.name in self.signals.spikes:
-            made = value if isinstance(value, dict) else {value.layout: value}
-            self.lists[op.name] = made
+            self.lists[op.name] = value
         else:
             self.arrays[op.name] = value
         return works
@@ -126,6 +125,8 @@ class Machine:
         if name in self.lists:
             wanted = self.signals.layouts(name)
             found = {at: s for at, s in self.lists[name].items() if at in wanted}
+            if not found:  # it would be moved for nothing
+                raise RuntimeError(f"{name}: its spikes are in no layout that is read")
             return {at: stored_bits(s, self.design.encoding) for at, s in found.items()}
         return {"": self.arrays[name].size * self.bits(name)}
 
@@ -314,14 +315,20 @@ class Machine:
             return made, works
         a, b = (self.spikes(name, "channel") for name in op.inputs)
         both = attention.intersection(a, b)
-        return both, [attention.merge_work(a, b, both, unit, self.design)]
+        work = attention.merge_work(a, b, both, unit, self.design)
+        return self._in_wanted_layouts(op, both), [work]
 
     # Everything else.
 
     def _pool(self, op: MaxPool, pixels: Array) -> Done:
         spikes = self.spikes(op.inputs[0], "channel")
         made = pool.pooled(op, spikes)
-        return made, [pool.pool_work(op, spikes, made, self._unit("pool", op), self.design)]
+        work = pool.pool_work(op, spikes, made, self._unit("pool", op), self.design)
+        return self._in_wanted_layouts(op, made), [work]
+
+    def _in_wanted_layouts(self, op: Op, made: Spikes) -> dict[Layout, Spikes]:
+        """What a unit made, as its readers want it: only such lists are written and read."""
+        return {at: made.in_layout(at) for at in self.signals.layouts(op.name)}
 
     def _neuron(self, op: Neuron, pixels: Array) -> Done:
         counts = EXECUTE[type(op)](op, self.value(op.inputs[0]))
