@@ -15,7 +15,7 @@ from qsdformer.accelerator.encoding import ENCODINGS
 from qsdformer.accelerator.results import PARTS, figures, stage_figures
 from qsdformer.accelerator.simulate import simulate
 from qsdformer.accelerator.traffic import DRAM
-from qsdformer.graph.integer import IntegerGraph
+from qsdformer.graph.integer import IntegerGraph, Output
 from qsdformer.graph.ops import IELIF, LIF
 
 ADDERS = ("linear", "convolution")
@@ -113,6 +113,22 @@ def test_the_image_comes_from_dram_and_the_logits_go_there() -> None:
     found = figures(simulate(graph, small_design(), pixels()))
     assert found.reads[DRAM] == pixels()[0].size * 8
     assert found.writes[DRAM] > 0
+
+
+@pytest.mark.parametrize("name", ["stem.neurons.1", "blocks.0.add1"])
+def test_an_output_that_is_read_later_costs_what_it_costs_and_the_way_to_dram(name: str) -> None:
+    graph = family_graph("sdt", levels=4)
+    output = Output(name="map", op=name, scale=(1.0,))
+    shown = dataclasses.replace(graph, outputs=(output,))
+    plain, found = (figures(simulate(g, small_design(), pixels())) for g in (graph, shown))
+    moved = found.writes[DRAM] - plain.writes[DRAM]
+    assert moved > 0
+    assert found.reads == plain.reads
+    assert found.writes == {**plain.writes, DRAM: plain.writes[DRAM] + moved}
+    # Its room is free again after its last reader.
+    tight = small_design(buffers__spikes__kib=1.0, buffers__membranes__kib=1.0)
+    plain, found = (figures(simulate(g, tight, pixels())) for g in (graph, shown))
+    assert found.writes[DRAM] == plain.writes[DRAM] + moved
 
 
 def test_weights_that_do_not_fit_come_from_dram_for_every_image() -> None:

@@ -101,11 +101,9 @@ class Signals:
         return int(self.shapes[name].bound.max()).bit_length() + 1
 
     def is_kept(self, name: str) -> bool:
-        """Whether a value outlives its stage, so that it has to lie somewhere."""
-        if name in self.results:
-            return True
+        """Whether a value is read after its stage, so that it has to lie on the chip."""
         return any(
-            self.is_kept(reader.name)
+            self.is_kept(reader.name) or reader.name in self.results
             if isinstance(reader, VIEWS)
             else self.stages[reader.name] != self.stages[name]
             for reader in self.readers[name]
@@ -117,7 +115,7 @@ class Signals:
         for op in self.ops.values():
             for name in op.inputs:
                 last[self.home(name)] = op.name
-        return {name: op for name, op in last.items() if name not in self.results}
+        return last
 
 
 def is_linear(op: Conv) -> bool:

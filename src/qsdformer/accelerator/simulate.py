@@ -203,7 +203,7 @@ class _Run:
             self.memory.update("membranes", bits, op.steps - 1, traffic)
         if op.name in known.results:
             traffic.writes[DRAM] += sum(self.machine.stored_bits(op.name).values())
-        elif known.is_kept(op.name) and not isinstance(op, VIEWS):
+        if known.is_kept(op.name) and not isinstance(op, VIEWS):
             self._place(op.name, traffic)
 
     def _place(self, name: str, traffic: Traffic) -> None:
