@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+import qsdformer as qsd
 from qsdformer.analysis.energy import COST_MODELS, cost_model
 from qsdformer.analysis.ledger import Ledger, make_ledger, papers_energy
 from qsdformer.analysis.measure import Measured, measure
@@ -136,6 +137,16 @@ def test_the_fp32_twin_is_the_counterpart_ann(make_model: Make, settle: Make) ->
     assert twin.total(cost_model("papers")) == pytest.approx(
         4.6 * sum(row.dense_macs for row in twin.rows)
     )
+
+
+def test_an_anns_attention_has_a_mac_for_every_channel_of_v() -> None:
+    fields = {"dims": (4, 6, 8, 8), "depth": 2, "heads": 2, "neuron": "relu"}
+    ann = qsd.create_model("e_spikeformer_tiny", **fields)  # v is four times as wide as q and k
+    found = [(r.name, r.count) for r in ann_ledger("m", ann, (64, 64), None).rows]
+    tokens, channels = 16, 8
+    attention = "stages.3.blocks.0.attention"
+    assert (f"{attention}.kv", tokens**2 * channels) in found
+    assert (f"{attention}.qkv", tokens**2 * 4 * channels) in found
 
 
 @pytest.mark.parametrize(("levels", "bits"), [(1, 1), (2, 2), (3, 2), (4, 3), (16, 5)])

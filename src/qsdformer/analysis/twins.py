@@ -147,8 +147,9 @@ def _macs(op: Operation, count: float, weights_read: int, moved: float) -> Row:
 
 def _softmax_rows(op: Operation) -> list[Row]:
     """q k^T and softmax in place of k^T v, and the product with v in place of q (k^T v)."""
-    channels = op.heads * op.fan_in
-    macs = float(op.tokens**2 * channels)
+    # q k^T sums over the channels of q and k; its product with v has an output for each of v's.
+    channels_tokens = op.heads * op.fan_in * op.tokens if op.partner else op.elements
+    macs = float(op.tokens * channels_tokens)
     # q and k are read for the first product, v for the second.
     product = replace(
         _macs(op, macs, 0, op.layer_input * FLOAT_BITS), dense_macs=int(macs), estimate=macs
