@@ -149,6 +149,27 @@ def test_an_anns_attention_has_a_mac_for_every_channel_of_v() -> None:
     assert (f"{attention}.qkv", tokens**2 * 4 * channels) in found
 
 
+def test_an_ann_pools_before_its_head_where_a_spiking_network_sums_spikes() -> None:
+    torch.manual_seed(0)
+    fields = {"width": 16, "depth": 1, "heads": 2, "num_classes": 5}
+    model = qsd.create_model("spikformer_tiny", **fields)
+    measured = measured_on_noise(model)
+    head = next(op for op in operations(model, measured.size) if op.name == "head")
+    assert head.places == 16
+    assert head.layer_input == 16 * 16
+    found = {ledger.name: ledger.rows for ledger in twins("m", model, measured)}
+    for twin, bits, sum_bits in (("ann", 32, 32), ("quantised-ann", 3, 7)):
+        rows = {row.name: row for row in found[f"m {twin}"]}
+        assert rows["head"].count == rows["head"].dense_macs == 16 * 5
+        assert rows["head"].moved == 16 * sum_bits
+        assert rows["head.pool"].additions == 16 * 16
+        assert rows["head.pool"].moved == 16 * 16 * bits
+    quantised = {row.name: row for row in found["m quantised-ann"]}
+    assert quantised["head"].mult_bits == (8, 7)  # sums up to 16 * 4
+    skipping = {row.name: row for row in found["m quantised-ann-skip"]}
+    assert skipping["head"].count <= 16 * 5
+
+
 @pytest.mark.parametrize(("levels", "bits"), [(1, 1), (2, 2), (3, 2), (4, 3), (16, 5)])
 def test_activations_take_as_many_bits_as_their_levels_need(levels: int, bits: int) -> None:
     assert activation_bits(levels) == bits

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -102,15 +102,17 @@ def activation_bits(levels: int) -> int:
 
 
 def _ann_rows(found: Sequence[Operation]) -> tuple[Row, ...]:
-    rows = []
+    rows: list[Row] = []
     for op in found:
         if op.name.endswith(NOT_IN_ANN):
             continue
         if op.kind == "attention":
             rows += _softmax_rows(op)
         elif op.kind in ("mac", "ac"):
-            read = op.layer_input * FLOAT_BITS
-            row = _macs(op, float(op.reached), op.weights * FLOAT_BITS, read)
+            rows += _pool_rows(op, FLOAT_BITS, None)
+            layer = _pooled(op)
+            read = layer.layer_input * FLOAT_BITS
+            row = _macs(layer, float(layer.reached), op.weights * FLOAT_BITS, read)
             rows.append(replace(row, weight_bits=None))
         else:
             # A ReLU is one comparison.
@@ -127,6 +129,35 @@ def _ann_rows(found: Sequence[Operation]) -> tuple[Row, ...]:
                 )
             )
     return tuple(rows)
+
+
+def _pooled(op: Operation) -> Operation:
+    """A layer as an ANN has it: it pools first where spikes are read one by one and summed."""
+    return replace(
+        op,
+        dense_macs=op.dense_macs // op.places,
+        reached=op.reached // op.places,
+        layer_input=op.layer_input // op.places,
+        fan_in=op.fan_in // op.places,
+        places=1,
+    )
+
+
+def _pool_rows(op: Operation, bits: int, add_bits: int | None) -> list[Row]:
+    """The pool before `_pooled`: it reads activations of `bits` and adds them, place by place."""
+    if op.places == 1:
+        return []
+    values = op.layer_input
+    return [
+        Row(
+            name=f"{op.name}.pool",
+            kind="shortcut",
+            count=values,
+            additions=values,
+            add_bits=add_bits,
+            moved=values * bits,
+        )
+    ]
 
 
 def _macs(op: Operation, count: float, weights_read: int, moved: float) -> Row:
@@ -174,26 +205,34 @@ def _quantised_rows(
     skipping: Measured | None = None,
 ) -> tuple[Row, ...]:
     bits = activation_bits(levels)
-    make: dict[str, Callable[[Operation], Row]] = {
-        "mac": lambda op: _quantised_layer(op, *real_input(op), skipping),
-        "ac": lambda op: _quantised_layer(op, bits, levels, skipping),
-        "attention": lambda op: _quantised_attention(op, bits, levels, skipping),
-    }
-    return tuple(
-        make[op.kind](op) if op.kind in make else _quantised_elementwise(op, levels, bits)
-        for op in found
-    )
+    rows: list[Row] = []
+    for op in found:
+        if op.kind == "mac":
+            rows.append(_quantised_layer(op, *real_input(op), skipping))
+        elif op.kind == "ac":
+            largest = levels * op.places
+            sum_bits = activation_bits(largest)
+            rows += _pool_rows(op, bits, sum_bits)
+            rows.append(_quantised_layer(op, sum_bits, largest, skipping))
+        elif op.kind == "attention":
+            rows.append(_quantised_attention(op, bits, levels, skipping))
+        else:
+            rows.append(_quantised_elementwise(op, levels, bits))
+    return tuple(rows)
 
 
 def _quantised_layer(op: Operation, bits: int, largest: int, skipping: Measured | None) -> Row:
     weight_bits = op.weight_bits or FLOAT_BITS
-    count = float(op.reached)
+    active = None
     if skipping is not None and op.kind == "ac":
-        count = reached_by(skipping.active, op) / skipping.images
+        active = reached_by(skipping.active, op) / skipping.images
+    op = _pooled(op)
+    # Of pooled values no more are not 0 than there are.
+    count = float(op.reached) if active is None else min(active, op.reached)
     row = _macs(op, count, op.weights * weight_bits, op.layer_input * bits)
     if op.weight_bits is None:
         return row
-    single = replace(op, fan_in=op.fan_in // (op.times * op.places))
+    single = replace(op, fan_in=op.fan_in // op.times)
     accumulator = accumulator_bits(single, op.weight_bits, largest)
     return replace(row, add_bits=accumulator, mult_bits=(op.weight_bits, bits))
 
