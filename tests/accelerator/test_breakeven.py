@@ -105,7 +105,7 @@ def test_the_ledgers_memory_model_is_a_bitmap_read_once() -> None:
     wide = {"units__linear__lanes": 4096, "units__convolution__lanes": 4096}
     design = small_design(encoding="bitmap", units__convolution__order="scatter", **wide)
     simulation = simulate(graph, design, pixels())
-    lines = {line.what: line for line in traffic_lines(ledger, model, measured.size, simulation)}
+    lines = {line.what: line for line in traffic_lines(ledger, model, measured, simulation)}
     assert lines["spikes read"].simulated == lines["spikes read"].ledger
     assert lines["spikes written"].simulated == lines["spikes written"].ledger
     assert lines["weights read"].ledger == simulation.weight_bits

@@ -65,6 +65,25 @@ def test_exact_counts_equal_those_of_binary_execution_on_every_layer(
         assert list(run.macs) == ["stages.0.downsample.conv"]
 
 
+def test_frames_pass_the_stem_at_every_time_step(
+    make_model: Callable[..., MetaSpikeFormer], settle: Callable[..., MetaSpikeFormer]
+) -> None:
+    model = enlivened(settle(make_model(time_steps=2)))
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    labels = torch.zeros(3, dtype=torch.long)
+    frames = images.expand(2, *images.shape)
+    still, moving = (
+        {r.name: r for r in make_ledger("m", model, measure(model, [(x, labels)])).rows}
+        for x in (images, frames)
+    )
+    assert {r.name: r.total for r in moving.values() if r.kind == "ac"} == {
+        r.name: r.total for r in still.values() if r.kind == "ac"
+    }
+    stem = "stages.0.downsample.conv"
+    assert moving[stem].count == 2 * still[stem].count == run_binary(model, frames).macs[stem] / 3
+    assert moving[stem].moved == 2 * still[stem].moved
+
+
 def counted_by_hand(values: Tensor, layer: QuantConv2d) -> int:
     """Weights that the spike counts (B, C, H, W) reach, output by output, in plain Python."""
     channels, (height, width) = values.shape[1], values.shape[2:]

@@ -11,6 +11,7 @@ from qsdformer.accelerator.simulate import Simulation
 from qsdformer.accelerator.traffic import DRAM
 from qsdformer.analysis.energy import ON_CHIP_BITS
 from qsdformer.analysis.ledger import Ledger
+from qsdformer.analysis.measure import Measured
 from qsdformer.analysis.operations import operations
 
 
@@ -25,13 +26,14 @@ class Line:
 
 
 def traffic_lines(
-    ledger: Ledger, model: nn.Module, size: tuple[int, int], simulation: Simulation
+    ledger: Ledger, model: nn.Module, measured: Measured, simulation: Simulation
 ) -> list[Line]:
-    """The traffic of a network of which `ledger` was made on images of `size`."""
+    """The traffic of a network of which `ledger` was made as it was `measured`."""
     found = figures(simulation)
+    listed = operations(model, measured.size, measured.frames)
     weights = float(sum(row.weights_read for row in ledger.rows))
     image = read = written = potentials = 0.0
-    for op, row in zip(operations(model, size), ledger.rows, strict=True):
+    for op, row in zip(listed, ledger.rows, strict=True):
         if row.role == "stem":
             image += row.moved
         elif op.kind in ("ac", "attention"):

@@ -76,7 +76,7 @@ def make_ledger(
     Sizes are those of the whole `network` that it is a part of, where there is one; `more` are rows
     of other parts.
     """
-    found = operations(model, measured.size)
+    found = operations(model, measured.size, measured.frames)
     network = model if network is None else network
     return Ledger(
         name=name,

@@ -38,7 +38,8 @@ class Measured:
     `spikes` and `active` hold, by neuron, int64 tensors (C, H, W): the spikes, and how often the
     count was not 0. `pairs` counts, by attention, pairs of a k and a v spike of one token and
     head. `histograms` are those of neurons named q_neuron, k_neuron and v_neuron, (D + 1,). `slots`
-    are the virtual time steps of a neuron, T * D. `size` is the images' (H, W). Spikes that a
+    are the virtual time steps of a neuron, T * D. `size` is the images' (H, W), `frames` how many each has, None for still
+    images. Spikes that a
     pool or a sum makes of others count as those of a neuron, under the operation's name.
     `post` is what post-processing did, where there is one.
     """
@@ -46,6 +47,7 @@ class Measured:
     images: int = 0
     correct: int | None = None  # None: the network has no logits
     size: tuple[int, int] = (0, 0)
+    frames: int | None = None
     spikes: dict[str, Tensor] = field(default_factory=dict)
     active: dict[str, Tensor] = field(default_factory=dict)
     pairs: dict[str, int] = field(default_factory=dict)
@@ -98,6 +100,7 @@ def measure(
             result.post.add(post, named, (images.shape[-2], images.shape[-1]))
         result.images += images.shape[-4]
         result.size = (images.shape[-2], images.shape[-1])
+        result.frames = images.shape[0] if images.dim() == 5 else None
     if not result.images:
         raise UserError("no images to measure spikes on: the data set is empty")
     for sums in (result.spikes, result.active):

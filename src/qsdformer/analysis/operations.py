@@ -83,14 +83,17 @@ class Signal:
         return self.step.channels * self.step.tokens
 
 
-def operations(model: nn.Module, image_size: tuple[int, int]) -> list[Operation]:
-    """The operations of `model` on still images (H, W), in order of execution.
+def operations(
+    model: nn.Module, image_size: tuple[int, int], frames: int | None = None
+) -> list[Operation]:
+    """The operations of `model` on images (H, W), in order of execution.
 
-    The model may be on the meta device. Raises `UserError` for one without spikes.
+    They are still images, or have so many `frames` each, one a time step. The model may be on the meta device. Raises `UserError` for one without spikes.
     """
     require_neurons(model)
     with evaluating(model):
-        traced = trace(model, (BATCH, first_channels(model, image_size), *image_size))
+        leading = (BATCH,) if frames is None else (frames, BATCH)
+        traced = trace(model, (*leading, first_channels(model, image_size), *image_size))
     return operations_of(traced)
 
 

@@ -43,7 +43,7 @@ NOT_IN_ANN = ("q_neuron", "k_neuron", "v_neuron", "attention_neuron", "attention
 def twins(name: str, model: nn.Module, measured: Measured) -> list[Ledger]:
     """The ledgers of the ANN twins of a measured spiking model."""
     spiking = make_ledger(name, model, measured)
-    found = operations(model, measured.size)
+    found = operations(model, measured.size, measured.frames)
     ann = Ledger(
         name=f"{name} ann",
         rows=(*_ann_rows(found), *post_rows(measured)),

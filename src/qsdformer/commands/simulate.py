@@ -184,7 +184,7 @@ def _comparison(
         shown = network_batches(batches, images, pre, task)
     measured = measure(model, shown)
     ledger = make_ledger(name, model, measured)
-    return lambda simulation: traffic_lines(ledger, model, measured.size, simulation)
+    return lambda simulation: traffic_lines(ledger, model, measured, simulation)
 
 
 def _print(console: Console, simulations: Sequence[Simulation]) -> None:
