@@ -34,6 +34,19 @@ def test_every_spike_and_output_of_every_family_is_that_of_the_integer_graph(
         assert simulate(graph, design, images).differing == 0
 
 
+@pytest.mark.parametrize("name", ["sdt-sparse", "dense-int"])
+def test_frames_are_taken_where_an_image_would_be_repeated(name: str) -> None:
+    graph = family_graph("sdt", levels=1, time_steps=4)
+    design, image = small_design(name), pixels()
+    still = simulate(graph, design, image)
+    same = simulate(graph, design, np.stack([image] * 4))
+    assert [s.spikes for s in same.stages] == [s.spikes for s in still.stages]
+    assert figures(same).reads[DRAM] == 4 * figures(still).reads[DRAM]
+    moving = simulate(graph, design, np.stack([pixels(seed=i) for i in range(4)]))
+    assert moving.differing == 0
+    assert [s.spikes for s in moving.stages] != [s.spikes for s in still.stages]
+
+
 @pytest.mark.parametrize("order", ["gather", "scatter"])
 @pytest.mark.parametrize("encoding", SPARSE)
 def test_encodings_and_orders_give_the_same_spikes_and_additions(encoding: str, order: str) -> None:

@@ -49,6 +49,7 @@ from qsdformer.graph.ops import (
     Neuron,
     Normalise,
     Op,
+    Repeat,
     Rescale,
     SpatialSum,
 )
@@ -69,12 +70,18 @@ Done = tuple[Any, list[Work]]
 
 
 class Machine:
-    """The units of a design, with the values of one image that they have made so far."""
+    """The units of a design, with the values of one image that they have made so far.
 
-    def __init__(self, signals: Signals, design: Design, membrane_bits: int) -> None:
+    An image of `frames` has one for each time step, and is not repeated.
+    """
+
+    def __init__(
+        self, signals: Signals, design: Design, membrane_bits: int, *, frames: bool = False
+    ) -> None:
         self.signals = signals
         self.design = design
         self.membrane_bits = membrane_bits
+        self.frames = frames
         self.arrays: dict[str, Array] = {}
         self.lists: dict[str, dict[Layout, Spikes]] = {}
 
@@ -357,7 +364,8 @@ class Machine:
     def _maps(self, op: Op, pixels: Array) -> Done:
         """Tables of pixels, means, sums and rearranged maps: a value that is read or made each."""
         x = [pixels] if isinstance(op, Normalise) else [self.value(name) for name in op.inputs]
-        value = EXECUTE[type(op)](op, *x)
+        passes = self.frames and isinstance(op, Repeat)
+        value = x[0] if passes else EXECUTE[type(op)](op, *x)
         made: Any = value
         if op.name in self.signals.spikes:
             levels = self.signals.levels(op.name)

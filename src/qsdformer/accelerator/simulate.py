@@ -126,10 +126,10 @@ def simulate(
     differing = 0
     for index in range(batch):
         image = images[..., index : index + 1, :, :, :]
-        run = _Run(graph, design, known)
-        stages = run.image(image)
+        run = _Run(graph, design, known, image)
+        stages = run.stages()
         if check:
-            differing += run.differing(image)
+            differing += run.differing()
         for total, stage in zip(totals, stages, strict=False):
             total.add(stage)
         totals = totals or stages
@@ -146,19 +146,22 @@ def simulate(
 class _Run:
     """One image on its way through the design."""
 
-    def __init__(self, graph: IntegerGraph, design: Design, known: Signals) -> None:
+    def __init__(
+        self, graph: IntegerGraph, design: Design, known: Signals, image: Array
+    ) -> None:
         self.graph = graph
+        self.given = image
         self.design = design
         self.known = known
-        self.machine = Machine(known, design, graph.membrane_bits)
+        self.pixels, frames = checked_images(graph.ops, graph.preprocessing, image)
+        self.machine = Machine(known, design, graph.membrane_bits, frames=frames)
         self.memory = Memory(design)
         self.resident = _weight_bits(graph.ops) <= design.buffers.weights.bits
         self.kept: dict[str, Array] = {}
         self.last = known.last_uses()
 
-    def image(self, image: Array) -> list[Stage]:
-        """All stages of one image."""
-        pixels, _ = checked_images(self.graph.ops, self.graph.preprocessing, image)
+    def stages(self) -> list[Stage]:
+        """All stages of the image."""
         stages: list[Stage] = []
         number = -1
         for op in self.graph.ops:
@@ -166,7 +169,7 @@ class _Run:
                 number = self.known.stages[op.name]
                 stages.append(Stage(name=op.name, kind=type(op).__name__, head=""))
             stage = stages[-1]
-            works = self.machine.do(op, pixels)
+            works = self.machine.do(op, self.pixels)
             for work in works:
                 stage.head = stage.head or work.unit
                 stage.units.setdefault(work.unit, UnitTotal()).add(work)
@@ -243,12 +246,12 @@ class _Run:
                 self.memory.release(place)
             self.machine.forget(name)
 
-    def differing(self, image: Array) -> int:
+    def differing(self) -> int:
         """How many counts and results are not those of the reference executor."""
         found, counts = execute(
             self.graph.ops,
             self.graph.preprocessing,
-            image,
+            self.given,
             wanted=self.known.results,
             collect=True,
         )
