@@ -214,6 +214,9 @@ def test_a_graph_has_the_additions_of_its_networks_published_workload() -> None:
     made, listed = graph_workload(graph, image), published_workload(model, (3, 16, 16), 0.1)
     assert made.left_out == listed.left_out == ("stem.convs.0.conv", "head")
     assert made.dense_additions == 2 * listed.dense_additions  # two levels
+    (of_graph,), (of_model,) = made.attentions, listed.attentions
+    assert of_graph.kind == of_model.kind == "mask"
+    assert of_graph.steps == 2 * of_model.steps
 
 
 def test_the_documented_function_gives_a_time_for_each_design() -> None:

@@ -212,10 +212,12 @@ def _graph_attentions(
     by_name = {op.name: op for op in graph.ops}
     for op in graph.ops:
         product = isinstance(op, IntegerAttention)
-        mask = isinstance(op, SpatialSum) and isinstance(by_name[op.inputs[0]], Multiply)
+        # Masks are sums of k times v, whose counts reach D * D, where those of k and v reach D.
+        reader = by_name[op.inputs[0]] if isinstance(op, SpatialSum) else op
+        mask = isinstance(op, SpatialSum) and isinstance(reader, Multiply)
         if not (product or mask):
             continue
-        read = [shapes[name] for name in op.inputs]
+        read = [shapes[name] for name in reader.inputs]
         levels = max(1, int(max(shape.bound.max() for shape in read)))
         attention = Attention(
             kind="mask",
