@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from graph.random_graphs import random_frames, random_graph
 from torch import nn
 
 import qsdformer as qsd
@@ -30,8 +31,9 @@ from qsdformer.accelerator.published.workload import (
 from qsdformer.data.base import DataInfo
 from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
-from qsdformer.graph.ops import Array, Conv
+from qsdformer.graph.ops import Array, Conv, ConvTranspose
 from qsdformer.graph.ops import Attention as IntegerAttention
+from qsdformer.nn.neurons import IELIF
 from qsdformer.parsing import load_yaml
 
 DOC = Path(__file__).parents[2] / "docs" / "accelerator-published.md"
@@ -217,6 +219,20 @@ def test_a_graph_has_the_additions_of_its_networks_published_workload() -> None:
     (of_graph,), (of_model,) = made.attentions, listed.attentions
     assert of_graph.kind == of_model.kind == "mask"
     assert of_graph.steps == 2 * of_model.steps
+
+
+def test_transposed_convolutions_are_left_out_and_named() -> None:
+    graph = random_graph(1)
+    names = [op.name for op in graph.ops if isinstance(op, ConvTranspose)]
+    assert names
+    left_out = graph_workload(graph, random_frames(graph, batch=1)).left_out
+    assert set(names) <= set(left_out)
+    up = nn.ConvTranspose2d(4, 4, 2, 2)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), IELIF(), up, IELIF(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), IELIF()
+    )
+    model.append(nn.Linear(4, 2))
+    assert published_workload(model, (1, 8, 8), 0.1).left_out == ("0", "2")
 
 
 def test_the_documented_function_gives_a_time_for_each_design() -> None:

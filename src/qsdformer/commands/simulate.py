@@ -213,7 +213,10 @@ def _estimates(
     console.print(estimate_table(found))
     if loads[0].left_out:
         left = ", ".join(loads[0].left_out)
-        console.print(f"published designs leave out layers on real values: {left}", highlight=False)
+        console.print(
+            f"published designs leave out layers on real values or sums, and transposed ones: {left}",
+            highlight=False,
+        )
     return [estimate_values(each) for each in found]
 
 

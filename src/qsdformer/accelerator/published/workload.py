@@ -21,6 +21,7 @@ from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.ops import (
     Array,
     Conv,
+    ConvTranspose,
     Multiply,
     Neuron,
     SpatialSum,
@@ -96,8 +97,8 @@ class Neurons:
 class Workload:
     """A network for one image.
 
-    `left_out` are layers that no published design here has a unit for: those on real values, and
-    on sums of spikes, as heads often are.
+    `left_out` are layers that no published design here has a unit for: those on real values,
+    those on sums of spikes, as heads often are, and transposed convolutions.
     """
 
     layers: tuple[Layer, ...]
@@ -122,9 +123,9 @@ def published_workload(model: nn.Module, image: tuple[int, int, int], density: f
     spikes = spike_values(traced)
     read: dict[tuple[Step, int], list[Step]] = {}
     left_out = []
-    for step in traced.of_kind("conv", "linear"):
+    for step in traced.of_kind("conv", "linear", "conv_transpose"):
         given = spikes.get(step.inputs[0])
-        if given is None or given.is_summed:
+        if given is None or given.is_summed or step.kind == "conv_transpose":
             left_out.append(step.name)
             continue
         alone = _kernel(step) > 1
@@ -152,8 +153,8 @@ def graph_workload(graph: IntegerGraph, image: Array) -> Workload:
     steps, with at most one spike in each.
     """
     shapes, spiking = check_graph(graph), spike_ops(graph)
-    convs = [op for op in graph.ops if isinstance(op, Conv)]
-    read = [op for op in convs if op.inputs[0] in spiking]
+    convs = [op for op in graph.ops if isinstance(op, (Conv, ConvTranspose))]
+    read = [op for op in convs if isinstance(op, Conv) and op.inputs[0] in spiking]
     of_spikes = (*read, *(op for op in graph.ops if isinstance(op, IntegerAttention)))
     values, _ = graph.run_values(image, {name for op in of_spikes for name in op.inputs})
     layers = (_graph_layer(op, values[op.inputs[0]], shapes) for op in read)
