@@ -10,13 +10,15 @@ import pytest
 from graph.random_graphs import random_frames, random_graph
 
 from accelerator.networks import FAMILIES, family_graph, pixels, small_design
+from qsdformer.accelerator import machine
 from qsdformer.accelerator.design import load_design
 from qsdformer.accelerator.encoding import ENCODINGS
 from qsdformer.accelerator.results import PARTS, figures, stage_figures
 from qsdformer.accelerator.simulate import simulate
 from qsdformer.accelerator.traffic import DRAM
 from qsdformer.graph.integer import IntegerGraph, Output
-from qsdformer.graph.ops import IELIF, LIF
+from qsdformer.graph.ops import IELIF, LIF, Rescale
+from qsdformer.graph.reference import EXECUTE
 
 ADDERS = ("linear", "convolution")
 SPARSE = [encoding for encoding in ENCODINGS if encoding != "dense"]
@@ -96,6 +98,18 @@ def test_an_image_without_spikes_and_one_where_everything_fires(family: str, enc
     assert figures(silent).cycles > 0
     assert all(stage.rate in (None, 0.0) for stage in silent.stages)
     assert all(stage.rate in (None, 1.0) for stage in loud.stages)
+
+
+@pytest.mark.parametrize("name", ["sdt-sparse", "dense-int"])
+def test_a_simulator_that_computes_something_else_is_an_error(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = EXECUTE[Rescale]
+    graph, design, image = family_graph("sdt", levels=4), small_design(name), pixels()
+    monkeypatch.setattr(machine, "EXECUTE", {**EXECUTE, Rescale: lambda op, x: -exact(op, x)})
+    with pytest.raises(RuntimeError, match=rf"{name}: \d+ values are not the reference's"):
+        simulate(graph, design, image)
+    assert simulate(graph, design, image, check=False).differing is None
 
 
 def test_images_add_up_and_figures_are_means() -> None:

@@ -97,8 +97,8 @@ class Stage:
 class Simulation:
     """What a design does for the images of a network, in all of them together.
 
-    `differing` is how many spike counts and outputs are not those of the reference executor: 0,
-    or the simulator is wrong; None if they were not compared. `resident` says whether all weights
+    `differing` is how many spike counts and outputs are not those of the reference executor: 0;
+    None if they were not compared. `resident` says whether all weights
     stay on the chip from image to image, `weight_bits` how many bits they have.
     """
 
@@ -115,8 +115,8 @@ def simulate(
 ) -> Simulation:
     """Run uint8 images (B, C, H, W), or (T, B, C, H, W), through `design`, one after the other.
 
-    With `check` every spike count and output is compared with the reference executor's. Raises
-    `UserError` for a graph with operations that the design has no unit for, and for buffers that
+    With `check` every spike count and output is compared with the reference executor's, and a
+    `RuntimeError` says how many are others: then the simulator is wrong. Raises `UserError` for a graph with operations that the design has no unit for, and for buffers that
     are too small for a layer.
     """
     graph.check_images(images)
@@ -130,6 +130,8 @@ def simulate(
         stages = run.stages()
         if check:
             differing += run.differing()
+            if differing:
+                raise RuntimeError(f"{design.name}: {differing} values are not the reference's")
         for total, stage in zip(totals, stages, strict=False):
             total.add(stage)
         totals = totals or stages
