@@ -30,6 +30,27 @@ def exported(dense_runs):
     return files
 
 
+def test_a_simulation_says_which_parts_it_leaves_out(dense_runs, exported, tmp_path, capsys):
+    heads = ["box head for each region", "mask head for each region"]
+    expected = {
+        dense_runs / "mask_rcnn" / "last.ckpt": heads,
+        exported["mask_rcnn"]: heads,
+        dense_runs / "retinanet" / "last.ckpt": [],
+        dense_runs / "float_heads" / "last.ckpt": ["full-precision neck and heads"],
+    }
+    out = tmp_path / "all.json"
+    for path, left_out in expected.items():
+        words = [str(path), "--images", "1", "--design", "dense-int", "--design", "mint"]
+        if path.suffix == ".qsd":
+            words += ["--data.root", str(dense_runs / "data" / "coco")]
+        assert run(["simulate", *words, "--json", str(out)]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert (f"without its {', '.join(left_out)}" in shown) == bool(left_out)
+        simulated, estimated = json.loads(out.read_text())
+        assert simulated["left_out"] == left_out
+        assert estimated["left_out"][: len(left_out)] == left_out
+
+
 def verified(path, *keys):
     only = ["--executor", "integer", *(["--executor", "native"] * native.available())]
     return run(["verify", str(path), *map(str, keys), *only])

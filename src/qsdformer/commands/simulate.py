@@ -102,10 +102,13 @@ def run(options: argparse.Namespace) -> int:
             "every --design but one"
         )
     keys = parse_sweep(options.sweep, chosen[0]) if options.sweep else None
-    graph, images, ledger = _load(options)
+    graph, images, ledger, left_out = _load(options)
     console = Console()
     if not console.is_terminal:
         console = Console(width=FILE_WIDTH)
+    if left_out:
+        lacking = ", ".join(left_out)
+        console.print(f"simulated is {options.model} without its {lacking}", highlight=False)
     if keys is not None:
         return _sweep(console, options, graph, chosen[0], images, keys)
     simulations = []
@@ -124,14 +127,21 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         from qsdformer.accelerator.tables import simulation_values
 
-        write_json(options.json, [*map(simulation_values, simulations), *estimates])
+        values = [*map(simulation_values, simulations), *estimates]
+        write_json(
+            options.json,
+            [{**each, "left_out": [*left_out, *each.get("left_out", ())]} for each in values],
+        )
     return 0
 
 
 def _load(
     options: argparse.Namespace,
-) -> tuple[IntegerGraph, Array, Callable[[Simulation], list[Line]] | None]:
-    """The integer graph, pixels for it, and what compares with the ledger, if asked for."""
+) -> tuple[IntegerGraph, Array, Callable[[Simulation], list[Line]] | None, list[str]]:
+    """The integer graph, pixels for it, what compares with the ledger, if asked for.
+
+    And what of the network is not in the graph, in words.
+    """
     import numpy as np
 
     from qsdformer.commands.exported_data import data_for, pixel_batches, task_of
@@ -154,15 +164,19 @@ def _load(
             compare = _comparison(options.model, found, data, options.images, task)
         bits = options.membrane_bits
         graph = lower(found.part, data.info, membrane_bits=bits, multiple=found.multiple)
+        left_out = [found.left_out] if found.left_out else []
+        heads = found.heads.keys()
     elif not isinstance(graph, IntegerGraph):
         raise UserError(f"{options.model} is an ONNX file: give the checkpoint or a .qsd file")
     else:
         data = data_for(options.model, graph, keys, options.images)
         pre, task = graph.preprocessing, task_of(graph)
+        left_out, heads = [], graph.heads.keys()
     batches = [pixels.numpy() for pixels, _ in pixel_batches(data, options.images, pre, task)]
     if not batches:
         raise UserError("there are no images to simulate")
-    return graph, np.concatenate(batches), compare
+    left_out += [f"{name} head for each region" for name in heads]
+    return graph, np.concatenate(batches), compare, left_out
 
 
 def _comparison(
