@@ -53,8 +53,9 @@ def by_channel(counts: Array, levels: int) -> Spikes:
     return encode(counts[:, None, None, :], levels, "channel")
 
 
-def encoding_cycles(spikes: Spikes, lanes: int, ports: int = 1) -> int:
-    encoding: Encoding = "address+count"
+def encoding_cycles(
+    spikes: Spikes, lanes: int, ports: int = 1, encoding: Encoding = "address+count"
+) -> int:
     return int(encoder_walk(spikes, lanes, ports, encoding).on(1)[0]) + ENCODER_FILL
 
 
@@ -102,9 +103,11 @@ def test_a_linear_unit_of_several_passes_adds_spikes_one_by_one(rate: float) -> 
     counts = random_counts(rng, rate, (5, 9), 3)
     codes = rng.integers(-8, 8, (12, 9))
     linear = SparseLinear(inputs=9, outputs=12, pixels=5, lanes=8, passes=3)
-    found = run_linear(EncodedLinear(linear, encoder_lanes=4), codes, counts)
+    found = run_linear(EncodedLinear(linear, encoder_lanes=4, ports=2), codes, counts)
     assert np.array_equal(found.result, counts @ codes.T)
-    assert found.cycles["busy"] == linear_cycles(by_pixel(counts, 3), 12, 8, "address")
+    spikes = by_pixel(counts, 3)
+    assert found.cycles["busy"] == linear_cycles(spikes, 12, 8, "address")
+    assert found.cycles["encoding"] == encoding_cycles(spikes, 4, 2, "address")
 
 
 @pytest.mark.parametrize("rate", RATES)

@@ -184,9 +184,10 @@ def test_the_encoder_takes_a_cycle_for_every_group_and_more_where_many_fired(
     expected = []
     for passes in entry_lists(spikes, encoding):
         cycles = 0
-        for group in range(5):
-            written = sum(a // lanes == group for entries in passes for a in entries)
-            cycles += 1 if encoding == "bitmap" else max(1, -(-written // ports))
+        for entries in [[]] if encoding == "bitmap" else passes:
+            for group in range(5):
+                written = sum(a // lanes == group for a in entries)
+                cycles += max(1, -(-written // ports))
         expected.append(cycles)
     assert encoder.encoder_walk(spikes, lanes, ports, encoding).cycles.tolist() == expected
 

@@ -4,11 +4,11 @@ An engine compares `lanes` potentials of one list in a cycle with the neuron's t
 writes the addresses of those that fired, `ports` a cycle; a group of `lanes` potentials of which
 k entries are written takes max(1, ceil(k / ports)) cycles. So
 
-    cycles = FILL + max over engines of (sum over groups of max(1, ceil(k / ports)))
+    cycles = FILL + max over engines of (sum over passes and groups of max(1, ceil(k / ports)))
 
-k counts the entries of all passes: spikes with `address`, counts that are not 0 with
-`address+count`, none with `bitmap`, whose bits are written as they are. Groups begin anew with each
-list. FILL is paid once: potentials are read in the cycle before their comparison.
+With `address` each of the D passes is a list of its own, which is scanned for those that exceed its
+threshold; with `address+count` there is one pass, and k counts what is not 0; with `bitmap` there
+is one too, and bits are written as they are. Groups begin anew with each list. FILL is paid once: potentials are read in the cycle before their comparison.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from qsdformer.accelerator.design import Design, EncoderUnit
 from qsdformer.accelerator.encoding import Encoding, Spikes
-from qsdformer.accelerator.units.work import Walk, Work, pass_weights
+from qsdformer.accelerator.units.work import Walk, Work, passes
 from qsdformer.analysis.energy import add_energy, mult_energy
 from qsdformer.graph.ops import FACTOR_BITS, IELIF, LIF, Neuron
 
@@ -29,13 +29,17 @@ FILL = 1
 def encoder_walk(spikes: Spikes, lanes: int, ports: int, encoding: Encoding) -> Walk:
     """Cycles to write each list, without FILL."""
     groups = -(-spikes.length // lanes)
-    cycles = np.ones(spikes.list_count * groups, np.int64)
-    if encoding != "bitmap":
-        slots = spikes.lists * groups + spikes.addresses // lanes
-        written = np.bincount(slots, pass_weights(spikes, encoding), minlength=len(cycles))
-        cycles = np.maximum(cycles, -(-written.astype(np.int64) // ports))
-    per_list = cycles.reshape(-1, groups)
-    return Walk(cycles=per_list.sum(axis=1), idle=(per_list - 1).sum(axis=1))
+    scanned = np.full(spikes.list_count, groups, np.int64)
+    if encoding == "bitmap":
+        return Walk(cycles=scanned, idle=np.zeros_like(scanned))
+    slots = spikes.lists * groups + spikes.addresses // lanes
+    total, idle = np.zeros_like(scanned), np.zeros_like(scanned)
+    for entries in passes(spikes, encoding):
+        written = np.bincount(slots[entries], minlength=spikes.list_count * groups)
+        cycles = np.maximum(1, -(-written // ports)).reshape(-1, groups).sum(axis=1)
+        total += cycles
+        idle += cycles - scanned
+    return Walk(cycles=total, idle=idle)
 
 
 def encoder_work(
