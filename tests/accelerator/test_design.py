@@ -73,6 +73,18 @@ def no_number(values: dict[str, Any]) -> None:
     values["clock_mhz"]["value"] = float("nan")
 
 
+def beyond_floats(values: dict[str, Any]) -> None:
+    values["clock_mhz"]["value"] = 10**400
+
+
+def below_floats(values: dict[str, Any]) -> None:
+    values["clock_mhz"]["value"] = -(10**400)
+
+
+def two_lanes(values: dict[str, Any]) -> None:
+    values["units"]["pool"]["lanes"]["value"] = 2
+
+
 def misspelt(values: dict[str, Any]) -> None:
     values["units"]["lineer"] = values["units"].pop("linear")
 
@@ -97,6 +109,9 @@ def without_encoder(values: dict[str, Any]) -> None:
         (text_for_number, "units.pool.engines='many': must be a whole number"),
         (endless, "buffers.weights.kib=inf: must be at most 1048576"),
         (no_number, "clock_mhz=nan: must be above 0"),
+        (beyond_floats, "0: must be at most 1048576"),
+        (below_floats, "0: must be above 0"),
+        (two_lanes, "units.pool.lanes=2: must be 1, an engine takes an entry a cycle"),
         (misspelt, "unknown key units.lineer: did you mean units.linear?"),
         (dense_kind, "units.linear is of a sparse design, and kind is dense"),
         (without_encoder, "units.encoder: no network does without it"),
@@ -115,6 +130,11 @@ def test_a_design_that_is_not_right_is_refused_in_one_line(
 def test_a_name_that_is_no_design_lists_those_there_are() -> None:
     with pytest.raises(UserError, match=r"no design 'sdt-spars'.*did you mean sdt-sparse"):
         load_design("sdt-spars")
+
+
+def test_a_published_design_is_no_design_to_load() -> None:
+    with pytest.raises(UserError, match="'mint' is published, a formula without units"):
+        load_design("mint")
 
 
 def test_a_graph_that_needs_a_unit_the_design_has_not_is_refused() -> None:

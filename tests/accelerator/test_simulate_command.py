@@ -164,6 +164,8 @@ def test_the_ledgers_traffic_stands_beside_that_of_the_design(
         (["spiking.ckpt", "--design", "tpu"], "no design 'tpu'"),
         (["spiking.ckpt", "--sweep", "lane=1"], "--sweep: unknown key lane: did you mean lanes?"),
         (["spiking.ckpt", "--sweep", "lanes"], "--sweep: 'lanes' must be KEY=VALUE|VALUE"),
+        (["spiking.ckpt", "--sweep", "lanes=2,lanes=4"], "--sweep: lanes is given twice"),
+        (["spiking.ckpt", "--sweep", "units.mask_add.lanes=2"], "units.mask_add.lanes=2: must be"),
         (["spiking.ckpt", "--sweep", "lanes=0"], "--sweep: lanes=0: must be above 0"),
         (["spiking.ckpt", "--sweep", "encoding=x"], "encoding='x': must be one of bitmap"),
         (["spiking.ckpt", "--sweep", "buffers=big"], "--sweep: buffers='big': must be a number"),
@@ -188,7 +190,9 @@ def test_bad_input_gives_one_line_and_no_file(
     assert not (tmp_path / "out.json").exists()
 
 
-def test_the_report_has_a_section_about_the_designs_asked_for(stored: Path, tmp_path: Path) -> None:
+def test_the_report_has_a_section_about_the_designs_asked_for(
+    stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "page.html"
     arguments = ["report", str(stored / "spiking.ckpt"), "--limit", "8", "--output", str(out)]
     designs = ["--design", "sdt-sparse", "--design", "dense-int"]
@@ -199,3 +203,5 @@ def test_the_report_has_a_section_about_the_designs_asked_for(stored: Path, tmp_
         assert figure is not None
         assert re.search("<rect|<circle", figure[0])
     assert run([*arguments, "--design", "none-such"]) == 2
+    assert run([*arguments, "--design", "mint"]) == 2
+    assert "'mint' is published, a formula" in capsys.readouterr().err

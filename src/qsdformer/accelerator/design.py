@@ -196,6 +196,11 @@ def load_design(name: str) -> Design:
     """A design of the package by name, or that of a YAML file; a `UserError` if it is not right."""
     known = designs()
     path = known.get(name, Path(name))
+    if name in published_names():
+        raise UserError(
+            f"design {name!r} is published, a formula without units: only qsd simulate has its "
+            "figures"
+        )
     if not path.is_file():
         names = [*known, *published_names()]
         raise UserError(f"no design {name!r}: neither a file nor {one_of(names, name)}")
@@ -295,16 +300,15 @@ def _checked(kind: Any, value: Any, where: str, path: str) -> Any:
         if value not in allowed:
             raise wrong
         return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not kind:
+    whole = kind is float and type(value) is int
+    if type(value) is not kind and not whole:
         raise wrong
     least = 0 if path.rpartition(".")[2].startswith("leakage") else None
     if kind in (int, float) and not (value > 0 or value == least):
         raise UserError(f"{where}: {path}={value!r}: must be above 0")
     if kind in (int, float) and not value <= LARGEST:
         raise UserError(f"{where}: {path}={value!r}: must be at most {LARGEST}")
-    return value
+    return float(value) if whole else value  # only now: a float may not hold what is refused
 
 
 def _check(design: Design, where: str) -> None:
@@ -315,6 +319,13 @@ def _check(design: Design, where: str) -> None:
         raise UserError(f"{where}: {what} is of a sparse design, and kind is dense")
     if design.kind == "sparse" and design.encoding == "dense":
         raise UserError(f"{where}: encoding='dense' is of a dense design, and kind is sparse")
+    for name in ("pool", "mask_add"):
+        unit = getattr(design.units, name)
+        if unit is not None and unit.lanes != 1:
+            raise UserError(
+                f"{where}: units.{name}.lanes={unit.lanes}: must be 1, an engine takes an entry "
+                "a cycle"
+            )
     for name in ("encoder", "scale"):
         if getattr(design.units, name) is None:
             raise UserError(f"{where}: units.{name}: no network does without it")

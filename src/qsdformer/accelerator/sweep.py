@@ -63,6 +63,8 @@ def parse_sweep(text: str, design: Design) -> dict[str, list[Any]]:
             raise UserError(f"--sweep: {part!r} must be KEY=VALUE|VALUE..., such as lanes=32|64")
         if key not in known:
             raise UserError(f"--sweep: unknown key {key}{nearest(key, known)}")
+        if key in found:
+            raise UserError(f"--sweep: {key} is given twice: put its values together, with |")
         found[key] = [load_yaml(v, f"--sweep: {key}={v!r}") for v in values.split("|")]
     return found
 
