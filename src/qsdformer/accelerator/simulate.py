@@ -116,8 +116,9 @@ def simulate(
     """Run uint8 images (B, C, H, W), or (T, B, C, H, W), through `design`, one after the other.
 
     With `check` every spike count and output is compared with the reference executor's, and a
-    `RuntimeError` says how many are others: then the simulator is wrong. Raises `UserError` for a graph with operations that the design has no unit for, and for buffers that
-    are too small for a layer.
+    `RuntimeError` says how many are others: then the simulator is wrong. Raises `UserError` for a
+    graph with operations that the design has no unit for, and for buffers that are too small for a
+    layer.
     """
     graph.check_images(images)
     known = signals(graph, design)
@@ -148,9 +149,7 @@ def simulate(
 class _Run:
     """One image on its way through the design."""
 
-    def __init__(
-        self, graph: IntegerGraph, design: Design, known: Signals, image: Array
-    ) -> None:
+    def __init__(self, graph: IntegerGraph, design: Design, known: Signals, image: Array) -> None:
         self.graph = graph
         self.given = image
         self.design = design

@@ -38,9 +38,9 @@ class Measured:
     `spikes` and `active` hold, by neuron, int64 tensors (C, H, W): the spikes, and how often the
     count was not 0. `pairs` counts, by attention, pairs of a k and a v spike of one token and
     head. `histograms` are those of neurons named q_neuron, k_neuron and v_neuron, (D + 1,). `slots`
-    are the virtual time steps of a neuron, T * D. `size` is the images' (H, W), `frames` how many each has, None for still
-    images. Spikes that a
-    pool or a sum makes of others count as those of a neuron, under the operation's name.
+    are the virtual time steps of a neuron, T * D. `size` is the images' (H, W), `frames`
+    how many each has, None for still images. Spikes that a pool or a sum makes of others count as
+    those of a neuron, under the operation's name.
     `post` is what post-processing did, where there is one.
     """
 

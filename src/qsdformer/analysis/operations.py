@@ -88,7 +88,8 @@ def operations(
 ) -> list[Operation]:
     """The operations of `model` on images (H, W), in order of execution.
 
-    They are still images, or have so many `frames` each, one a time step. The model may be on the meta device. Raises `UserError` for one without spikes.
+    They are still images, or have so many `frames` each, one a time step. The model may be on the
+    meta device. Raises `UserError` for one without spikes.
     """
     require_neurons(model)
     with evaluating(model):

@@ -228,7 +228,7 @@ def _estimates(
     if loads[0].left_out:
         left = ", ".join(loads[0].left_out)
         console.print(
-            f"published designs leave out layers on real values or sums, and transposed ones: {left}",
+            f"published designs leave out layers on real values or sums, or transposed: {left}",
             highlight=False,
         )
     return [estimate_values(each) for each in found]

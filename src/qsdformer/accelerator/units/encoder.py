@@ -8,7 +8,8 @@ k entries are written takes max(1, ceil(k / ports)) cycles. So
 
 With `address` each of the D passes is a list of its own, which is scanned for those that exceed its
 threshold; with `address+count` there is one pass, and k counts what is not 0; with `bitmap` there
-is one too, and bits are written as they are. Groups begin anew with each list. FILL is paid once: potentials are read in the cycle before their comparison.
+is one too, and bits are written as they are. Groups begin anew with each list. FILL is paid once:
+potentials are read in the cycle before their comparison.
 """
 
 from __future__ import annotations
