@@ -39,13 +39,9 @@ def tap(model: nn.Module, *patterns: str, inputs: bool = False) -> Iterator[dict
     the block (tap the model that torch.compile was given), and norms inside `border_conv`. A block
     in which nothing was recorded ends in a warning.
     """
-    acts: dict[str, Tensor] = {}
-    called: set[str] = set()
-    with contextlib.ExitStack() as stack:
-        for name, module in matching_modules(model, *patterns).items():
-            stack.enter_context(on_call(module, _recorder(acts, called, name, inputs)))
+    with recording(model, *patterns, inputs=inputs) as acts:
         yield acts
-    if not called:
+    if not acts:
         warnings.warn(
             f"nothing was recorded of {', '.join(patterns)}: the model did not run, ran compiled, "
             "or does not call these modules",
@@ -53,12 +49,26 @@ def tap(model: nn.Module, *patterns: str, inputs: bool = False) -> Iterator[dict
         )
 
 
+@contextlib.contextmanager
+def recording(
+    model: nn.Module, *patterns: str, inputs: bool = False
+) -> Iterator[dict[str, Tensor]]:
+    """`tap` for readers that clear the dict between passes: what is empty in the end is no sign.
+
+    Nothing but the dict changes in a pass, so that a compiled one finds the state that it expects.
+    """
+    acts: dict[str, Tensor] = {}
+    with contextlib.ExitStack() as stack:
+        for name, module in matching_modules(model, *patterns).items():
+            stack.enter_context(on_call(module, _recorder(acts, name, inputs)))
+        yield acts
+
+
 def _recorder(
-    acts: dict[str, Tensor], called: set[str], name: str, inputs: bool
+    acts: dict[str, Tensor], name: str, inputs: bool
 ) -> Callable[[nn.Module, Tensor, Tensor], None]:
     def record(module: nn.Module, x: Tensor, y: Tensor) -> None:
         acts[name] = x if inputs else y
-        called.add(name)
 
     return record
 

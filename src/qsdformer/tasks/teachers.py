@@ -22,7 +22,7 @@ from qsdformer.errors import UserError, one_line
 from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.checkpoint import load_checkpoint, load_tensors
 from qsdformer.models.dense.base import DenseNetwork
-from qsdformer.nn.taps import tap
+from qsdformer.nn.taps import recording
 from qsdformer.recipes.learning import FEATURES
 from qsdformer.tasks.fgd import Features, token_features
 
@@ -100,7 +100,8 @@ class FeatureReader:
         self.features = tuple(features)
         self._stack = contextlib.ExitStack()
         patterns = [f"*.attention.{name}_neuron" for name in features]
-        self._acts = self._stack.enter_context(tap(model, *patterns, inputs=source == "membrane"))
+        inputs = source == "membrane"
+        self._acts = self._stack.enter_context(recording(model, *patterns, inputs=inputs))
 
     def clear(self) -> None:
         """Forget the latest pass."""
