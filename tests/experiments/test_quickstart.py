@@ -59,13 +59,14 @@ def test_only_its_own_runs_are_replaced(ran, tmp_path):
     own = load_recipe("digits", {"output": str(output / "student")})
     quickstart._check_own(own)
     for name, files in {"foreign": ["notes.txt"], "another": ["recipe.yaml", "last.ckpt"]}.items():
-        folder = tmp_path / name / "ann"
+        folder = tmp_path / name / "student"
         folder.mkdir(parents=True)
         for file in files:
             (folder / file).write_text("recipe: digits-lif\n")
         with pytest.raises(UserError, match="is not from an earlier quickstart"):
             quickstart.run(tmp_path / name, epochs=1, console=Console(quiet=True))
         assert sorted(path.name for path in folder.iterdir()) == sorted(files)
+        assert not (tmp_path / name / "ann").exists()  # nothing was trained before
 
 
 def test_picture_opens_and_checkpoints_load(ran):

@@ -46,13 +46,15 @@ def run(
     begin = time.perf_counter()
     rows: dict[str, dict[str, Any]] = {}
     histograms: dict[str, Tensor] = {}
-    for name, recipe_name in RECIPES.items():
-        console.rule(TITLES[name])
-        keys = {} if epochs is None else {"train.epochs": str(epochs)}
-        recipe = dataclasses.replace(
-            load_recipe(recipe_name, keys), seed=seed, output=str(output / name)
-        )
+    keys = {} if epochs is None else {"train.epochs": str(epochs)}
+    recipes = {
+        name: dataclasses.replace(load_recipe(of, keys), seed=seed, output=str(output / name))
+        for name, of in RECIPES.items()
+    }
+    for recipe in recipes.values():
         _check_own(recipe)
+    for name, recipe in recipes.items():
+        console.rule(TITLES[name])
         trained = train(recipe, overwrite=True, console=console)
         measured, histograms = measure(trained.last_path, recipe)
         rows[name] = {**measured, "train_seconds": round(trained.seconds, 1)}
