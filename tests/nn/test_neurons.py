@@ -285,5 +285,5 @@ def test_no_count_exceeds_the_levels_even_where_half_precision_is_too_coarse_for
     ],
 )
 def test_a_neuron_refuses_what_it_cannot_be(neuron, name, value):
-    with pytest.raises(ValueError, match=f"^{name}={value}: must be "):
+    with pytest.raises(ValueError, match=f"^{name}={value!r}: must be "):
         neuron(**{name: value})

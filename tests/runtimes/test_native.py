@@ -27,6 +27,10 @@ GRAPHS = int(os.environ.get("QSD_NATIVE_GRAPHS", "250"))
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native engine was not built")
 
 
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
 def assert_same(graph: IntegerGraph, pixels: np.ndarray, threads: int = 1) -> None:
     """Logits, outputs and spike counts are those of the reference."""
     model = native.of_graph(graph, threads)

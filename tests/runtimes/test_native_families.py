@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
 import pytest
 from graph import user_networks
 from graph.test_families import (
@@ -22,13 +21,9 @@ from qsdformer.data.base import DataInfo
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.lowering import lower
 from qsdformer.runtimes import native
-from runtimes.test_native import assert_same
+from runtimes.test_native import assert_same, noise
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native engine was not built")
-
-
-def noise(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
 @functools.cache

@@ -34,13 +34,9 @@ from qsdformer.graph.ops import (
 )
 from qsdformer.nn import LIF, QuantConv2d, QuantLinear, TimeInput, TimeMean
 from qsdformer.runtimes import native
-from runtimes.test_native import assert_same
+from runtimes.test_native import assert_same, noise
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native engine was not built")
-
-
-def noise(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
 def table(channels: int = 3) -> Normalise:

@@ -28,6 +28,11 @@ class Symbol:
     bias: Array
 
     @property
+    def reach(self) -> float:
+        """The largest real number, of either sign, that the bounds of the integers allow."""
+        return float((self.shape.bound * np.abs(self.scale) + np.abs(self.bias)).max())
+
+    @property
     def is_uniform(self) -> bool:
         """Whether all channels share one scale and have no bias, as inputs of sums must."""
         return bool((self.scale == self.scale[0]).all() and not self.bias.any())
@@ -96,8 +101,7 @@ class Emitter:
 
     def real_input(self, x: Symbol, codes: Array) -> Symbol:
         """`x` as the input of a layer with these codes, in as many bits as its sums allow."""
-        largest = float((x.shape.bound * np.abs(x.scale) + np.abs(x.bias)).max())
-        fraction = self._fraction_for(largest, codes)
+        fraction = self._fraction_for(x.reach, codes)
         return self.rescaled(x, fraction, 2 ** (REAL_INPUT_BITS[self.bits] - 1) - 1)
 
     def _fraction_for(self, largest: float, codes: Array) -> int:
@@ -134,8 +138,7 @@ class Emitter:
         """`x` as a result: a membrane potential, of fewer fractional bits where it goes further."""
         if x.is_uniform and x.scale[0] == 2.0**-self.fraction:
             return x
-        largest = float((x.shape.bound * np.abs(x.scale) + np.abs(x.bias)).max())
-        return self.rescaled(x, self.fraction_within(largest), self.limit)
+        return self.rescaled(x, self.fraction_within(x.reach), self.limit)
 
     def fraction_within(self, largest: float) -> int:
         """Fractional bits of a membrane potential that reaches `largest`, at most the usual."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from qsdformer.errors import require
 from qsdformer.nn.config import MAX_LEVELS, NetworkConfig, Rounding, Surrogate
 
 # Decay of the IE-LIF gradient per unit of membrane potential outside the firing window (0, 1).
@@ -157,11 +158,6 @@ def lif_steps(x: Tensor, v: Tensor | None, tau: float, threshold: float) -> tupl
     return cast(tuple[Tensor, Tensor], _LIFSteps.apply(x, v, tau, threshold))
 
 
-def _require(name: str, value: object, holds: bool, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"{name}={value}: must be {allowed}")
-
-
 class SpikingNeuron(nn.Module):
     """What every spiking neuron has: T time steps in, values count * step out.
 
@@ -171,11 +167,11 @@ class SpikingNeuron(nn.Module):
 
     def __init__(self, levels: int, time_steps: int, gain: float = 1.0) -> None:
         super().__init__()
-        _require("levels", levels, 1 <= levels <= MAX_LEVELS, f"1 to {MAX_LEVELS}")
-        _require("time_steps", time_steps, time_steps >= 1, "1 or more")
         self.levels = levels
         self.time_steps = time_steps
         self.gain = gain
+        require(self, "levels", 1 <= levels <= MAX_LEVELS, f"1 to {MAX_LEVELS}")
+        require(self, "time_steps", time_steps >= 1, "1 or more")
 
     @property
     def step(self) -> float:
@@ -228,14 +224,14 @@ class IELIF(SpikingNeuron):
         rounding: Rounding = "up",
     ) -> None:
         super().__init__(levels, time_steps, gain)
-        _require("decay", decay, 0 <= decay <= 1, "in [0, 1]")
-        _require("surrogate", surrogate, surrogate in get_args(Surrogate), "exp or rect")
-        _require("rounding", rounding, rounding in get_args(Rounding), "up or even")
-        _require("window", window, window > 0, "above 0")
         self.decay = decay
         self.surrogate = surrogate
         self.window = window
         self.rounding: Rounding = rounding
+        require(self, "decay", 0 <= decay <= 1, "in [0, 1]")
+        require(self, "surrogate", surrogate in get_args(Surrogate), "exp or rect")
+        require(self, "rounding", rounding in get_args(Rounding), "up or even")
+        require(self, "window", window > 0, "above 0")
 
     def _step(self, x: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         how = (self.surrogate, self.window, self.rounding)
@@ -258,10 +254,10 @@ class LIF(SpikingNeuron):
         self, time_steps: int = 4, tau: float = 2.0, threshold: float = 1.0, gain: float = 1.0
     ) -> None:
         super().__init__(1, time_steps, gain)
-        _require("tau", tau, tau >= 1, "at least 1 time step")
-        _require("threshold", threshold, threshold > 0, "above 0")
         self.tau = tau
         self.threshold = threshold
+        require(self, "tau", tau >= 1, "at least 1 time step")
+        require(self, "threshold", threshold > 0, "above 0")
 
     def _run(self, x: Tensor) -> Tensor:
         return lif_steps(self._unfolded(x), None, self.tau, self.threshold)[0].flatten(0, 1)

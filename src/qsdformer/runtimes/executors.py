@@ -21,7 +21,6 @@ from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.ops import Array
 from qsdformer.graph.spikes import trace_quantised
-from qsdformer.graph.steps import Traced
 from qsdformer.graph.trace import Tracings
 from qsdformer.runtimes.binary import multi_bit_of, run_binary_of
 
@@ -119,11 +118,10 @@ def _multi_bit(model: nn.Module, graph: IntegerGraph) -> Run:
         images = normalised(pixels, graph.preprocessing).to(_device(model))
         if collect:
             outputs, counts = multi_bit_of(tracings.of(images), images)
-            return _results(graph, outputs, tracings.of(images)), {
-                name: _array(c) for name, c in counts.items()
-            }
+            found = {name: _array(c) for name, c in counts.items()}
+            return _results(graph, outputs, tracings, images), found
         with torch.no_grad():
-            return _results(graph, named_outputs(model(images)), tracings.of(images)), None
+            return _results(graph, named_outputs(model(images)), tracings, images), None
 
     return run
 
@@ -135,7 +133,7 @@ def _binary(model: nn.Module, graph: IntegerGraph) -> Run:
         images = normalised(pixels, graph.preprocessing).to(_device(model))
         result = run_binary_of(tracings.of(images), images)
         counts = {name: _array(c) for name, c in result.counts.items()}
-        return _results(graph, result.outputs, tracings.of(images)), counts
+        return _results(graph, result.outputs, tracings, images), counts
 
     return run
 
@@ -157,12 +155,14 @@ def named_outputs(found: Any) -> dict[str, Tensor]:
     return {f"output{i}": value for i, value in enumerate(found)}
 
 
-def _results(graph: IntegerGraph, outputs: dict[str, Tensor], traced: Traced) -> Results:
+def _results(
+    graph: IntegerGraph, outputs: dict[str, Tensor], tracings: Tracings, images: Tensor
+) -> Results:
     """A model's outputs as executors give them: logits (B, classes), or maps (B, C, H, W)."""
     if graph.class_names:
         (logits,) = outputs.values()
         return _array(logits.flatten(1))
-    steps = {name: traced.outputs[name] for name in outputs}
+    steps = tracings.of(images).outputs  # which axes mean what; logits need no trace for that
     return {
         name: _array(steps[name].channels_first(value).reshape(-1, *steps[name].size))
         for name, value in outputs.items()

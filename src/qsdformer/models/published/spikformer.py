@@ -31,12 +31,17 @@ def _layer(state: State) -> str:
     return "linear" if state.dims("block.0.attn.q_linear.weight") is not None else "conv"
 
 
+def _is_of_events(state: State) -> bool:
+    """Whether it is the CIFAR10-DVS layout, in whose MLP convolutions are over tokens too."""
+    return state.dims(f"block.0.mlp.fc1_{_layer(state)}.weight") == 3
+
+
 def _fields(state: State, told: Told) -> dict[str, Any]:
     told.ignore("Spikformer", "dvs_mode")
     stem = state.shape("patch_embed.proj_conv.weight", 4)
     layer = _layer(state)
     fc1 = state.shape(f"block.0.mlp.fc1_{layer}.weight", 2, 3, 4)
-    cifar, events = layer == "linear", len(fc1) == 3
+    cifar, events = layer == "linear", _is_of_events(state)
     if cifar or events:
         steps = told.need("time_steps", "time_step", "time_steps", "T", example="such as 4")
     else:
@@ -62,8 +67,7 @@ def _fields(state: State, told: Told) -> dict[str, Any]:
 
 def _ignored(state: State) -> re.Pattern[str]:
     """Layer norms in every block and, in the DVS file, a position embedding: held, never used."""
-    events = len(state.shape(f"block.0.mlp.fc1_{_layer(state)}.weight", 2, 3, 4)) == 3
-    more = r"|pos_embed|norm\.(weight|bias)" if events else ""
+    more = r"|pos_embed|norm\.(weight|bias)" if _is_of_events(state) else ""
     return re.compile(rf"^(block\.\d+\.norm[12]\.(weight|bias){more})$")
 
 
