@@ -211,8 +211,10 @@ def test_a_matrix_of_a_graph_has_the_spikes_of_its_layer(name: str) -> None:
         assert found.millijoules > 0
 
 
-def test_a_graph_has_the_additions_of_its_networks_published_workload() -> None:
-    model, graph, image = settled("sdt_tiny", 16, width=16, depth=1, levels=2, time_steps=2)
+@pytest.mark.parametrize("dvs_mode", [False, True])
+def test_a_graph_has_the_additions_of_its_networks_published_workload(dvs_mode: bool) -> None:
+    fields: dict[str, Any] = {"width": 16, "depth": 1, "levels": 2, "time_steps": 2}
+    model, graph, image = settled("sdt_tiny", 16, **fields, dvs_mode=dvs_mode)
     made, listed = graph_workload(graph, image), published_workload(model, (3, 16, 16), 0.1)
     assert made.left_out == listed.left_out == ("stem.convs.0.conv", "head")
     assert made.dense_additions == 2 * listed.dense_additions  # two levels

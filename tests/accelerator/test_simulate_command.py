@@ -165,6 +165,10 @@ def test_the_ledgers_traffic_stands_beside_that_of_the_design(
         (["spiking.ckpt", "--sweep", "lane=1"], "--sweep: unknown key lane: did you mean lanes?"),
         (["spiking.ckpt", "--sweep", "lanes"], "--sweep: 'lanes' must be KEY=VALUE|VALUE"),
         (["spiking.ckpt", "--sweep", "lanes=2,lanes=4"], "--sweep: lanes is given twice"),
+        (
+            ["spiking.ckpt", "--sweep", "lanes=2,units.linear.lanes=4"],
+            "--sweep: lanes and units.linear.lanes both change units.linear.lanes: give one",
+        ),
         (["spiking.ckpt", "--sweep", "units.mask_add.lanes=2"], "units.mask_add.lanes=2: must be"),
         (["spiking.ckpt", "--sweep", "lanes=0"], "--sweep: lanes=0: must be above 0"),
         (["spiking.ckpt", "--sweep", "encoding=x"], "encoding='x': must be one of bitmap"),

@@ -68,7 +68,8 @@ def test_a_mask_rcnn_has_its_masks_and_its_heads_for_regions_in_the_report(
     dense_runs, tmp_path, capsys
 ):
     rcnn, retinanet = dense_runs / "mask_rcnn", dense_runs / "retinanet"
-    page = report(tmp_path, rcnn, retinanet)
+    page = report(tmp_path, rcnn, retinanet, "--design", "dense-int")
+    assert "without: box head for each region, mask head for each region.</p>" in page
     values = values_of(rcnn / "last.ckpt", capsys)
     assert values["box_ap50"] > 0
     for kind in ("box", "mask"):

@@ -19,16 +19,18 @@ SHORT_NAMES = {"accumulators": "sums", "membranes": "potentials", DRAM: "DRAM"}
 BYTE = 8
 
 
-def accelerator_section(simulations: Sequence[Simulation]) -> str:
-    """The designs, the first in detail."""
+def accelerator_section(simulations: Sequence[Simulation], left_out: Sequence[str] = ()) -> str:
+    """The designs, the first in detail; `left_out` of the network was not simulated, in words."""
     first = simulations[0]
     design, found = first.design, figures(first)
+    without = f" Simulated without: {escape(', '.join(left_out))}." if left_out else ""
     summary = (
         f"<p class='soft'>{escape(design.name)}: {escape(design.title)}. "
         f"{first.images} images, one after the other: {found.cycles:,.0f} cycles at "
         f"{design.clock_mhz:g} MHz, {found.frames_per_second:,.0f} frames/s, "
         f"{energy_text(found.total)} an image. {len(design.assumptions)} of "
-        f"{len(design.sources)} numbers of this design are assumptions.</p>"
+        f"{len(design.sources)} numbers of this design are assumptions."
+        f"{without}</p>"
     )
     return (
         section(

@@ -65,8 +65,18 @@ def parse_sweep(text: str, design: Design) -> dict[str, list[Any]]:
             raise UserError(f"--sweep: unknown key {key}{nearest(key, known)}")
         if key in found:
             raise UserError(f"--sweep: {key} is given twice: put its values together, with |")
+        for other in found:
+            if both := [path for path in _changes(key, design) if path in _changes(other, design)]:
+                raise UserError(f"--sweep: {other} and {key} both change {both[0]}: give one")
         found[key] = [load_yaml(v, f"--sweep: {key}={v!r}") for v in values.split("|")]
     return found
+
+
+def _changes(key: str, design: Design) -> list[str]:
+    """The paths of the numbers in the design's file that `key` changes."""
+    if key == BUFFERS:
+        return [f"buffers.{name}.kib" for name in design.buffers.named()]
+    return [path for path in SHORT.get(key, (key,)) if path in paths(design)]
 
 
 def variant(design: Design, settings: dict[str, Any]) -> Design:
@@ -78,7 +88,7 @@ def variant(design: Design, settings: dict[str, Any]) -> Design:
             for name, buffer in design.buffers.named().items():
                 design = changed(design, f"buffers.{name}.kib", buffer.kib * value)
         else:
-            here = [path for path in SHORT.get(key, (key,)) if path in paths(design)]
+            here = _changes(key, design)
             if not here:
                 raise UserError(f"--sweep: design {design.name} has no unit with {key}")
             for path in here:

@@ -66,10 +66,12 @@ def _simulated(run: Run, designs: Sequence[Design]) -> str:
     from qsdformer.analysis.report.collect import SAMPLES, samples
     from qsdformer.graph.lowering import lower
     from qsdformer.runtimes.executors import to_pixels
+    from qsdformer.tasks.deployment import parts_beside
 
     subject = run.subject
     multiple = subject.found.multiple
     graph = lower(subject.model, subject.data.info, membrane_bits=16, multiple=multiple)
     images, _ = samples(subject.batches())
     pixels = to_pixels(images[:SAMPLES], subject.preprocessing)
-    return accelerator_section([simulate(graph, design, pixels) for design in designs])
+    lacking = parts_beside(subject.found.heads, subject.found.left_out)
+    return accelerator_section([simulate(graph, design, pixels) for design in designs], lacking)

@@ -149,7 +149,7 @@ def _load(
     from qsdformer.graph.integer import IntegerGraph
     from qsdformer.graph.lowering import lower
     from qsdformer.runtimes.exported import load_exported
-    from qsdformer.tasks.deployment import deployable
+    from qsdformer.tasks.deployment import deployable, parts_beside
     from qsdformer.tasks.stored import load_with_data
 
     keys = given_keys(options)
@@ -164,18 +164,16 @@ def _load(
             compare = _comparison(options.model, found, data, options.images, task)
         bits = options.membrane_bits
         graph = lower(found.part, data.info, membrane_bits=bits, multiple=found.multiple)
-        left_out = [found.left_out] if found.left_out else []
-        heads = found.heads.keys()
+        left_out = parts_beside(found.heads, found.left_out)
     elif not isinstance(graph, IntegerGraph):
         raise UserError(f"{options.model} is an ONNX file: give the checkpoint or a .qsd file")
     else:
         data = data_for(options.model, graph, keys, options.images)
         pre, task = graph.preprocessing, task_of(graph)
-        left_out, heads = [], graph.heads.keys()
+        left_out = parts_beside(graph.heads)
     batches = [pixels.numpy() for pixels, _ in pixel_batches(data, options.images, pre, task)]
     if not batches:
         raise UserError("there are no images to simulate")
-    left_out += [f"{name} head for each region" for name in heads]
     return graph, np.concatenate(batches), compare, left_out
 
 

@@ -10,7 +10,7 @@ reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,6 +119,12 @@ def deployable(
     if post.has_masks:
         heads[MASK] = _head(RegionMasks(network), network, post.mask_size)
     return Deployable(**common, post=post, heads=heads)
+
+
+def parts_beside(heads: Iterable[str], left_out: str | None = None) -> list[str]:
+    """What of a network is beside its main integer graph, in words: what is counted without it."""
+    parts = [left_out] if left_out else []
+    return [*parts, *(f"{name} head for each region" for name in heads)]
 
 
 def require_whole(found: Deployable, path: str) -> None:

@@ -22,8 +22,11 @@ from qsdformer.graph.ops import (
     Array,
     Conv,
     ConvTranspose,
+    MaxPool,
     Multiply,
     Neuron,
+    Op,
+    Reshape,
     SpatialSum,
     TimeSum,
     Upsample,
@@ -214,7 +217,7 @@ def _graph_attentions(
     for op in graph.ops:
         product = isinstance(op, IntegerAttention)
         # Masks are sums of k times v, whose counts reach D * D, where those of k and v reach D.
-        reader = by_name[op.inputs[0]] if isinstance(op, SpatialSum) else op
+        reader = _pooled(by_name, op.inputs[0]) if isinstance(op, SpatialSum) else op
         mask = isinstance(op, SpatialSum) and isinstance(reader, Multiply)
         if not (product or mask):
             continue
@@ -232,6 +235,14 @@ def _graph_attentions(
             products = functools.partial(_products, op.name, maps, op.heads, levels)
             attention = replace(attention, kind="product", heads=op.heads, products=products)
         yield attention
+
+
+def _pooled(by_name: Mapping[str, Op], name: str) -> Op:
+    """What makes `name`, before the pool of planes that SDT v1 has on CIFAR10-DVS."""
+    op = by_name[name]
+    while isinstance(op, (MaxPool, Reshape)):
+        op = by_name[op.inputs[0]]
+    return op
 
 
 def _products(name: str, maps: Sequence[Array], heads: int, levels: int) -> Iterator[Layer]:
