@@ -1,6 +1,6 @@
 """Draws the break-evens of the sparse design, trained networks as points, and a sweep's Pareto.
 
-python benchmarks/accelerator_figures.py runs/A runs/B --images 4
+python benchmarks/accelerator_figures.py runs/A zoo/B.qsd --data-root data/cifar10 --images 4
 """
 
 from __future__ import annotations
@@ -236,11 +236,12 @@ def _text(rate: float | None) -> str:
 def main() -> None:
     """Parse arguments and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", help="run folders or checkpoints; the first is swept")
+    parser.add_argument("runs", nargs="+", help="runs, checkpoints or .qsd files; 1st is swept")
+    parser.add_argument("--data-root", help="folder of the images of .qsd files")
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--output", type=Path, default=Path("docs/figures"))
     options = parser.parse_args()
-    networks = [load_trained(path, options.images, 0) for path in options.runs]
+    networks = [load_trained(path, options.images, 0, options.data_root) for path in options.runs]
     sparse = load_design("sdt-sparse")
     designs = {**variants(), "dense": load_design("dense-int")}
     simulations = {

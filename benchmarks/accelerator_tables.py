@@ -4,7 +4,7 @@ A line for each checkpoint: accuracy, firing rate, and cycles and energy on `sdt
 passes, with counts stored, and with weights shared as well, beside `dense-int`. Energies are given
 with and without leakage, which is an assumption of both designs.
 
-    python benchmarks/accelerator_tables.py runs/A runs/B --images 8
+    python benchmarks/accelerator_tables.py runs/A zoo/B.qsd --data-root data/cifar10 --images 8
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ from qsdformer.accelerator.results import Figures, figures
 from qsdformer.accelerator.simulate import Simulation, simulate
 from qsdformer.accelerator.sweep import variant
 from qsdformer.analysis.report.collect import locate
+from qsdformer.commands.exported_data import data_for, pixel_batches
 from qsdformer.data.preprocessing import Preprocessing
+from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.lowering import lower
 from qsdformer.graph.ops import Array
 from qsdformer.runtimes.executors import to_pixels
-from qsdformer.tasks.evaluation import evaluate, first_images
+from qsdformer.runtimes.exported import load_exported
+from qsdformer.runtimes.runnable import runnable
+from qsdformer.tasks.evaluation import evaluate, evaluate_logits, first_images
 from qsdformer.tasks.stored import load_with_data
 
 
@@ -40,8 +44,14 @@ class Trained:
     accuracy: float | None
 
 
-def load_trained(path: str, images: int, limit: int) -> Trained:
-    """The network of a run folder or checkpoint; accuracy on `limit` images, 0 for none."""
+def load_trained(path: str, images: int, limit: int, root: str | None = None) -> Trained:
+    """The network of a run folder, checkpoint or .qsd file; accuracy on `limit` images, if any.
+
+    A file takes its images from the folder `root`, a checkpoint from where it was trained.
+    """
+    graph = None if Path(path).is_dir() else load_exported(path)
+    if isinstance(graph, IntegerGraph):
+        return _load_file(path, graph, images, limit, root)
     checkpoint, folder = locate(path)
     loaded, data = load_with_data(str(checkpoint), {}, 256)
     pixels, _ = next(iter(data.val_dataloader()))
@@ -57,6 +67,22 @@ def load_trained(path: str, images: int, limit: int) -> Trained:
         images=to_pixels(pixels[:images], Preprocessing.of(data.info)),
         accuracy=accuracy,
     )
+
+
+def _load_file(
+    path: str, graph: IntegerGraph, images: int, limit: int, root: str | None
+) -> Trained:
+    if root is None:
+        raise UserError(f"{path} does not say where its images are: give --data-root FOLDER")
+    data = data_for(path, graph, {"data.root": root}, 256)
+    runner, accuracy = runnable(graph, 1, exact=False), None
+    if limit:
+        batches = pixel_batches(data, limit)
+        accuracy = evaluate_logits(
+            lambda pixels: torch.from_numpy(runner.logits(pixels.numpy())), batches
+        ).top1
+    pixels, _ = next(pixel_batches(data, images))
+    return Trained(name=Path(path).stem, graph=graph, images=pixels.numpy(), accuracy=accuracy)
 
 
 def designs() -> dict[str, Design]:
@@ -105,7 +131,8 @@ def line(trained: Trained) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse arguments and print the table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", help="run folders or checkpoints")
+    parser.add_argument("runs", nargs="+", help="run folders, checkpoints or .qsd files")
+    parser.add_argument("--data-root", help="folder of the images of .qsd files")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--limit", type=int, default=2000, help="images for accuracy, 0 for none")
     options = parser.parse_args(arguments)
@@ -113,7 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"| network | top-1 | rate | {' | '.join(titles)} |")
     print("|" + "---|" * (3 + len(titles)))
     for path in options.runs:
-        print(line(load_trained(path, options.images, options.limit)), flush=True)
+        trained = load_trained(path, options.images, options.limit, options.data_root)
+        print(line(trained), flush=True)
 
 
 if __name__ == "__main__":

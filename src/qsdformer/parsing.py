@@ -50,9 +50,19 @@ def plain(value: Any) -> Any:
 def load_yaml(text: str, what: str) -> Any:
     """The value of YAML `text`; a `UserError` naming `what` where it is not valid."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=_Loader)
+        json.dumps(value, default=str, skipkeys=True)  # a ValueError where a list holds itself
     except yaml.YAMLError as error:
         raise UserError(f"{what} is not valid YAML: {_yaml_reason(error)}") from error
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise UserError(f"{what} is not valid YAML: {reason}") from error
+    return value
+
+
+def dump_yaml(value: Any) -> str:
+    """Plain values as YAML that `load_yaml` reads back, keys in their order."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
 
 
 def parse_section(cls: type[Section], path: str, section: Any) -> Section:
@@ -141,12 +151,50 @@ def _yaml_reason(error: yaml.YAMLError) -> str:
     return where + str(getattr(error, "problem", None) or error).replace("\n", " ")
 
 
+TAG = "tag:yaml.org,2002:"
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML in which 6e-4 is a number, as in YAML 1.2 and unlike in PyYAML."""
+    """YAML with the numbers of version 1.2: 6e-4 is one, 010 is ten and 1:30 is text; no dates.
+
+    A key that is given twice in a mapping is an error.
+    """
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys differ."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    problem = f"{key.value} is given twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: Any) -> int:
+        """A whole number: decimal whatever it begins with, but for 0x and 0o."""
+        text = self.construct_scalar(node)
+        return int(text, 0 if text.startswith(("0x", "0o")) else 10)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the words that would be numbers in `_Loader`."""
+
+
+_Loader.add_constructor(f"{TAG}int", _Loader.construct_yaml_int)
+for _class in (_Loader, _Dumper):
+    _class.yaml_implicit_resolvers = {
+        first: [
+            (tag, pattern)
+            for tag, pattern in resolvers
+            if tag not in (f"{TAG}int", f"{TAG}float", f"{TAG}timestamp")
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for _tag, _pattern in {
+        "int": r"[-+]?\d+|0o[0-7]+|0x[\da-fA-F]+",
+        "float": r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    }.items():
+        _class.add_implicit_resolver(
+            TAG + _tag, re.compile(f"^({_pattern})$", re.ASCII), list("-+.0123456789")
+        )

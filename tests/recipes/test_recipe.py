@@ -9,6 +9,7 @@ from qsdformer.errors import UserError
 from qsdformer.experiments.grid import Cell, cell_recipe, load_grid
 from qsdformer.models.dense.config import SegmentationConfig
 from qsdformer.nn.config import ModelConfig
+from qsdformer.parsing import dump_yaml, load_yaml
 from qsdformer.recipes import first_line, packaged_recipes
 from qsdformer.recipes.learning import TrainConfig
 from qsdformer.recipes.recipe import load_recipe, options, parse_recipe, resolve_key
@@ -163,6 +164,15 @@ def test_bad_override_is_one_line_naming_key_value_and_what_is_allowed(
         ("data: {root: x}", "data.name is missing"),
         ("- 1", "must be a mapping"),
         ("a: [", "is not valid YAML: line 1"),
+        (
+            "recipe: digits\ntrain: {epochs: 1}\ntrain: {lr: 1}",
+            "YAML: line 3: train is given twice",
+        ),
+        ("recipe: digits\ntrain: {epochs: 1, epochs: 2}", "YAML: line 2: epochs is given twice"),
+        ("recipe: digits\ntrain: &a {min_lr: *a}", "is not valid YAML: "),
+        ("recipe: digits\nseed: " + "[" * 500, "is not valid YAML: "),
+        ("recipe: digits\nseed: 2024-02-30", "seed='2024-02-30': must be a whole number"),
+        ("recipe: digits\ntrain: {epochs: 1:30}", "train.epochs='1:30': must be a whole number"),
         ("data: {name: digits}\noutput: 3", "output=3: must be text"),
         ("recipe: nosuch", "no recipe 'nosuch': neither a file nor"),
         ("recipe: [digits]", "recipe=['digits']: must be text"),
@@ -194,6 +204,52 @@ def test_numbers_without_a_point_are_numbers(tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_text("data: {name: digits}\ntrain: {lr: 6e-4, min_lr: 0}", encoding="utf-8")
     assert load_recipe(str(file)).train.lr == 6e-4
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [("010", 10), ("008", 8), ("-3", -3), ("0x10", 16), ("0o10", 8), ("1e3", 1e3)],
+)
+def test_numbers_are_those_of_yaml_1_2(given: str, value: float) -> None:
+    found = load_yaml(given, "it")
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize("text", ["010", "08", "1e5", "6.", "0o7", "2024-01-01", "1:30", "no", "~"])
+def test_text_that_looks_like_a_number_is_written_as_text(text: str, tmp_path: Path) -> None:
+    assert load_yaml(dump_yaml({"output": text}), "it") == {"output": text}
+
+
+PATHS = ("run #2", "2024", "no", "@x", "*x", "2024-13-45", "a: b", "[x", "'x'")
+
+
+@pytest.mark.parametrize("text", PATHS)
+def test_a_path_on_the_command_line_is_taken_as_it_stands(text: str, tmp_path: Path) -> None:
+    recipe = load_recipe("fashion-mnist-tiny", {"output": text, "data.root": text})
+    assert (recipe.output, recipe.data.root) == (text, text)
+    file = tmp_path / "written.yaml"
+    file.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(str(file)) == recipe
+    assert load_recipe("fashion-mnist-tiny", {"data.root": "none"}).data.root is None
+
+
+def test_home_is_where_a_shell_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("recipe: digits\noutput: ~/a\ndistill: {teacher: ~/b.ckpt}")
+    recipe = load_recipe(str(tmp_path / "mine.yaml"))
+    assert recipe.output == f"{tmp_path}/a"
+    assert recipe.distill is not None
+    assert recipe.distill.teacher == f"{tmp_path}/b.ckpt"
+    assert load_recipe("digits", {"output": "~/c"}).output == f"{tmp_path}/c"
+
+
+def test_a_section_without_keys_leaves_that_of_the_recipe_below(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("recipe: digits\nmodel:\ntrain:\n  # epochs: 3\n")
+    mine, base = load_recipe(str(file)), load_recipe("digits")
+    assert (mine.model, mine.train) == (base.model, base.train)
+    file.write_text("recipe: digits\ndata:\n  name: fashion_mnist\n")
+    assert load_recipe(str(file)).data.name == "fashion_mnist"
 
 
 def _config(name: str, **overrides: str) -> ModelConfig:

@@ -19,7 +19,14 @@ from qsdformer.recipes.derived import (
     with_start_shape,
     with_teacher_keys,
 )
-from qsdformer.recipes.recipe import Recipe, parse_recipe, recipe_values, resolve_key, with_keys
+from qsdformer.recipes.recipe import (
+    Recipe,
+    given_value,
+    parse_recipe,
+    recipe_values,
+    resolve_key,
+    with_values,
+)
 
 DISTILL = "distill."
 ROOT = "data.root"
@@ -165,7 +172,7 @@ def cell_values(grid: Grid, cell: Cell) -> dict[str, Any]:
     keys = {**grid.overrides, **variant.overrides}
     values = recipe_values(grid.recipe)
     for level in (grid.overrides, variant.overrides):
-        values = with_keys(values, {key: json.dumps(value) for key, value in level.items()})
+        values = with_values(values, level)
     if any(key.startswith(DISTILL) for key in map(_path, keys)):
         raise UserError(f"variant {cell.variant}: put distill keys into a distill section")
     values.pop("distill", None)  # the recipe's: here each variant says for itself
@@ -255,9 +262,7 @@ def with_output(grid: Grid, output: str | None, overrides: Mapping[str, str]) ->
     Keys that reach a teacher (data, budget, machine) hold for every cell, also where a variant
     sets them itself; the others are for cells whose variant does not.
     """
-    values = {
-        _path(key): load_yaml(text, f"the value of --{key}") for key, text in overrides.items()
-    }
+    values = dict(given_value(key, text) for key, text in overrides.items())
     distill = {k.removeprefix(DISTILL): v for k, v in values.items() if k.startswith(DISTILL)}
     others = {k: v for k, v in values.items() if not k.startswith(DISTILL)}
     forced = {k: v for k, v in others.items() if reaches_teacher(k)}

@@ -10,12 +10,11 @@ names the key's full path. PyTorch is not needed to read them.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args, get_origin
-
-import yaml
 
 from qsdformer.data import DataInfo
 from qsdformer.data.sections import DATA_SECTIONS, DataSection
@@ -25,6 +24,7 @@ from qsdformer.models.registry import DEFAULT, Family, families, owners, sizes
 from qsdformer.nn.config import ANN_NEURONS, NetworkConfig, completed, decided_by
 from qsdformer.parsing import (
     Section,
+    dump_yaml,
     load_yaml,
     nearest,
     none_word,
@@ -54,6 +54,8 @@ from qsdformer.recipes.tasks import DENSE, MEASURES, Measures, Task
 FROM_DATA = ("in_channels", "num_classes")
 AnyConfig: TypeAlias = NetworkConfig | DenseConfig
 BASE = "recipe"  # the key of a recipe file that names the recipe it builds on
+# Keys that may be a path, whose ~ is the home folder, as `data.root` and `output` may.
+PATHS = (("model", "start_from"), ("distill", "teacher"), ("distill", "teacher_weights"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +146,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The recipe as YAML that `load_recipe` reads back."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return dump_yaml(self.to_dict())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,13 +236,28 @@ def resolve_key(key: str) -> Option:
 def load_recipe(name: str, overrides: Mapping[str, str] | None = None) -> Recipe:
     """A packaged recipe by name, or the YAML file at a path, with command-line overrides applied.
 
-    `overrides` maps full or unique last parts of keys to values written as YAML. Those that
+    `overrides` maps full or unique last parts of keys to texts, see `given_value`. Those that
     `reaches_teacher` are kept for the teacher, in `distill.teacher_keys`.
     """
-    keys = overrides or {}
-    values = with_keys(recipe_values(name), keys)
-    given = {resolve_key(key).path: load_yaml(text, f"--{key}") for key, text in keys.items()}
+    return recipe_with(name, dict(given_value(k, text) for k, text in (overrides or {}).items()))
+
+
+def recipe_with(name: str, keys: Mapping[str, Any]) -> Recipe:
+    """As `load_recipe`, for plain values of keys in place of texts."""
+    given = {resolve_key(key).path: value for key, value in keys.items()}
+    values = with_values(recipe_values(name), given)
     return parse_recipe(with_start_shape(with_teacher_keys(values, given)))
+
+
+def given_value(key: str, text: str) -> tuple[str, Any]:
+    """The path of a key given on the command line, and its value.
+
+    What the key takes as text is that text as it stands; anything else is YAML.
+    """
+    found = resolve_key(key)
+    if found.kind in (str, str | None):
+        return found.path, text
+    return found.path, load_yaml(text, f"the value of --{key}, {text!r},")
 
 
 def recipe_values(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -264,11 +281,23 @@ def recipe_values(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the keys of `own` in their place, section by section."""
+    """`base` with the keys of `own` in their place, section by section.
+
+    A section without keys, all of which are commented out, leaves that of `base` as it is; distill
+    and activity may be none.
+    """
+    kept = ("model", "data", "train", *SECTIONS)
+    own = {key: value for key, value in own.items() if value is not None or key not in kept}
     both = {k for k, v in own.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
     merged = {**base, **own, **{k: {**base[k], **own[k]} for k in both}}
     if isinstance(own.get("model"), dict):
         merged["model"] = _merged_model(base["model"] if "model" in both else {}, own["model"])
+    for section, key in PATHS:
+        place = merged.get(section)
+        if isinstance(place, dict) and isinstance(place.get(key), str):
+            merged[section] = {**place, key: os.path.expanduser(place[key])}
+    if isinstance(merged.get("output"), str):
+        merged["output"] = os.path.expanduser(merged["output"])
     return merged
 
 
@@ -310,14 +339,15 @@ def _not_of_an_ann(fields: Mapping[str, Any]) -> list[str]:
 
 
 def with_keys(values: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
-    """A recipe's plain values with some keys, full paths or unique leaves, set to YAML values."""
+    """A recipe's plain values with some keys of the command line set, see `given_value`."""
+    return with_values(values, dict(given_value(key, text) for key, text in keys.items()))
+
+
+def with_values(values: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's plain values with some keys, full paths or unique leaves, set to others."""
     own: dict[str, Any] = {}
-    for key, text in keys.items():
-        found = resolve_key(key)
-        section, _, leaf = found.path.rpartition(".")
-        value = load_yaml(text, f"the value of --{key}, {text!r},")
-        if found.kind is str and not isinstance(value, str):
-            value = text  # such as 0011, which YAML takes for a number
+    for key, value in keys.items():
+        section, _, leaf = resolve_key(key).path.rpartition(".")
         if section:
             there = values.get(section)
             require_mapping(section, {} if there is None else there)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 from qsdformer.data import DataInfo
@@ -11,7 +10,13 @@ from qsdformer.errors import UserError
 from qsdformer.models.registry import family_of
 from qsdformer.recipes.derived import names_recipe
 from qsdformer.recipes.learning import DistillConfig
-from qsdformer.recipes.recipe import ModelRecipe, Recipe, load_recipe, parse_recipe, with_keys
+from qsdformer.recipes.recipe import (
+    ModelRecipe,
+    Recipe,
+    parse_recipe,
+    recipe_with,
+    with_values,
+)
 from qsdformer.tasks.teachers import TIMM_PREFIX, Teacher, checkpoint_teacher, timm_teacher
 
 
@@ -33,9 +38,9 @@ def teacher_recipe(recipe: Recipe, folder: Path) -> Recipe | None:
     if recipe.distill is None:
         return None
     config = recipe.distill
-    keys = {key: json.dumps(value) for key, value in (config.teacher_keys or {}).items()}
+    keys = dict(config.teacher_keys or {})
     if config.teacher_epochs is not None:
-        keys["train.epochs"] = str(config.teacher_epochs)
+        keys["train.epochs"] = config.teacher_epochs
     if config.teacher != "ann" and not names_recipe(config.teacher):
         _check_there(config)
         if recipe.starts_from_teacher and config.teacher.startswith(TIMM_PREFIX):
@@ -46,9 +51,9 @@ def teacher_recipe(recipe: Recipe, folder: Path) -> Recipe | None:
         return None
     try:
         if config.teacher == "ann":
-            wanted = parse_recipe(with_keys(counterpart(recipe).to_dict(), keys))
+            wanted = parse_recipe(with_values(counterpart(recipe).to_dict(), keys))
         else:
-            wanted = load_recipe(config.teacher, keys)
+            wanted = recipe_with(config.teacher, keys)
     except UserError as error:
         raise UserError(f"the recipe of the teacher {config.teacher}: {error}") from error
     return dataclasses.replace(wanted, seed=recipe.seed, output=str(folder))
