@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import signal
 from pathlib import Path
@@ -14,12 +15,14 @@ from lightning.pytorch import Callback
 from rich.console import Console
 
 from qsdformer.errors import UserError
+from qsdformer.models import checkpoint as files
 from qsdformer.models.checkpoint import read
 from qsdformer.recipes.recipe import Recipe, load_recipe
 from qsdformer.training import TrainResult, progress, train
 from qsdformer.training.checkpointing import NonFiniteGuard
 from qsdformer.training.progress import MetricsFile
 from qsdformer.training.stopping import StopOnSigterm
+from qsdformer.training.teaching import teacher_recipe
 
 TINY = {
     "dims": "[4, 6, 8, 8]",
@@ -165,11 +168,12 @@ def test_sigterm_saves_no_weights_after_a_loss_that_is_not_finite(tmp_path: Path
         def check(self, trainer: Any) -> None:
             raise UserError("the loss is not finite")
 
+    Module: Any = object
     trainer: Any = Trainer()
     guard = Broken(tmp_path / "last.ckpt", every=50)
     stop = StopOnSigterm(tmp_path / "last.ckpt", Console(quiet=True), guard)
     with pytest.raises(UserError, match="not finite"):
-        stop._leave(trainer, "now")
+        stop._leave(trainer, Module(), "now")
     assert not trainer.saved
 
 
@@ -188,3 +192,58 @@ def test_metrics_are_not_lost_where_a_disk_is_full(
     with pytest.raises(UserError, match="no space left"):
         MetricsFile(file.path, ["step", "lr"]).start(1)
     assert file.path.read_bytes() == before
+
+
+def terminated(folder: Path, **overrides: str) -> Path:
+    """The last checkpoint of a run that SIGTERM stopped within its second epoch."""
+    with pytest.raises(SystemExit):
+        run(tiny(folder, **overrides), callbacks=[Terminate()])
+    return folder / "last.ckpt"
+
+
+def test_within_an_epoch_the_other_images_must_be_those_that_are_left(tmp_path: Path) -> None:
+    terminated(tmp_path)
+    with pytest.raises(UserError, match="within an epoch, whose other images seed decides"):
+        run(tiny(tmp_path, seed="7"), resume=True)
+    assert run(tiny(tmp_path), resume=True).best_epoch
+
+
+def test_times_are_those_of_all_sessions_and_an_old_result_goes(tmp_path: Path) -> None:
+    first = run(tiny(tmp_path, epochs="1"))
+    stored = files.read(tmp_path / "last.ckpt")
+    stored["callbacks"]["Clock"] = {"seconds": 1000.0, "cpu_seconds": 2000.0}
+    files.write(stored, tmp_path / "last.ckpt")
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(tmp_path), resume=True, callbacks=[Leave(2)])
+    assert not (tmp_path / "result.json").exists()  # it was of one epoch
+    result = run(tiny(tmp_path), resume=True)
+    assert first.seconds < 1000 < result.seconds
+    assert result.cpu_seconds > 2000
+    (tmp_path / "result.json").unlink()
+    again = run(tiny(tmp_path), resume=True)  # finished: says so, with the checkpoint's times
+    assert 1000 < again.seconds <= result.seconds
+
+
+def test_a_teacher_left_within_an_epoch_that_is_now_beyond_its_last_is_one_line(
+    tmp_path: Path,
+) -> None:
+    taught: dict[str, str] = {"distill.fgd_weight": "1"}
+    wanted = teacher_recipe(tiny(tmp_path, **taught), tmp_path / "teacher")
+    assert wanted is not None
+    with pytest.raises(SystemExit):
+        run(wanted, callbacks=[Terminate()])
+    with pytest.raises(UserError, match=r"left in epoch 2, beyond train.epochs=1; raise that"):
+        run(tiny(tmp_path, **taught, **{"distill.teacher_epochs": "1"}), resume=True)
+
+
+def test_ctrl_c_is_heard_again_after_a_run(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    left(tmp_path)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_brackets_in_a_folders_name_are_no_markup(tmp_path: Path) -> None:
+    console = Console(record=True, quiet=False, file=io.StringIO(), width=300)
+    folder = tmp_path / "run[lr=1][/best]"
+    train(tiny(folder, epochs="1"), console=console)
+    assert f"{folder}/best.ckpt" in console.export_text().replace("\n", "")

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback
 from recording import Record
 from rich.console import Console
+from torch._inductor.exc import InductorError
 
 from qsdformer.errors import UserError
 from qsdformer.models.checkpoint import load, load_checkpoint
@@ -176,6 +177,43 @@ def test_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_pa
     for name in ("last.ckpt", "best.ckpt"):
         assert load_checkpoint(tmp_path / name).extra["epoch"] == 1
         assert all(v.isfinite().all() for v in load(tmp_path / name).state_dict().values())
+
+
+@pytest.mark.parametrize("step", [5, 20])
+def test_weights_broken_by_the_last_step_of_an_epoch_are_not_saved(
+    tmp_path: Path, step: int
+) -> None:
+    class Spoil(Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+            if trainer.global_step == step:  # the last one of the first epoch, or of the run
+                module.model.head.weight.data.fill_(float("inf"))
+
+    with pytest.raises(UserError, match=f"the weights are not finite after step {step}, most"):
+        run(small(tmp_path), callbacks=[Spoil()])
+    assert not (tmp_path / "result.json").exists()
+    for name in ("last.ckpt", "best.ckpt"):
+        assert (tmp_path / name).exists() == (step > 5)
+        if step > 5:
+            assert all(v.isfinite().all() for v in load(tmp_path / name).state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("Expected more than 1 value per channel when training, got"), "--batch_size 2"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal"), "set --data.workers lower"),
+        (InductorError(OSError("No working C++ compiler found"), None), "set --compile false"),
+    ],
+)
+def test_errors_of_pytorch_that_a_user_can_mend_are_one_line(
+    tmp_path: Path, error: Exception, said: str
+) -> None:
+    class Fail(Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            raise error
+
+    with pytest.raises(UserError, match=said):
+        run(small(tmp_path), callbacks=[Fail()])
 
 
 def test_failed_start_leaves_no_folder(tmp_path: Path) -> None:

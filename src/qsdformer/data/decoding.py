@@ -124,8 +124,16 @@ def _may_be_image(entry: os.DirEntry[str]) -> bool:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Sixteen-bit grey images scaled down, which Pillow's own conversion would clip to white."""
-    if not image.mode.startswith("I;16"):
+    """Sixteen-bit grey images scaled down, which Pillow's own conversion would clip to white.
+
+    A `ValueError` for numbers of 32 bits, which say nothing of what is white.
+    """
+    sixteen = image.mode.startswith("I;16") or (
+        image.mode == "I" and image.format in ("PNG", "PPM")
+    )
+    if not sixteen:
+        if image.mode in ("I", "F"):
+            raise ValueError("it has numbers of 32 bits: convert it to 8 or 16")
         return image
     shallow = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     shallow.info = image.info
@@ -144,4 +152,7 @@ def in_channels(image: Image.Image, channels: int) -> Image.Image:
     """A grey (1) or colour (3) image; `UserError` for what image files do not have."""
     if channels not in (1, 3):
         raise UserError(f"the model takes {channels} channels, which image files do not have")
-    return image.convert("L" if channels == 1 else "RGB")
+    try:
+        return image.convert("L" if channels == 1 else "RGB")
+    except ValueError as error:
+        raise UserError(f"cannot make {image.mode} grey or RGB: convert the image") from error

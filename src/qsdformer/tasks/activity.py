@@ -43,8 +43,8 @@ def group_activity(values: Tensor) -> Tensor:
     The norm of a group (a group lasso) pulls all four channels to 0 together.
     """
     norms = group_norms(values)
-    exact = torch.count_nonzero(norms.detach()).to(norms.dtype)
-    surrogate = norms.sum()
+    exact = torch.count_nonzero(norms.detach()).to(torch.float32)  # bfloat16 counts in steps of 256
+    surrogate = norms.sum(dtype=torch.float32)
     return surrogate + (exact - surrogate).detach()
 
 

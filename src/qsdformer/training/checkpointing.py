@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -77,10 +77,11 @@ class RunCheckpoints(Checkpoint):
 
 
 class NonFiniteGuard(Callback):
-    """Stops a run whose loss is no longer a finite number, before a checkpoint is overwritten.
+    """Stops a run whose loss or weights are not finite, before a checkpoint is overwritten.
 
-    On the CPU every step is looked at; elsewhere every `every` steps, since looking waits for
-    the device. The step that is reported is the first bad one either way.
+    Weights are looked at when they are about to be saved: a step whose loss was finite can still
+    have broken them. Losses are looked at in every step on the CPU; elsewhere every `every` steps,
+    since looking waits for the device. The step that is reported is the first bad one either way.
     """
 
     def __init__(self, last_path: Path, *, every: int) -> None:
@@ -116,6 +117,23 @@ class NonFiniteGuard(Callback):
         if step < 0:
             self._rates.clear()
             return
+        self._stop(
+            trainer,
+            f"the loss is not finite at step {step} (learning rate {self._rates[step]:.3g})",
+        )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look before the epoch's checkpoints."""
+        self.check_weights(trainer, pl_module)
+
+    def check_weights(self, trainer: Trainer, module: LightningModule) -> None:
+        """`UserError` if what would be saved is not finite; all processes call it together."""
+        tensors = (t for t in module.state_dict().values() if t.is_floating_point())
+        bad = torch.stack([~torch.isfinite(t).all() for t in tensors]).any().to(torch.int64)
+        if int(trainer.strategy.reduce(bad, reduce_op="max")):
+            self._stop(trainer, f"the weights are not finite after step {trainer.global_step}")
+
+    def _stop(self, trainer: Trainer, what: str) -> NoReturn:
         if not trainer.is_global_zero:
             raise SystemExit(2)  # process 0 says why
         remedy = "lower --lr or set --clip_grad 1"
@@ -125,6 +143,5 @@ class NonFiniteGuard(Callback):
         if not self.last_path.exists():
             kept = "no checkpoint had been written yet"
         raise UserError(
-            f"the loss is not finite at step {step} (learning rate {self._rates[step]:.3g}), most "
-            f"likely because the learning rate is too high: {remedy}; {kept}"
+            f"{what}, most likely because the learning rate is too high: {remedy}; {kept}"
         )

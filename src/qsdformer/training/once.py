@@ -31,6 +31,7 @@ from qsdformer.tasks.teachers import check_teacher_channels, said_classes
 from qsdformer.training.checkpointing import BEST, LAST, RunCheckpoints
 from qsdformer.training.folder import RESULT, TEACHER, Point, check_free, going_on, locked
 from qsdformer.training.processes import check_processes
+from qsdformer.training.progress import Clock
 from qsdformer.training.run import TrainResult, finish, fit, is_worker, on_cuda
 from qsdformer.training.teaching import load_teacher, teacher_recipe
 
@@ -108,8 +109,7 @@ def train_once(
     if again or there is None or there.path.name != LAST or there.epochs < recipe.train.epochs:
         train(recipe, resume=there is not None and not again, overwrite=again, console=console)
     last = Path(recipe.output) / LAST
-    saved = checkpoint.read(last)[checkpoint.KEY]["extra"]
-    return Finished(path=last, score=float(saved[recipe.measures.monitored]))
+    return Finished(path=last, score=_score(Point(last, checkpoint.read(last)), recipe))
 
 
 def _check_untrained(recipe: Recipe, teacher: Recipe, info: DataInfo) -> None:
@@ -160,18 +160,14 @@ def _finished(start: Point, recipe: Recipe, console: Console) -> TrainResult | N
     folder = Path(recipe.output)
     if start.path.resolve() != (folder / LAST).resolve() or start.epochs < recipe.train.epochs:
         return None
-    if start.header["extra"].get(recipe.measures.monitored) is None:
-        raise UserError(
-            f"nothing to resume: {start.path} was left in epoch {start.epochs + 1}, beyond "
-            f"train.epochs={recipe.train.epochs}; raise that"
-        )
+    _score(start, recipe)
     saved = start.header["model_config"]
     channels = saved.get("backbone", saved)["in_channels"]
     config = recipe.config_for(in_channels=channels, num_classes=saved["num_classes"])
     checkpoint.check_same_model(saved, config, start.path)
     best = start.content["callbacks"][RunCheckpoints.__qualname__]
     loaded = checkpoint.load_checkpoint(start.path)
-    times = _times(folder / RESULT)
+    times = _times(folder / RESULT) or Clock.stored(start.content)
     _say(console, f"finished: {start.path} has been trained for all {start.epochs} epochs")
     measures = recipe.measures
     result = TrainResult(
@@ -188,6 +184,20 @@ def _finished(start: Point, recipe: Recipe, console: Console) -> TrainResult | N
     if not is_worker(recipe):
         finish(result, measures, folder, console)
     return result
+
+
+def _score(point: Point, recipe: Recipe) -> float:
+    """What the task monitors, of a checkpoint with nothing left to do.
+
+    `UserError` for one that was left in the middle of an epoch that is now beyond the last.
+    """
+    found = point.header["extra"].get(recipe.measures.monitored)
+    if found is None:
+        raise UserError(
+            f"nothing to resume: {point.path} was left in epoch {point.epochs + 1}, beyond "
+            f"train.epochs={recipe.train.epochs}; raise that"
+        )
+    return float(found)
 
 
 def _times(result: Path) -> dict[str, float]:
@@ -223,4 +233,4 @@ def _deciding(recipe: Recipe) -> dict[str, Any]:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True)
+    console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -132,6 +132,7 @@ class Processes(DDPStrategy):
                 f"at most {minutes:g} minutes",
                 highlight=False,
                 soft_wrap=True,
+                markup=False,
             )
         try:
             super().setup_distributed()

@@ -58,6 +58,34 @@ class MetricsFile:
         return csv.DictWriter(file, self.columns, extrasaction="ignore", lineterminator="\n")
 
 
+class Clock(Callback):
+    """The time of a run: of all its sessions, up to where the next goes on."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter(), time.process_time()
+        self._before = 0.0, 0.0
+
+    def times(self) -> dict[str, float]:
+        """Seconds by the clock, and of this process's threads together."""
+        now = time.perf_counter(), time.process_time()
+        spent = (b + n - s for b, n, s in zip(self._before, now, self._begin, strict=True))
+        return dict(zip(("seconds", "cpu_seconds"), spent, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The time so far."""
+        return self.times()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the time so far."""
+        self._before = state_dict["seconds"], state_dict["cpu_seconds"]
+
+    @classmethod
+    def stored(cls, content: Mapping[str, Any]) -> dict[str, float]:
+        """The times in a checkpoint; none in those from before there was a clock."""
+        found: dict[str, float] = content["callbacks"].get(cls.__qualname__, {})
+        return found
+
+
 class Sums:
     """Sums over steps of what a training step returns, name by name, each with its own count."""
 
@@ -238,7 +266,7 @@ class Report(Callback):
         else:
             steps = f"step {batch_idx + 1:,}/{int(trainer.num_training_batches):,}"
             line = f"{_epoch(trainer)}  {steps}  {numbers}"
-            self.console.print(line, highlight=False, soft_wrap=True)
+            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
         self._images, self._since = 0, time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -247,7 +275,7 @@ class Report(Callback):
         row = self.metrics.latest
         if trainer.is_global_zero and row:
             line = epoch_line(row, self.metrics.measures, int(trainer.max_epochs or 0))
-            self.console.print(line, highlight=False, soft_wrap=True)
+            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

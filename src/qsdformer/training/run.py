@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import time
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ from qsdformer.tasks.teachers import Teacher
 from qsdformer.training.checkpointing import NonFiniteGuard, RunCheckpoints, SafeCheckpointIO
 from qsdformer.training.folder import RESULT, Point, clear
 from qsdformer.training.processes import FAMILY, Processes, environment, global_rank
-from qsdformer.training.progress import Metrics, Report
+from qsdformer.training.progress import Clock, Metrics, Report
 from qsdformer.training.stopping import StopOnSigterm
 
 
@@ -49,7 +50,7 @@ class TrainResult:
     last: float
     best_path: Path
     last_path: Path
-    seconds: float  # without its teacher's training
+    seconds: float  # without its teacher's training; of all its sessions, see `Clock`
     cpu_seconds: float  # of this process, all threads
     parameters: int
 
@@ -76,7 +77,7 @@ def fit(
     fails before its first step leaves nothing in the folder. After SIGTERM: SystemExit(143), with
     last.ckpt saved in mid-epoch.
     """
-    begin, cpu_begin = time.perf_counter(), time.process_time()
+    clock = Clock()
     folder = Path(recipe.output)
     task = make_task(recipe, data, teacher)
     measures = recipe.measures
@@ -84,23 +85,24 @@ def fit(
         check_resume(start, recipe, task.model.config, console)
     elif (weights := _first_weights(recipe, teacher)) is not None:
         for line in task.start_from(weights):
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
     metrics = Metrics(folder / "metrics.csv", measures, every=recipe.train.log_every)
     saver = RunCheckpoints(folder, measures, save_every=recipe.train.save_every)
     guard = NonFiniteGuard(saver.last_path, every=recipe.train.log_every)
     stop = StopOnSigterm(saver.last_path, console, guard)
-    own = [guard, metrics, Report(console, metrics), saver, stop]
+    own = [guard, clock, metrics, Report(console, metrics), saver, stop]
     with _quiet_lightning():  # before anything is written: devices may be missing
         trainer = make_trainer(recipe, [*own, *callbacks], console)
     first = not is_worker(recipe)
     if first:
         if start is None or start.is_elsewhere(folder):
             clear(folder)
+        (folder / RESULT).unlink(missing_ok=True)  # of fewer epochs
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         for line in (_heading(recipe, task, data), *(f"note: {n}" for n in data.notes)):
             console.print(line, highlight=False, soft_wrap=True, markup=False)
     advice = f"go on with --resume from {saver.last_path}, if there is one by now"
-    with _quiet_lightning(), _plain_interrupts(), FAMILY.training(advice), stop:
+    with _quiet_lightning(), _plain_interrupts(), _plain_errors(), FAMILY.training(advice), stop:
         try:
             path = None if start is None else start.path
             trainer.fit(
@@ -117,8 +119,7 @@ def fit(
         last=float(trainer.callback_metrics.get(measures.monitored, saver.best)),
         best_path=saver.best_path,
         last_path=saver.last_path,
-        seconds=time.perf_counter() - begin,
-        cpu_seconds=time.process_time() - cpu_begin,
+        **clock.times(),
         parameters=sum(p.numel() for p in task.model.parameters()),
     )
     if first:
@@ -204,6 +205,7 @@ def check_resume(start: Point, recipe: Recipe, config: AnyConfig, console: Conso
                 f"note: {key} was {before} in {path}, and is {now} now",
                 highlight=False,
                 soft_wrap=True,
+                markup=False,
             )
 
 
@@ -211,8 +213,19 @@ def _another_epoch(before: Recipe, now: Recipe) -> str | None:
     """The first key by which an epoch has other steps now; None if there is none."""
     if before.train.global_batch != now.train.global_batch:
         return "train.batch_size (or the number of processes)"
-    keys = ("name", "train_limit", "evaluate_on")
-    changed = (key for key in keys if getattr(before.data, key) != getattr(now.data, key))
+    if before.seed != now.seed:
+        return "seed"
+    # Not where images are (`root`), which may have another name on another machine.
+    keys = (
+        "name",
+        "train_split",
+        "train_limit",
+        "evaluate_on",
+        "skip_bad",
+        "skip_empty",
+        "min_size",
+    )
+    changed = (k for k in keys if getattr(before.data, k, None) != getattr(now.data, k, None))
     return next((f"data.{key}" for key in changed), None)
 
 
@@ -268,6 +281,7 @@ def finish(result: TrainResult, measures: Measures, folder: Path, console: Conso
         f"{result.last:.2%}, {result.seconds:,.0f} s: {result.best_path}",
         highlight=False,
         soft_wrap=True,
+        markup=False,
     )
 
 
@@ -295,10 +309,44 @@ def _quiet_lightning() -> Iterator[None]:
 
 @contextmanager
 def _plain_interrupts() -> Iterator[None]:
-    """Ctrl-C as KeyboardInterrupt again, which Lightning turns into SystemExit(1)."""
+    """Ctrl-C as KeyboardInterrupt again, which Lightning turns into SystemExit(1).
+
+    And heard again afterwards: Lightning leaves it ignored.
+    """
+    before = signal.getsignal(signal.SIGINT)
     try:
         yield
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+
+
+# What errors of PyTorch say, and what that means for a user.
+REMEDIES = {
+    "Expected more than 1 value per channel": "a batch norm has one value a channel to learn from, "
+    "of a batch of one image with a map of one pixel: set --batch_size 2 or a larger --image_size",
+    "DataLoader worker": "a process that loads images was killed, most likely for want of memory "
+    "or of shared memory (/dev/shm): set --data.workers lower, 0 for none",
+}
+COMPILERS = ("torch._inductor", "torch._dynamo")
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Some errors of PyTorch as a `UserError` that says what to do."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        for said, remedy in REMEDIES.items():
+            if said in str(error):
+                raise UserError(remedy) from error
+        if type(error).__module__.startswith(COMPILERS):
+            raise UserError(
+                f"train.compile=true: cannot compile here: {one_line(error, None)}; install a C++ "
+                "compiler (g++), or set --compile false"
+            ) from error
         raise

@@ -97,19 +97,20 @@ class StopOnSigterm(Checkpoint):
         stop = self._agreement.ask(self._received)
         self._received |= stop
         if stop and not trainer.is_last_batch:
-            self._leave(trainer, f"in epoch {trainer.current_epoch + 1}")
+            self._leave(trainer, pl_module, f"in epoch {trainer.current_epoch + 1}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave after an epoch, unless it was the last."""
         stop = self._agreement.ask_now(self._received)
         if stop and trainer.current_epoch + 1 != trainer.max_epochs:
-            self._leave(trainer, f"after epoch {trainer.current_epoch + 1}")
+            self._leave(trainer, pl_module, f"after epoch {trainer.current_epoch + 1}")
 
     def _receive(self, signum: int, frame: Any) -> None:
         self._received = True
 
-    def _leave(self, trainer: Trainer, when: str) -> None:
+    def _leave(self, trainer: Trainer, module: LightningModule, when: str) -> None:
         self.guard.check(trainer)
+        self.guard.check_weights(trainer, module)
         trainer.save_checkpoint(self.last_path)
         if trainer.is_global_zero:
             self.console.print(
@@ -117,5 +118,6 @@ class StopOnSigterm(Checkpoint):
                 "saved; go on with --resume",
                 highlight=False,
                 soft_wrap=True,
+                markup=False,
             )
         raise SystemExit(STOPPED)
