@@ -149,6 +149,17 @@ def row_of(
     return [label, str(seed), *measured, *times, *rest, masks_of(folder)]
 
 
+def line(label: str, own: dict[int, float], ann: dict[int, float], metric: str) -> str:
+    """Mean and spread of a model; its share of the ANN's over the seeds that both have."""
+    spread = f" +- {stdev(own.values()):.2f} (sd)" if len(own) > 1 else ""
+    text = f"{label:40s} {metric} {mean(own.values()):.2f}{spread} %, n = {len(own)}"
+    both = own.keys() & ann.keys()
+    if label != ANN and both:
+        share = sum(own[seed] for seed in both) / sum(ann[seed] for seed in both)
+        text += f", {share - 1:+.1%} of the ANN's (n = {len(both)})"
+    return text
+
+
 def main() -> None:
     """Run what is missing, then write and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -189,7 +200,7 @@ def main() -> None:
     metric = METRICS[name]
     for label, seed, folder, _ in cells:
         values = result(folder)
-        if values is not None:
+        if values is not None and (label, seed) not in rows:
             rows[label, seed] = row_of(label, seed, folder, values, metric, threads)
     labels = list(SETS[name])
     with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
@@ -199,17 +210,12 @@ def main() -> None:
             rows[key] for key in sorted(rows, key=lambda k: (labels.index(k[0]), k[1]))
         )
     print(f"{platform.machine()}, {threads} thread(s) a run, {options.jobs} runs side by side")
-    means: dict[str, float] = {}
-    for label in SETS[name]:
-        own = [100 * float(row[2]) for (of, _), row in rows.items() if of == label]
-        if not own:
-            continue
-        means[label] = mean(own)
-        spread = f" +- {stdev(own):.2f} (sd)" if len(own) > 1 else ""
-        line = f"{label:40s} {metric} {means[label]:.2f}{spread} %, n = {len(own)}"
-        if label != ANN and ANN in means:
-            line += f", {means[label] / means[ANN] - 1:+.1%} of the ANN's"
-        print(line)
+    scores: dict[str, dict[int, float]] = {label: {} for label in SETS[name]}
+    for (label, seed), row in rows.items():
+        scores[label][seed] = 100 * float(row[2])
+    for label, own in scores.items():
+        if own:
+            print(line(label, own, scores[ANN], metric))
 
 
 if __name__ == "__main__":

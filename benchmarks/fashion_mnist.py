@@ -4,10 +4,11 @@
 
 Each run is `qsd train` with a recipe of the package, in a process with 2 / jobs threads; the
 teacher is the ANN's run of the same seed, and its time is not the student's. A finished run is not
-repeated. Writes docs/results/fashion-mnist.csv: a row a run, last-epoch accuracy on the test set,
-wall-clock and processor seconds, threads. The recipes' rate and residual gain were chosen on
-held-out training images; their crop of one pixel after no and two pixels had been seen on the test
-set; the recipe's weight of distillation after the test results of shorter runs
+repeated, nor one that has its row (delete the row to do so), but for an ANN whose checkpoint is
+needed to teach. Writes docs/results/fashion-mnist.csv: a row a run, last-epoch accuracy on the
+test set, wall-clock and processor seconds, threads. The recipes' rate and residual gain were chosen
+on held-out training images; their crop of one pixel after no and two pixels had been seen on the
+test set; the recipe's weight of distillation after the test results of shorter runs
 (`ablation-full-budget`).
 """
 
@@ -26,6 +27,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
+from dense_tasks import rows_of
 
 from qsdformer.experiments.ablation_report import paired_difference
 from qsdformer.files import atomic_path
@@ -87,6 +89,11 @@ def run(runs: Path, model: Model, seed: int, threads: int) -> None:
         subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
 
 
+def key(model: Model, seed: int) -> tuple[str, int]:
+    """Of a run's row."""
+    return model.label, seed
+
+
 def main() -> None:
     """Run what is missing, then write and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -100,28 +107,33 @@ def main() -> None:
     )
     options = parser.parse_args()
     threads = max(1, CORES // options.jobs)
+    rows = rows_of(options.csv)
     cells = [(model, seed) for model in MODELS for seed in options.seeds]
     if not options.finished:
-        wanted = [c for c in cells if c[0].label in (options.only or LABELS)]
+        wanted = [
+            c for c in cells if c[0].label in (options.only or LABELS) and key(*c) not in rows
+        ]
         taught = [c for c in wanted if c[0].recipe == DISTILLED]
+        teachers = [(MODELS[0], seed) for _, seed in taught]
+        wanted += [c for c in dict.fromkeys(teachers) if c not in wanted]
         for some in ([c for c in wanted if c not in taught], taught):  # teachers come first
             with ThreadPoolExecutor(options.jobs) as pool:
                 list(pool.map(lambda cell: run(options.runs, *cell, threads), some))
-    found = [(*cell, result(options.runs, *cell)) for cell in cells]
-    results = [(model, seed, values) for model, seed, values in found if values is not None]
-
+    for cell in cells:
+        values = result(options.runs, *cell)
+        if values is not None and key(*cell) not in rows:
+            times = [str(round(values[name])) for name in ("seconds", "cpu_seconds")]
+            rest = [str(threads), str(values["parameters"]), torch.__version__]
+            label, seed = key(*cell)
+            rows[label, seed] = [label, str(seed), f"{values['last_accuracy']:.4f}", *times, *rest]
     with atomic_path(options.csv) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        for model, seed, values in results:
-            times = [round(values["seconds"]), round(values["cpu_seconds"])]
-            accuracy = f"{values['last_accuracy']:.4f}"
-            row = [model.label, seed, accuracy, *times, threads, values["parameters"]]
-            writer.writerow([*row, torch.__version__])
+        writer.writerows(rows[k] for k in sorted(rows, key=lambda k: (LABELS.index(k[0]), k[1])))
     print(f"{platform.machine()}, {threads} thread(s) a run, {options.jobs} runs side by side")
     accuracies: dict[str, dict[int, float]] = {label: {} for label in LABELS}
-    for model, seed, values in results:
-        accuracies[model.label][seed] = 100 * values["last_accuracy"]
+    for (label, seed), row in rows.items():
+        accuracies[label][seed] = 100 * float(row[2])
     for model in MODELS:
         own = list(accuracies[model.label].values())
         if not own:

@@ -96,7 +96,7 @@ def dense(graph: IntegerGraph, threads: int) -> Subject:
 
 def noise(graph: IntegerGraph, batch: int) -> Array:
     pre = graph.preprocessing
-    shape = (batch, pre.channels, pre.image_size, pre.image_size)
+    shape = (batch, pre.channels, *pre.sides)
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 

@@ -19,25 +19,52 @@ HEAD = "model,seed,last,best,seconds,cpu_seconds,threads,parameters,metric,torch
 def test_rows_of_earlier_runs_stay_and_finished_runs_are_added(tmp_path: Path):
     table, runs = tmp_path / "camvid.csv", tmp_path / "runs"
     earlier = "+ spiking 4-bit neck and heads,0,0.5,0.6,9,8,1,7,miou,2.15.0,"
-    replaced = "ANN,1,0.1,0.1,1,1,1,1,miou,2.15.0,"
-    table.write_text("\n".join([HEAD, earlier, replaced]) + "\n")
-    for name, miou in (("camvid-ann-1", 0.75), ("camvid-float-head-0", 0.625)):
+    other = "ANN,2,0.25,0.3,1,1,2,1,miou,2.11.0,"  # kept, though the run is here
+    table.write_text("\n".join([HEAD, earlier, other]) + "\n")
+    for name, miou in (
+        ("camvid-ann-0", 0.75),
+        ("camvid-ann-2", 0.9),
+        ("camvid-float-head-0", 0.625),
+    ):
         (runs / name).mkdir(parents=True)
         values = {"last_miou": miou, "best_miou": miou, "seconds": 3, "cpu_seconds": 2}
         (runs / name / "result.json").write_text(json.dumps({**values, "parameters": 5}))
-        masks = "" if name == "camvid-ann-1" else "0.25"
+        masks = "" if "ann" in name else "0.25"
         (runs / name / "metrics.csv").write_text(f"epoch,val_mask_map50\n1,0.5\n2,{masks}\n2,\n")
     command = [sys.executable, str(ROOT / "benchmarks/dense_tasks.py"), "camvid", "--finished"]
     command += ["--runs", str(runs), "--csv", str(table), "--jobs", "2"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     rows = table.read_text().splitlines()
     assert rows[0] == HEAD
-    assert rows[1].startswith("ANN,1,0.7500,0.7500,3,2,1,5,miou,")
+    assert rows[1].startswith("ANN,0,0.7500,0.7500,3,2,1,5,miou,")
     assert rows[1].endswith(",0.5000")
-    assert rows[2].startswith("4-bit spiking backbone,0,0.6250,")
-    assert rows[2].endswith(",0.2500")
-    assert rows[3:] == [earlier]
-    assert "miou 50.00 %, n = 1, -33.3% of the ANN's" in printed
+    assert rows[2] == other
+    assert rows[3].startswith("4-bit spiking backbone,0,0.6250,")
+    assert rows[3].endswith(",0.2500")
+    assert rows[4:] == [earlier]
+    # Beside the ANN of the same seed, not beside the mean over two.
+    assert "miou 50.00 %, n = 1, -33.3% of the ANN's (n = 1)" in printed
+
+
+def test_the_table_of_fashion_mnist_keeps_the_rows_of_runs_that_are_not_here(tmp_path: Path):
+    kept = (ROOT / "docs/results/fashion-mnist.csv").read_text()
+    table, runs = tmp_path / "kept.csv", tmp_path / "runs"
+    table.write_text(kept)
+    command = [sys.executable, str(ROOT / "benchmarks/fashion_mnist.py"), "--finished"]
+    command += ["--runs", str(runs), "--csv", str(table)]
+    subprocess.run(command, check=True, capture_output=True)
+    assert table.read_text().splitlines() == kept.splitlines()
+    lines = kept.splitlines()
+    table.write_text("\n".join(line for line in lines if not line.startswith("ANN fp32,1")) + "\n")
+    folder = runs / "fashion-mnist-tiny-ann-1"
+    folder.mkdir(parents=True)
+    values = {"last_accuracy": 0.5, "seconds": 3, "cpu_seconds": 2, "parameters": 5}
+    (folder / "result.json").write_text(json.dumps(values))
+    subprocess.run(command, check=True, capture_output=True)
+    rows = table.read_text().splitlines()
+    assert len(rows) == len(lines)
+    assert sum(row not in lines for row in rows) == 1
+    assert rows[2].startswith("ANN fp32,1,0.5000,3,2,1,5,")
 
 
 def test_only_what_has_no_row_is_trained_and_whoever_has_to_teach() -> None:

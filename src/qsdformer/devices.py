@@ -16,7 +16,7 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device).fill_(0).item()  # a `RuntimeError` on meta, without data
+        torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = one_line(RuntimeError(str(error).partition("\n")[0]))
         raise UserError(f"cannot use device {name!r}: {reason}; try --device cpu") from error

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qsdformer.data.decoding import WIDEST, find_images, middle, open_image
+from qsdformer.data.decoding import WIDEST, find_images, in_channels, middle, open_image
 from qsdformer.data.preprocessing import Preprocessing, pixels
 from qsdformer.errors import UserError
 
@@ -117,3 +117,27 @@ assert "torch" not in sys.modules
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 60_000  # kB; the whole would be 256 x 512 million pixels
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.pgm", "a.tif"])
+def test_sixteen_bits_are_scaled_down_and_not_clipped(tmp_path: Path, name: str) -> None:
+    ramp = np.arange(0, 2**16, 1024, dtype=np.uint16).reshape(8, 8)
+    if name == "a.pgm":
+        (tmp_path / name).write_bytes(b"P5 8 8 65535\n" + ramp.astype(">u2").tobytes())
+    else:
+        Image.fromarray(ramp).save(tmp_path / name)
+    assert np.array_equal(np.asarray(open_image(tmp_path / name)), ramp >> 8)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_numbers_of_32_bits_are_refused(tmp_path: Path, kind: type) -> None:
+    Image.fromarray(np.ones((8, 8), kind)).save(tmp_path / "a.tif")
+    with pytest.raises(
+        UserError, match="it has numbers of 32 bits: convert it to 8 or 16; replace"
+    ):
+        open_image(tmp_path / "a.tif")
+
+
+def test_colours_that_pillow_cannot_convert_are_one_line() -> None:
+    with pytest.raises(UserError, match="cannot make LAB grey or RGB: convert the image"):
+        in_channels(Image.new("LAB", (8, 8)), 1)

@@ -5,6 +5,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import os
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +286,59 @@ def test_a_failed_cell_is_named_and_what_learns_from_it_is_left_out(grid: Grid) 
     with pytest.raises(UserError, match=r"2 cells failed, first ann-s0: see .*ann-s0.log") as error:
         ablation.run_grid(grid, cells, ["false"])
     assert "\n" not in str(error.value)
+
+
+def test_sigterm_ends_the_cells_too_which_save(grid: Grid, tmp_path: Path) -> None:
+    ready, saved = tmp_path / "ready", tmp_path / "saved"
+    cell = (
+        "import pathlib, signal, sys, time\n"
+        f"def save(*_): pathlib.Path({str(saved)!r}).touch(); sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        f"pathlib.Path({str(ready)!r}).touch()\n"
+        "time.sleep(60)\n"
+    )
+
+    def terminate() -> None:
+        while not ready.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=terminate)
+    thread.start()
+    command = [sys.executable, "-c", cell]
+    with pytest.raises(SystemExit, match="143"):
+        ablation.run_grid(grid, [Cell("ann", 0)], command, console=Console(quiet=True))
+    thread.join()
+    assert saved.exists()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"model,seed,accuracy\nANN,0,0.5\n", "results.csv, row 1: there is no variant"),
+        (b"variant,seed,accuracy\nann,0,0.5\n", "results.csv, row 1: there is no digest"),
+        (b"variant,seed,accuracy,digest\nann,,0.5,x\n", "results.csv, row 1: there is no seed"),
+        (b"variant,seed,accuracy,digest\nann,a,0.5,x\n", "results.csv, row 1: invalid literal"),
+        (b"\xff\xfe\x00", "results.csv, the results of a grid: "),
+    ],
+)
+def test_a_table_of_another_kind_is_one_line(grid: Grid, text: bytes, said: str) -> None:
+    path = Path(grid.output) / "results.csv"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(text)
+    with pytest.raises(UserError, match=said):
+        ablation.finished_rows(grid)
+    path.write_bytes(b"\xef\xbb\xbfvariant,seed,accuracy,digest\n")  # as Excel begins it
+    assert ablation.finished_rows(grid) == {}
+    row = cell_folder(grid, Cell("ann", 0)) / "row.json"
+    row.parent.mkdir(parents=True)
+    row.write_text('{"variant": "an')
+    with pytest.raises(
+        UserError, match=r"row\.json is damaged: remove it, and its cell is measured"
+    ):
+        ablation.finished_rows(grid)
 
 
 def test_results_of_another_recipe_are_refused(grid: Grid) -> None:

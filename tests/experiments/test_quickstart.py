@@ -58,6 +58,15 @@ def test_only_its_own_runs_are_replaced(ran, tmp_path):
     output, _, _ = ran
     own = load_recipe("digits", {"output": str(output / "student")})
     quickstart._check_own(own)
+    assert own.seed == load_recipe(str(output / "student" / "recipe.yaml")).seed == 0
+    with pytest.raises(UserError, match="is not from an earlier quickstart"):
+        quickstart._check_own(load_recipe("digits", {"output": own.output, "lr": "0.1"}))
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "ann").write_text("mine")
+    with pytest.raises(UserError, match="is not from an earlier quickstart"):
+        quickstart.run(tmp_path / "file", epochs=1, console=Console(quiet=True))
+    with pytest.raises(UserError, match="seed=-1: must be between 0 and"):
+        quickstart.run(tmp_path / "seed", seed=-1, console=Console(quiet=True))
     for name, files in {"foreign": ["notes.txt"], "another": ["recipe.yaml", "last.ckpt"]}.items():
         folder = tmp_path / name / "student"
         folder.mkdir(parents=True)

@@ -7,15 +7,18 @@ gone; an interrupted one goes on from its last checkpoint. Cells run in processe
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -25,6 +28,7 @@ from qsdformer.experiments.ablation_measure import evaluation_data, measure
 from qsdformer.experiments.ablation_report import (
     EVALUATED,
     Row,
+    check_row,
     read_rows,
     write_report,
     write_rows,
@@ -42,8 +46,10 @@ from qsdformer.experiments.grid import (
 from qsdformer.files import write_json
 from qsdformer.recipes.recipe import parse_data
 from qsdformer.training.once import train_once
+from qsdformer.training.stopping import STOPPED
 
 POLL_SECONDS = 0.2
+STOP_SECONDS = 30  # for a cell to end its step, or its validation, and save
 
 
 def run_cell(grid: Grid, cell: Cell, console: Console | None = None) -> Row:
@@ -66,6 +72,16 @@ def run_cell(grid: Grid, cell: Cell, console: Console | None = None) -> Row:
 def _row_file(grid: Grid, cell: Cell) -> Path:
     """Written when a cell is trained and measured: where it is, so is the last checkpoint."""
     return cell_folder(grid, cell) / "row.json"
+
+
+def _read_row(file: Path) -> Row:
+    """`UserError` for a damaged file."""
+    try:
+        row: Row = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: remove it, and its cell is measured again") from error
+    check_row(row if isinstance(row, dict) else {}, str(file))
+    return row
 
 
 def cells_to_run(grid: Grid, cells: Sequence[Cell], finished: Collection[Cell]) -> list[Cell]:
@@ -91,7 +107,7 @@ def finished_rows(grid: Grid) -> dict[Cell, Row]:
     """
     rows = read_rows(Path(grid.output) / "results.csv")
     for file in sorted((Path(grid.output) / "cells").glob("*/row.json")):
-        rows.append(json.loads(file.read_text(encoding="utf-8")))
+        rows.append(_read_row(file))
     found: dict[Cell, Row] = {}
     for row in rows:
         cell = Cell(str(row["variant"]), int(row["seed"]))
@@ -152,7 +168,7 @@ def run_grid(
     variables = {**os.environ, **(environment or {})}
     if jobs > 1:
         variables["OMP_NUM_THREADS"] = "1"
-    try:
+    with _hearing_sigterm(), _stopping(running):
         while pending or running:
             for cell in _ready(grid, pending, running, failed, jobs):
                 running[cell] = _start(grid, cell, command, variables)
@@ -164,8 +180,6 @@ def run_grid(
                 else:
                     failed.append(cell)
                     console.print(f"{cell} failed: {_last_line(_log(grid, cell))}")
-    finally:
-        _stop(running.values())
     write_report(grid, finished_rows(grid).values())
     if failed:
         first = _log(grid, failed[0])
@@ -242,15 +256,36 @@ def _ended(running: Mapping[Cell, subprocess.Popen[bytes]]) -> list[Cell]:
     return ended
 
 
-def _stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
-    """Interrupt what still runs; its last checkpoint stays."""
-    for process in processes:
-        process.send_signal(signal.SIGINT)
-    for process in processes:
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
+@contextlib.contextmanager
+def _hearing_sigterm() -> Iterator[None]:
+    """SIGTERM as SystemExit, so that cells do not go on without this process."""
+
+    def leave(signum: int, frame: Any) -> None:
+        raise SystemExit(STOPPED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _stopping(running: Mapping[Cell, subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Ends what still runs at the end; SIGTERM lets a cell save where it is."""
+    try:
+        yield
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            try:
+                process.wait(timeout=STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def _log(grid: Grid, cell: Cell) -> Path:

@@ -6,12 +6,13 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from scipy.stats import t as student_t  # type: ignore[import-untyped]
 
+from qsdformer.errors import UserError
 from qsdformer.experiments.figures import new_figure
 from qsdformer.experiments.grid import Grid
 from qsdformer.files import atomic_path, write_text
@@ -54,11 +55,35 @@ CONFIDENCE = 0.95
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a results.csv; none if it does not exist. Values are text."""
+    """The rows of a results.csv; none if it does not exist. Values are text.
+
+    `UserError` for a file of another kind, or a row without what every row has.
+    """
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        rows: list[Row] = list(csv.DictReader(io.StringIO(text, newline="")))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read {path}, the results of a grid: {error}") from error
+    for number, row in enumerate(rows, start=1):
+        check_row(row, f"{path}, row {number}")
+    return rows
+
+
+def check_row(row: Mapping[str, Any], where: str) -> None:
+    """`UserError` for a row without a variant, a seed, its accuracy and its recipe's digest."""
+    lacking = [
+        key for key in ("variant", "seed", "accuracy", "digest") if not str(row.get(key, ""))
+    ]
+    if lacking:
+        raise UserError(
+            f"{where}: there is no {lacking[0]}: it is no result of qsd ablate; remove it"
+        )
+    try:
+        int(row["seed"]), float(row["accuracy"])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}: restore or remove it") from error
 
 
 def write_rows(grid: Grid, rows: Iterable[Row]) -> None:

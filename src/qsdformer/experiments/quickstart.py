@@ -46,9 +46,9 @@ def run(
     begin = time.perf_counter()
     rows: dict[str, dict[str, Any]] = {}
     histograms: dict[str, Tensor] = {}
-    keys = {} if epochs is None else {"train.epochs": str(epochs)}
+    keys = {"seed": str(seed)} if epochs is None else {"seed": str(seed), "epochs": str(epochs)}
     recipes = {
-        name: dataclasses.replace(load_recipe(of, keys), seed=seed, output=str(output / name))
+        name: load_recipe(of, {**keys, "output": str(output / name)})
         for name, of in RECIPES.items()
     }
     for recipe in recipes.values():
@@ -73,13 +73,14 @@ def run(
 def _check_own(recipe: Recipe) -> None:
     """`UserError` for a folder with anything but an earlier quickstart's run, which is replaced."""
     folder = Path(recipe.output)
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
-        there = load_recipe(str(folder / "recipe.yaml"))
+        there = load_recipe(str(folder / "recipe.yaml"), {"epochs": str(recipe.train.epochs)})
+        there = dataclasses.replace(there, seed=recipe.seed, output=recipe.output)
     except UserError:
         there = None
-    if there is None or (there.model, there.data) != (recipe.model, recipe.data):
+    if there != recipe:
         raise UserError(f"{folder} is not from an earlier quickstart: choose another --output")
 
 
