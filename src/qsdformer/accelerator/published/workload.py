@@ -238,7 +238,7 @@ def _graph_attentions(
 
 
 def _pooled(by_name: Mapping[str, Op], name: str) -> Op:
-    """What makes `name`, before the pool of planes that SDT v1 has on CIFAR10-DVS."""
+    """What makes `name`, before a pool of planes."""
     op = by_name[name]
     while isinstance(op, (MaxPool, Reshape)):
         op = by_name[op.inputs[0]]
