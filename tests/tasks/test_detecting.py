@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from qsdformer.errors import UserError
-from qsdformer.models.dense.batching import Batching
+from qsdformer.models.dense.batching import Batching, pasted
 from qsdformer.tasks.detecting import (
     BoxScores,
     DetectionScores,
@@ -210,4 +211,17 @@ def test_boxes_and_masks_come_back_at_the_size_of_the_file() -> None:
     first, second = batching.postprocess(results, batch.image_sizes, batch.image_sizes)
     assert first["boxes"].tolist() == [[4, 6, 24, 16]]
     assert second["boxes"].tolist() == [[4, 3, 24, 8]]
-    assert first["masks"].shape == (1, 1, 40, 48)
+    assert first["masks"].shape == (1, 40, 48)
+    assert first["masks"].dtype == torch.bool
+    assert first["masks"][0, 6:16, 4:24].all()
+    assert not first["masks"][0, 20:].any()
+
+
+def test_masks_are_torchvisions_and_take_a_byte_a_pixel() -> None:
+    rng = torch.Generator().manual_seed(0)
+    masks = torch.rand(3, 1, 28, 28, generator=rng)
+    boxes = boxes_of((2, 3, 30, 20), (0, 0, 48, 40), (40, 30, 41, 31))
+    whole = pasted(masks, boxes, (40, 48))
+    assert torch.equal(whole, paste_masks_in_image(masks, boxes, (40, 48))[:, 0] > 0.5)
+    assert whole.element_size() == 1
+    assert pasted(masks[:0], boxes[:0], (40, 48)).shape == (0, 40, 48)

@@ -18,11 +18,11 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from qsdformer.graph.ops import Array
 from qsdformer.graph.post import BOX, DELTAS, MASK, MASKS, SCORES, RegionPost
+from qsdformer.models.dense.batching import Batching
 from qsdformer.models.dense.pooling import region_pool
 
 Size = tuple[int, int]  # height, width
@@ -47,7 +47,7 @@ def region_detections(
     places: Sequence[Size],
     sizes: Sequence[Size],
 ) -> list[dict[str, Tensor]]:
-    """Boxes, labels, scores and perhaps masks (N, 1, H, W), as `detections` gives them.
+    """Boxes, labels, scores and perhaps masks (N, H, W) bool, as `detections` gives them.
 
     `heads` are what runs the networks for regions, each with the thresholds of its first neuron.
     """
@@ -57,10 +57,8 @@ def region_detections(
         proposals = _proposals(post, real, images)
         maps = OrderedDict((name, real[name]) for name in post.maps)
         found, _ = _region_heads(post, heads)(maps, proposals, images.image_sizes)
-    mean = [0.0]
-    back = GeneralizedRCNNTransform(min_size=1, max_size=1, image_mean=mean, image_std=mean)
-    resized: list[dict[str, Tensor]] = back.eval().postprocess(found, list(places), list(sizes))
-    return resized
+    back = Batching((0.0,), (1.0,), 1)
+    return back.eval().postprocess(found, list(places), list(sizes))
 
 
 def encoded(thresholds: Sequence[float], values: Tensor) -> Array:

@@ -24,7 +24,6 @@ from qsdformer.data.detection.segments import encode_mask
 from qsdformer.errors import UserError
 from qsdformer.nn.exact import exact_float32
 
-MASK_THRESHOLD = 0.5  # of the probability that a pixel is the object's
 Detections = dict[str, Tensor]  # boxes (K, 4), labels (K,), scores (K,), masks (K, H, W) bool
 # What is found in images (C, H, W), for their sizes (height, width) in the files.
 Detect = Callable[[list[Tensor], list[tuple[int, int]]], list[Detections]]
@@ -144,11 +143,8 @@ def sizes_of(targets: Iterable[Target]) -> list[tuple[int, int]]:
 
 
 def detections(found: Mapping[str, Tensor]) -> Detections:
-    """What torchvision's detectors return for an image, on the CPU, with yes-or-no masks."""
-    chosen = {key: found[key].detach().cpu() for key in ("boxes", "labels", "scores")}
-    if "masks" in found:
-        chosen["masks"] = (found["masks"].detach()[:, 0] > MASK_THRESHOLD).cpu()
-    return chosen
+    """What our detectors return for an image, on the CPU."""
+    return {key: value.detach().cpu() for key, value in found.items()}
 
 
 @torch.inference_mode()

@@ -81,7 +81,21 @@ def test_images_without_objects_train_and_images_of_many_sizes_are_found_in(
         assert one["boxes"][:, 3].max() <= height
         assert set(one["labels"].tolist()) <= set(range(1, 6))
         if detector == "mask_rcnn":
-            assert one["masks"].shape == (len(one["boxes"]), 1, height, width)
+            assert one["masks"].shape == (len(one["boxes"]), height, width)
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_what_is_found_in_an_image_does_not_depend_on_those_beside_it(detector: str) -> None:
+    network = settled(detection(detector=detector)).eval()
+    sides = [(SIZE, SIZE), (50, 90), (33, 40), (SIZE, SIZE - 3)]
+    images = [torch.rand(3, *side) for side in sides]
+    sizes = [(2 * height, 2 * width) for height, width in sides]
+    with torch.no_grad():
+        together = network.detect(images, sizes)
+        alone = [network.detect([i], [size])[0] for i, size in zip(images, sizes, strict=True)]
+    assert sum(len(one["boxes"]) for one in alone) > 4
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("detector", ["mask_rcnn", "faster_rcnn"])

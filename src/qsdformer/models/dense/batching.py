@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 Size = tuple[int, int]  # height, width
+MASK_THRESHOLD = 0.5  # of the probability that a pixel is the object's
 
 
 class Batching(GeneralizedRCNNTransform):
@@ -28,6 +31,11 @@ class Batching(GeneralizedRCNNTransform):
             size_divisible=multiple,
         )
 
+    def padded(self, size: Sequence[int]) -> Size:
+        """The height and width that an image of a size has when it is padded by itself."""
+        height, width = (-(-side // self.size_divisible) * self.size_divisible for side in size)
+        return height, width
+
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
@@ -40,7 +48,26 @@ class Batching(GeneralizedRCNNTransform):
         image_shapes: list[Size],
         original_image_sizes: list[Size],
     ) -> list[dict[str, Tensor]]:
-        """Boxes and masks of images of `image_shapes`, for images of `sizes`."""
+        """Boxes and masks (K, H, W) bool of images of `image_shapes`, for images of `sizes`."""
+        if self.training:
+            return result
         sizes = original_image_sizes if self.sizes is None else list(self.sizes)
-        found: list[dict[str, Tensor]] = super().postprocess(result, image_shapes, sizes)
+        small = [one.get("masks") for one in result]
+        rest = [{key: one[key] for key in one if key != "masks"} for one in result]
+        found: list[dict[str, Tensor]] = super().postprocess(rest, image_shapes, sizes)
+        for one, masks, size in zip(found, small, sizes, strict=True):
+            if masks is not None:
+                one["masks"] = pasted(masks, one["boxes"], size)
         return found
+
+
+def pasted(masks: Tensor, boxes: Tensor, size: Size) -> Tensor:
+    """Masks (K, H, W) bool of an image of a size, of probabilities (K, 1, M, M) in `boxes`.
+
+    One after the other: in floating point all those of a photo would be gigabytes.
+    """
+    whole = torch.zeros((len(masks), *size), dtype=torch.bool, device=masks.device)
+    for index, mask in enumerate(whole):
+        own = slice(index, index + 1)
+        mask.copy_(paste_masks_in_image(masks[own], boxes[own], size)[0, 0] > MASK_THRESHOLD)
+    return whole

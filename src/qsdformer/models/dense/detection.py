@@ -2,13 +2,13 @@
 
 Images are a list of (C, h, w) in 0..1 of any sizes; normalising and padding happen inside.
 Labels are 1..classes; 0 is the background. In training mode the result is a dictionary of losses,
-else one of boxes, labels, scores and, from Mask R-CNN, masks for each image.
+else one of boxes, labels, scores and, from Mask R-CNN, masks (K, H, W) bool for each image.
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -91,14 +91,24 @@ class Detector(DenseNetwork):
             return super().forward(images, targets)
 
     def detect(self, images: list[Tensor], sizes: Sequence[Size]) -> list[dict[str, Tensor]]:
-        """What is found in each image, in eval mode, for the sizes that they were resized from."""
+        """What is found in each image, in eval mode, for the sizes that they were resized from.
+
+        Images go through the network with those of their padded size only: padding that is a
+        neighbour's would change what is found.
+        """
         batching = cast(Batching, self.transform)
-        batching.sizes = sizes
+        alike: dict[Size, list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            alike[batching.padded(image.shape[-2:])].append(index)
+        found: dict[int, dict[str, Tensor]] = {}
         try:
-            found: list[dict[str, Tensor]] = self(images)
+            for indices in alike.values():
+                batching.sizes = [sizes[index] for index in indices]
+                results = self([images[index] for index in indices])
+                found.update(zip(indices, results, strict=True))
         finally:
             batching.sizes = None
-        return found
+        return [found[index] for index in range(len(images))]
 
     def set_images(self, info: DataInfo) -> None:
         """Normalise images by the mean and deviation of `info` from now on."""
