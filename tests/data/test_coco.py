@@ -11,7 +11,12 @@ from PIL import Image
 from data.detection_files import CATEGORIES, annotation, write_coco, write_image
 from qsdformer.data.detection.coco import read_coco
 from qsdformer.data.detection.records import DetectionSet, Record
-from qsdformer.data.detection.segments import encode_mask, run_lengths
+from qsdformer.data.detection.segments import (
+    encode_mask,
+    parse_segment,
+    run_lengths,
+    segment_masks,
+)
 from qsdformer.errors import UserError
 
 
@@ -124,6 +129,26 @@ def test_run_lengths_of_any_mask_come_back(tmp_path: Path, seed: int) -> None:
     assert all(np.array_equal(found, mask) for found in record.masks((40, 48)))
 
 
+@pytest.mark.parametrize(
+    ("points", "pixels"),
+    [
+        ([0, 0, 200, 0, 0, 200], 100 * 100),
+        ([20, 50, 50, -50, 80, 50], 2250),  # a trapezium: 60 and 30 wide, 50 high
+        ([1e300, 0, 1e300, 100, 50, 100, 50, 0], 5000),
+    ],
+)
+def test_a_polygon_is_cut_at_the_border_its_edges_as_they_were(
+    points: list[float], pixels: int
+) -> None:
+    size = (100, 100)
+    assert abs(segment_masks([parse_segment([points], size)], size).sum() - pixels) <= 20
+
+
+def test_crowds_may_be_said_by_yes_and_no(tmp_path: Path) -> None:
+    record = only(tmp_path, annotation(1, 1, iscrowd=True), annotation(2, 1, iscrowd=False))
+    assert record.iscrowd.tolist() == [True, False]
+
+
 def test_an_object_in_two_pieces_has_both_in_its_mask(tmp_path: Path) -> None:
     pieces = [[4, 6, 8, 6, 8, 10, 4, 10], [20, 20, 24, 20, 24, 24, 20, 24]]
     mask = only(tmp_path, annotation(1, 1, segmentation=pieces)).masks((40, 48))[0]
@@ -140,7 +165,9 @@ def test_an_object_in_two_pieces_has_both_in_its_mask(tmp_path: Path) -> None:
         ([[4, 6, 24, 6, 24, "x"]], "something else than numbers"),
         ([[4, 6, 24, 6, 24, float("inf")]], "not finite"),
         ("text", "neither polygons nor run lengths"),
+        ([[10**400, 6, 24, 6, 24, 16]], "something else than numbers"),
         ({"size": [48, 40], "counts": [1920]}, "not [40, 48]"),
+        ({"size": 5, "counts": [1920]}, "for size 5, not [40, 48]"),
         ({"size": [40, 48], "counts": [1919]}, "do not add up"),
         ({"size": [40, 48], "counts": [2000, -80]}, "do not add up"),
         ({"size": [40, 48], "counts": "\x01"}, "damaged"),
@@ -175,9 +202,18 @@ def test_outlines_are_needed_for_masks_only(tmp_path: Path) -> None:
         ({"annotations": [annotation(5, 1, bbox=[1, 2, 3])]}, "x, y, width, height"),
         ({"annotations": [annotation(5, 1, bbox=[1, 2, 3, "x"])]}, "x, y, width, height"),
         ({"annotations": [annotation(5, 1, bbox=[1, 2, 3, float("nan")])]}, "x, y, width"),
+        ({"annotations": [annotation(5, 1, bbox=[10**400, 2, 3, 4])]}, "x, y, width"),
+        ({"annotations": [annotation(5, 1, area=10**400)]}, "annotation 5 has the area 1000"),
+        ({"annotations": [annotation(5, 1, area=float("nan"))]}, "annotation 5 has the area nan"),
+        ({"annotations": [annotation(5, 1, area=-5)]}, "annotation 5 has the area -5"),
+        ({"annotations": [annotation(5, 1, area="9")]}, "annotation 5 has the area '9'"),
+        ({"annotations": [annotation(5, 1, iscrowd="0")]}, "annotation 5 has iscrowd '0'"),
+        ({"annotations": [annotation(5, 1, iscrowd=2)]}, "annotation 5 has iscrowd 2"),
         ({"annotations": {}}, "no list annotations"),
         ({"images": []}, "lists no images"),
         ({"images": [{"id": 1, "file_name": "a.png", "height": 0, "width": 4}]}, "height 0"),
+        ({"images": [{"id": 1, "file_name": "a", "height": 10**400, "width": 4}]}, "height 1000"),
+        ({"images": [{"id": 2**63, "file_name": "a", "height": 4, "width": 4}]}, "64 bits"),
         ({"images": [{"id": 1, "height": 1, "width": 4}]}, "file_name"),
         ({"categories": []}, "lists no categories"),
         ({"categories": [*CATEGORIES, {"id": 3, "name": "cow"}]}, "category id 3"),

@@ -30,8 +30,17 @@ def test_boxes_count_pixels_from_one_and_include_the_last(tmp_path: Path) -> Non
     assert record.pixels(3).size == (48, 40)
 
 
+def test_a_box_of_one_pixel_across_is_an_object(tmp_path: Path) -> None:
+    boxes = [(5, 7, 5, 16), (5, 7, 24, 7), (5, 7, 4, 16)]
+    write_voc(tmp_path, objects={"a": [voc_object(box=box) for box in boxes]})
+    found = read_voc(tmp_path, "val")
+    assert found.records[0].boxes.tolist() == [[4, 6, 5, 16], [4, 6, 24, 7]]
+    file = tmp_path / "ImageSets" / "Main" / "val.txt"
+    assert found.notes == (f"boxes of zero area in {file}, left out: 1",)
+
+
 def test_objects_beyond_the_border_are_cut_and_those_outside_left_out(tmp_path: Path) -> None:
-    boxes = [(41, 31, 60, 50), (50, 1, 60, 10), (9, 9, 9, 20), (2, 2, 9, 9)]
+    boxes = [(41, 31, 60, 50), (50, 1, 60, 10), (9, 9, 8, 20), (2, 2, 9, 9)]
     write_voc(tmp_path, objects={"a": [voc_object(box=box) for box in boxes]})
     found = read_voc(tmp_path, "val")
     assert found.records[0].boxes.tolist() == [[40, 30, 48, 40], [1, 1, 9, 9]]

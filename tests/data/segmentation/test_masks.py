@@ -296,3 +296,6 @@ def test_a_legend_names_what_is_there_beside_the_picture() -> None:
     assert first in colours
     assert third in colours
     assert second not in colours
+    broken = with_legend(np.zeros((40, 3, 3), np.uint8), mask, ("the\nsky", "car", "tree"))
+    spaced = with_legend(np.zeros((40, 3, 3), np.uint8), mask, ("the sky", "car", "tree"))
+    assert np.array_equal(np.asarray(broken), np.asarray(spaced))

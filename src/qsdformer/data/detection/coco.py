@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from qsdformer.data.detection.segments import Segment, parse_segment
 from qsdformer.errors import UserError, one_line
 
 LAYOUT = "expected ROOT/annotations/instances_SPLIT.json and the images in ROOT/SPLIT"
-Warn = Callable[[str], UserError]
+MOST_PIXELS = 2**31  # of an area or a side
 
 
 def read_coco(root: str | Path, split: str, *, segments: bool) -> DetectionSet:
@@ -111,9 +111,13 @@ def _images(content: Mapping[str, Any], file: Path) -> dict[int, Mapping[str, An
             raise UserError(
                 f"{file}: an image without a whole id and a file_name: {one_line(entry)}"
             )
+        if not -(2**63) <= number < 2**63:
+            raise UserError(
+                f"{file}: image id {one_line(number)} has more than 64 bits: number the images anew"
+            )
         for side in ("height", "width"):
-            if not _is_whole(entry.get(side)) or entry[side] < 1:
-                raise UserError(f"{file}: image {number} has {side} {entry.get(side)!r}")
+            if not _is_whole(entry.get(side)) or not 1 <= entry[side] < MOST_PIXELS:
+                raise UserError(f"{file}: image {number} has {side} {one_line(entry.get(side))}")
         if number in images:
             raise UserError(f"{file}: two images have the id {number}")
         images[number] = entry
@@ -148,13 +152,12 @@ def _objects(
         category: Any = entry.get("category_id")
         if not _is_whole(category) or category not in labels:
             raise UserError(f"{which} has category {category!r}, which is not listed")
-        area = entry.get("area")
         x, y, width, height = _box(entry.get("bbox"), which)
         objects.add(
             (x, y, x + width, y + height),
             labels[category],
-            crowd=bool(entry.get("iscrowd", 0)),
-            area=float(area) if isinstance(area, (int, float)) else None,
+            crowd=_is_crowd(entry.get("iscrowd", 0), which),
+            area=_area(entry.get("area"), which),
             segment=partial(_segment, entry, size, which) if segments else None,
         )
     return objects
@@ -163,9 +166,26 @@ def _objects(
 def _box(value: Any, which: str) -> tuple[float, float, float, float]:
     numbers = isinstance(value, list) and len(value) == 4
     if not numbers or not all(isinstance(v, (int, float)) and abs(v) < 2**31 for v in value):
-        raise UserError(f"{which} has the box {value!r}: it must be x, y, width, height")
+        shown = one_line(repr(value))
+        raise UserError(f"{which} has the box {shown}: it must be x, y, width, height")
     x, y, width, height = map(float, value)
     return x, y, width, height
+
+
+def _is_crowd(value: Any, which: str) -> bool:
+    if not isinstance(value, int) or value not in (0, 1):
+        raise UserError(f"{which} has iscrowd {one_line(repr(value))}: it must be 0 or 1")
+    return bool(value)
+
+
+def _area(value: Any, which: str) -> float | None:
+    """In pixels; None where the file does not say, so that it is the box's."""
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or not 0 <= value < MOST_PIXELS:
+        shown = one_line(repr(value))
+        raise UserError(f"{which} has the area {shown}: it must be a number of pixels, 0 or more")
+    return float(value)
 
 
 def _segment(entry: Mapping[str, Any], size: tuple[int, int], which: str) -> Segment:

@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qsdformer.errors import one_line
+
 Polygons = tuple[npt.NDArray[np.float64], ...]
 Runs = npt.NDArray[np.int64]  # run lengths, which sum to H * W
 Segment = Polygons | Runs
 
 LEAST_POINTS = 3  # of a polygon
+FARTHEST = 10  # sides of the image beyond its border, where polygons are still cut exactly
 
 
 def parse_segment(value: Any, size: tuple[int, int]) -> Segment:
@@ -65,19 +68,22 @@ def run_lengths(mask: npt.NDArray[np.bool_]) -> list[int]:
 def _polygon(points: Any, size: tuple[int, int]) -> npt.NDArray[np.float64]:
     try:
         values = np.asarray(points, np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError("its polygon has something else than numbers") from error
     if values.ndim != 1 or len(values) % 2 or len(values) < 2 * LEAST_POINTS:
         raise ValueError("its polygon is no list of x and y of at least three points")
     if not np.isfinite(values).all():
         raise ValueError("its polygon has a number that is not finite")
-    limits = np.array([size[1], size[0]], np.float64)
-    return np.clip(values.reshape(-1, 2), 0, limits).ravel()
+    # What fills it cuts it at the border, but takes memory for every pixel of an edge.
+    sides = np.array([size[1], size[0]], np.float64)
+    far = FARTHEST * sides.max()
+    return np.clip(values.reshape(-1, 2), -far, sides + far).ravel()
 
 
 def _parse_runs(value: Mapping[str, Any], size: tuple[int, int]) -> Runs:
-    if list(value.get("size") or ()) != list(size):
-        raise ValueError(f"its run lengths are for size {value.get('size')}, not {list(size)}")
+    own = value.get("size")
+    if not isinstance(own, Sequence) or list(own) != list(size):
+        raise ValueError(f"its run lengths are for size {one_line(own)}, not {list(size)}")
     counts = value.get("counts")
     if isinstance(counts, str):
         counts = _decompressed(counts)

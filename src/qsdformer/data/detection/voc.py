@@ -67,7 +67,7 @@ def read_voc(
         records=tuple(records),
         class_names=classes,
         category_ids=numbered_categories(classes),
-        notes=notes_of(left_out, folder / "Annotations"),
+        notes=notes_of(left_out, _list(folder, split)),
     )
 
 
@@ -90,7 +90,7 @@ def class_names_of(root: str | Path, splits: Sequence[str]) -> tuple[str, ...]:
 
 def _names(folder: Path, split: str) -> list[str]:
     """Names of the images in a split: the first word of each line, as in lists of one class."""
-    file = folder / "ImageSets" / "Main" / f"{split}.txt"
+    file = _list(folder, split)
     try:
         text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
@@ -106,6 +106,10 @@ def _names(folder: Path, split: str) -> list[str]:
     if double:
         raise UserError(f"the list {file} names {double[0]} more than once")
     return names
+
+
+def _list(folder: Path, split: str) -> Path:
+    return folder / "ImageSets" / "Main" / f"{split}.txt"
 
 
 def _annotation(folder: Path, name: str) -> Path:
@@ -149,7 +153,7 @@ def _objects(tree: ElementTree.Element, classes: Sequence[str], file: Path, imag
         x1, y1, x2, y2 = (
             _number(item, f"bndbox/{key}", file) for key in ("xmin", "ymin", "xmax", "ymax")
         )
-        if x2 <= x1 or y2 <= y1:
+        if x2 < x1 or y2 < y1:  # the last pixel is part of it
             objects.left_out["boxes of zero area"] += 1
             continue
         difficult = (item.findtext("difficult") or "0").strip() == "1"

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from qsdformer.data.segmentation.labels import IGNORE
+from qsdformer.errors import one_line
 
 Array = np.ndarray
 
@@ -53,7 +54,7 @@ def with_legend(picture: Array, mask: Array, names: Sequence[str]) -> Image.Imag
     counts = np.bincount(mask.ravel(), minlength=IGNORE + 1)[: len(names)]
     order = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
     total = max(1, int(counts.sum()))
-    lines = [f"{names[index]} {counts[index] / total:.1%}" for index in order]
+    lines = [f"{one_line(names[index])} {counts[index] / total:.1%}" for index in order]
     drawing = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     width = max([round(drawing.textlength(line)) for line in lines], default=0)
     height = max(picture.shape[0], ROW * len(lines) + MARGIN)
