@@ -249,6 +249,15 @@ def test_unreadable_images_are_named_before_training(coco: Path) -> None:
     assert "skip_bad" not in str(caught.value)  # which detection does not have
 
 
+def test_images_of_another_size_than_annotated_are_named_before_training(coco: Path) -> None:
+    data = module(coco)
+    for name in ("train/000000000002", "val/000000000001"):
+        write_image(coco / f"{name}.png", (50, 60))
+    with pytest.raises(UserError, match=r"02\.png is 60x50 .* for 48x40, and 1 more") as caught:
+        data.check()
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

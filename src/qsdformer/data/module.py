@@ -16,6 +16,7 @@ from qsdformer.data.image_folder import load as load_image_folder
 from qsdformer.data.loading import SplitModule
 from qsdformer.data.sections import DataSection
 from qsdformer.data.segmentation.config import SOURCES as MASK_SOURCES
+from qsdformer.data.segmentation.dataset import MaskDataset
 from qsdformer.data.segmentation.dataset import load as load_masks
 from qsdformer.errors import UserError
 
@@ -64,6 +65,15 @@ class DataModule(SplitModule[ImageDataset]):
         if evaluate_as is not None:
             self._eval = self._eval.prepared_as(evaluate_as)
         self.info: DataInfo = self._eval.info
+
+    def check(self) -> None:
+        """As for other data, and `DataError` for a mask to evaluate on that cannot be used.
+
+        Those trained on are met at once, these only after an epoch.
+        """
+        super().check()
+        if isinstance(self._eval, MaskDataset):
+            self._eval.check_masks()
 
     @property
     def notes(self) -> tuple[str, ...]:

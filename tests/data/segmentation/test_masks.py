@@ -202,6 +202,39 @@ def test_files_kept_in_memory_are_read_once_and_bad_ones_counted(tmp_path: Path)
         load(config, 0)
 
 
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (np.full((36, 48), 77, np.uint8), "has label 77"),
+        (np.arange(36 * 48 * 3, dtype=np.uint8).reshape(36, 48, 3), "of mode RGB"),
+        (np.zeros((36, 36), np.uint8), "the same proportions"),
+    ],
+)
+def test_masks_to_evaluate_on_are_read_before_training(
+    tmp_path: Path, mask: np.ndarray, words: str
+) -> None:
+    config = SegmentationData(name="camvid", root=str(write_camvid(tmp_path, count=3)))
+    data = DataModule(config, batch_size=2)
+    data.check()
+    save(mask, tmp_path / "val/masks/1.png")
+    with pytest.raises(DataError, match=words):
+        data.check()
+
+
+def test_a_folder_that_names_other_classes_is_no_published_set(tmp_path: Path) -> None:
+    config = SegmentationData(name="camvid", root=str(write_camvid(tmp_path, count=2)))
+    names = list(load(config, 0).info.class_names)
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    assert load(config, 0).info.class_names == tuple(names)
+    for wrong, words in (
+        (["cat", *names[1:]], f"class {names[0]!r} of camvid is 'cat' there"),
+        (names[:-1], "it has 10 classes, camvid 11"),
+    ):
+        (tmp_path / "classes.txt").write_text("\n".join(wrong))
+        with pytest.raises(UserError, match=words):
+            load(config, 0)
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
 def test_images_of_any_mode_are_read_in_colour(tmp_path: Path, mode: str) -> None:
     write_camvid(tmp_path, count=2)

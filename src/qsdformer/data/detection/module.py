@@ -10,7 +10,7 @@ from qsdformer.data.base import DataInfo
 from qsdformer.data.detection.coco import read_coco
 from qsdformer.data.detection.config import DetectionData
 from qsdformer.data.detection.dataset import DetectionDataset, Preparation
-from qsdformer.data.detection.records import DetectionSet, Record
+from qsdformer.data.detection.records import DetectionSet, Record, check_sizes
 from qsdformer.data.detection.vary import Variation
 from qsdformer.data.detection.voc import class_names_of, read_voc
 from qsdformer.data.loading import SplitModule
@@ -74,6 +74,11 @@ class DetectionDataModule(SplitModule[DetectionDataset]):
         self.notes: tuple[str, ...] = tuple(dict.fromkeys(notes))
         self.category_ids = evaluated.category_ids
         self.info = evaluate_as or described(config, evaluated.class_names)
+
+    def check(self) -> None:
+        """As for other data, and `UserError` for images of other sizes than annotated."""
+        super().check()
+        check_sizes([*self.training_set.records, *self._eval.records])
 
     def _training_set(
         self, found: DetectionSet, masks: bool

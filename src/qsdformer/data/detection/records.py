@@ -181,6 +181,29 @@ def check_files(records: Sequence[Record], annotations: Path) -> None:
         )
 
 
+def check_sizes(records: Sequence[Record]) -> None:
+    """`UserError` that counts images of another size than their annotations say, and names one."""
+    bad = [str(error) for record in records if (error := _size_error(record)) is not None]
+    if bad:
+        more = f", and {len(bad) - 1:,} more like it" if len(bad) > 1 else ""
+        raise UserError(f"{bad[0]}{more}")
+
+
+def _size_error(record: Record) -> UserError | None:
+    """Pixels are decoded only where the header leaves a doubt."""
+    path, size = record.image, record.size
+    if not isinstance(path, str) or size is None:
+        return None
+    with contextlib.suppress(*EXIF_ERRORS), Image.open(path) as image:
+        if size == (image.height, image.width):
+            return None
+    try:
+        _open_as_annotated(path, size)
+    except UserError as error:
+        return error
+    return None
+
+
 def upright_size(path: str) -> tuple[int, int] | None:
     """Height and width of an image file as its EXIF data turn it; None where it cannot be read.
 

@@ -7,6 +7,7 @@ images or masks of one differ in size, a list of (3, H, W) or (H, W) in its plac
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from qsdformer.data.augment import image_keys
 from qsdformer.data.base import DataError, DataInfo, Source
+from qsdformer.data.detection.records import upright_size
 from qsdformer.data.folders import check_images
 from qsdformer.data.images import normalise, read_image
 from qsdformer.data.segmentation.config import PUBLISHED, SegmentationData
@@ -32,6 +34,7 @@ from qsdformer.data.segmentation.vary import (
     resized_image,
     resized_mask,
 )
+from qsdformer.errors import UserError
 
 Read = tuple[Array, Array]  # an image (H, W, 3) uint8 and its mask (H, W) uint8
 
@@ -76,15 +79,28 @@ class MaskDataset:
         if pair.image in self.kept:
             return self.kept[pair.image]
         image = np.asarray(read_image(pair.image, self.info.channels))
-        mask = self.labels_of.read(pair.mask)
-        if not same_proportions(image.shape[:2], mask.shape):
-            raise DataError(
-                f"mask {pair.mask} is {_size_text(mask.shape)} pixels, its image "
-                f"{_size_text(image.shape)}: they must have the same proportions"
-            )
+        mask = self._mask(pair, image.shape)
         if self.config.in_memory:
             self.kept[pair.image] = image, mask
         return image, mask
+
+    def _mask(self, pair: Pair, shape: Sequence[int]) -> Array:
+        """The classes in a pair's mask, for an image of `shape` (H, W, ...)."""
+        mask = self.labels_of.read(pair.mask)
+        if not same_proportions(shape[:2], mask.shape):
+            raise DataError(
+                f"mask {pair.mask} is {_size_text(mask.shape)} pixels, its image "
+                f"{_size_text(shape)}: they must have the same proportions"
+            )
+        return mask
+
+    def check_masks(self) -> None:
+        """`DataError` for a mask that does not fit its image or has labels of no class."""
+        for pair in self.pairs:
+            if pair.image not in self.kept:
+                size = upright_size(pair.image)
+                if size is not None:  # otherwise the image is what cannot be read
+                    self._mask(pair, size)
 
     def _varied(self, read: Read, rng: np.random.Generator) -> Read:
         image, mask = read
@@ -216,9 +232,12 @@ def _class_names(config: SegmentationData, val: Pairs) -> tuple[str, ...]:
     """As given, published or in the folder; otherwise numbers up to the largest label found."""
     if config.classes is not None:
         return config.classes
-    if config.name in PUBLISHED:
-        return PUBLISHED[config.name][0]
     named = class_names_in(config.root)
+    if config.name in PUBLISHED:
+        published = PUBLISHED[config.name][0]
+        if named is not None:
+            _check_names(config, published, named)
+        return published
     if named is not None:
         return named
     train = find_pairs(config.root, config.train_split, skip_bad=config.skip_bad)
@@ -229,6 +248,18 @@ def _class_names(config: SegmentationData, val: Pairs) -> tuple[str, ...]:
         largest = max(largest, int(known.max(initial=-1)))
     count = largest + 1 - config.reduces_zero
     return tuple(map(str, range(max(2, count))))
+
+
+def _check_names(config: SegmentationData, published: Sequence[str], named: Sequence[str]) -> None:
+    """`UserError` where a folder names other classes than those of the published set."""
+    for mine, theirs in itertools.zip_longest(published, named):
+        if mine != theirs:
+            what = f"class {mine!r} of {config.name} is {theirs!r} there"
+            if mine is None or theirs is None:
+                what = f"it has {len(named)} classes, {config.name} {len(published)}"
+            raise UserError(
+                f"{config.root}/classes.txt: {what}; is it another set (--data.name mask_folder)?"
+            )
 
 
 def _channels_first(image: Array) -> Tensor:
