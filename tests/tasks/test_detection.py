@@ -23,6 +23,8 @@ from torch import Tensor
 
 import qsdformer
 from qsdformer.cli import run
+from qsdformer.data.detection.config import DetectionData
+from qsdformer.data.detection.module import DetectionDataModule
 from qsdformer.errors import UserError
 from qsdformer.models.checkpoint import KEY, load_checkpoint, read
 from qsdformer.recipes.recipe import Recipe, parse_recipe
@@ -128,7 +130,8 @@ def test_each_detector_trains_and_its_losses_are_written_and_add_up(
     assert all(math.isfinite(part) for part in parts)
     assert float(last["train_loss"]) == pytest.approx(sum(parts), rel=1e-4)
     assert 0 <= float(last["val_map50"]) <= 1
-    assert (last["val_mask_map50"] != "") == (detector == "mask_rcnn")
+    for name in ("val_mask_map50", "val_mask_map", "val_mask_map75"):
+        assert (last[name] != "") == (detector == "mask_rcnn")
 
 
 def test_the_checkpoint_keeps_the_task_and_what_files_call_the_classes(run_folder: Path) -> None:
@@ -190,6 +193,46 @@ def test_predict_draws_boxes_and_writes_results(
         assert y >= 0
         assert x + width <= 48.01
         assert y + height <= 40.01
+
+
+def test_images_are_numbered_as_given_whichever_can_be_read(
+    run_folder: Path, coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    good = [str(coco / "val" / f"{number:012}.png") for number in (1, 2)]
+    words = ["predict", str(run_folder / "last.ckpt"), "--output", str(tmp_path / "out")]
+    assert run([*words, good[0], str(bad), good[1], good[1]]) == 2
+    results = tmp_path / "out" / "results.json"
+    assert {entry["image_id"] for entry in json.loads(results.read_text())} == {1, 3, 4}
+    assert run([*words, str(bad)]) == 2
+    assert json.loads(results.read_text()) == []
+
+
+def test_results_never_replace_the_data_and_scores_come_before_them(
+    run_folder: Path, coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", str(run_folder / "last.ckpt"), "--results"]
+    for name in ("annotations/instances_val.json", "annotations/instances_train.json"):
+        before = (coco / name).read_bytes()
+        assert run([*words, str(coco / name)]) == 2
+        assert "is what is read and would be overwritten" in capsys.readouterr().err
+        assert (coco / name).read_bytes() == before
+    assert run([*words, str(coco / "val" / "000000000001.png")]) == 2
+    assert "is what is read" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert run([*words, str(tmp_path / "file" / "found.json")]) == 2
+    printed = capsys.readouterr()
+    assert "box AP50" in printed.out
+    assert "cannot write" in printed.err
+
+
+def test_lists_and_annotations_of_voc_are_files_of_the_data(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_voc(tmp_path, split)
+    config = DetectionData(name="voc", root=str(tmp_path))
+    data = DetectionDataModule(config, masks=False, batch_size=1)
+    assert set(data.files) == {path for path in tmp_path.rglob("*") if path.is_file()}
 
 
 def test_a_resumed_run_repeats_an_uninterrupted_one(coco: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def _evaluate(
     from qsdformer.commands.running import progress_bar
     from qsdformer.tasks.detecting import evaluate_boxes
 
-    check_outputs([options.results], [options.model])
+    check_outputs([options.results], [options.model], data.files)
     total = min(data.eval_size, options.limit or data.eval_size)
     with progress_bar() as progress:
         task = progress.add_task("evaluating", total=total)
@@ -75,9 +75,9 @@ def _evaluate(
         )
     for note in data.notes:
         print(f"note: {note}", file=sys.stderr)
+    print_scores(options, data.config.name, data.info.class_names, result)
     if options.results:
         write_text(options.results, json.dumps(result.results) + "\n")
-    print_scores(options, data.config.name, data.info.class_names, result)
 
 
 def print_scores(
@@ -167,6 +167,7 @@ def _predictor(
 
     pictures = Pictures(Path(options.output), options.images)
     results: list[dict[str, Any]] = []
+    write_text(pictures.folder / RESULTS, "[]\n")  # not an older one, if no image can be read
 
     def predict(opened: Sequence[tuple[str, Image.Image]]) -> Iterator[Found]:
         for path, image in opened:
@@ -176,7 +177,7 @@ def _predictor(
             }
             (picture,) = pictures.names_for(path, "")
             pictures.save(drawn(image, as_drawn(kept), names), picture)
-            listed = coco_results(found, pictures.count, category_ids)
+            listed = coco_results(found, pictures.position, category_ids)
             results.extend(listed)
             yield described(path, kept, listed, names, picture)
         write_text(pictures.folder / RESULTS, json.dumps(results) + "\n")

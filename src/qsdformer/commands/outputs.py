@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from qsdformer.errors import UserError
@@ -10,12 +10,16 @@ from qsdformer.errors import UserError
 READ = ("*.ckpt", "*.yaml", "metrics.csv", "result.json")  # of a run folder, by commands
 
 
-def check_outputs(outputs: Iterable[str | None], inputs: Iterable[str]) -> None:
-    """`UserError` if a file to be written, None for none, is one of `inputs`.
+def check_outputs(
+    outputs: Sequence[str | None], inputs: Iterable[str], data: Iterable[Path] = ()
+) -> None:
+    """`UserError` if a file to be written, None for none, is one of `inputs` or of `data`.
 
     An input may be a run folder, whose own files count.
     """
-    read = [file for path in map(Path, inputs) for file in _files(path)]
+    if not any(output is not None and Path(output).exists() for output in outputs):
+        return
+    read = [*(file for path in map(Path, inputs) for file in _files(path)), *data]
     for output in outputs:
         if output is not None and any(_same(Path(output), file) for file in read):
             raise UserError(f"{output} is what is read and would be overwritten: choose another")

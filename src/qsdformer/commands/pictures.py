@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,10 @@ class Pictures:
     what lies beside it.
     """
 
-    def __init__(self, folder: Path, paths: Iterable[str]) -> None:
+    def __init__(self, folder: Path, paths: Sequence[str]) -> None:
         self.folder = folder
-        self.count = 0  # of images that have names so far
+        self.position = 0  # among all paths, from 1, of the image that got names last
+        self._order = enumerate(paths, 1)
         self._taken: set[str] = set()
         for path in map(Path, paths):
             places = path.parent.resolve(), path.resolve().parent  # a link, and what it leads to
@@ -32,14 +33,17 @@ class Pictures:
                 )
 
     def names_for(self, path: str, *endings: str) -> list[Path]:
-        """The files for what is drawn of the image at `path`: its name with each ending."""
+        """The files for what is drawn of the image at `path`: its name with each ending.
+
+        Images come in the order of the paths, some of which may be left out.
+        """
         stem, number = Path(path).stem, 1
         names = [f"{stem}{ending}" for ending in endings]
         while self._taken & set(names):
             number += 1
             names = [f"{stem}-{number}{ending}" for ending in endings]
         self._taken.update(names)
-        self.count += 1
+        self.position = next(place for place, given in self._order if given == path)
         return [self.folder / f"{name}.png" for name in names]
 
     def save(self, picture: Image.Image, path: Path) -> None:

@@ -58,7 +58,10 @@ MEASURES: dict[str, Measures] = {
         monitored="val_map50",
         word="AP50",
         trained=None,
-        validated=("val_map50", "val_map", "val_map75", "val_mask_map50", "val_mask_map"),
+        validated=(
+            *("val_map50", "val_map", "val_map75"),
+            *("val_mask_map50", "val_mask_map", "val_mask_map75"),
+        ),
         losses=(
             *("loss_objectness", "loss_rpn_box_reg"),
             *("loss_classifier", "loss_box_reg", "loss_mask"),

@@ -67,7 +67,11 @@ class Detection(NetworkTask):
             "val_map75": scores.box.ap75,
         }
         if scores.mask is not None:
-            values |= {"val_mask_map50": scores.mask.ap50, "val_mask_map": scores.mask.ap}
+            values |= {
+                "val_mask_map50": scores.mask.ap50,
+                "val_mask_map": scores.mask.ap,
+                "val_mask_map75": scores.mask.ap75,
+            }
         for name, value in values.items():
             self.log(name, value, sync_dist=True)
 

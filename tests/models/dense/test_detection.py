@@ -98,6 +98,16 @@ def test_what_is_found_in_an_image_does_not_depend_on_those_beside_it(detector: 
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_one_image_whose_last_map_is_a_pixel_is_trained_on(detector: str) -> None:
+    network = made(detection(detector=detector))
+    target = {"boxes": torch.tensor([[2.0, 3.0, 20.0, 24.0]]), "labels": torch.tensor([1])}
+    target["masks"] = torch.ones(1, 32, 32, dtype=torch.uint8)
+    losses = network([torch.rand(3, 32, 32)], [target])
+    assert set(losses) == LOSSES[detector]
+    assert all(value.isfinite() for value in losses.values())
+
+
 @pytest.mark.parametrize("detector", ["mask_rcnn", "faster_rcnn"])
 def test_one_region_alone_is_trained_on_by_running_statistics(detector: str) -> None:
     network = settled(detection(detector=detector)).train()

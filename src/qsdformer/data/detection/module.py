@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from qsdformer.data.base import DataInfo
+from qsdformer.data.decoding import EXTENSIONS
 from qsdformer.data.detection.coco import read_coco
 from qsdformer.data.detection.config import DetectionData
 from qsdformer.data.detection.dataset import DetectionDataset, Preparation
@@ -74,6 +76,16 @@ class DetectionDataModule(SplitModule[DetectionDataset]):
         self.notes: tuple[str, ...] = tuple(dict.fromkeys(notes))
         self.category_ids = evaluated.category_ids
         self.info = evaluate_as or described(config, evaluated.class_names)
+
+    @property
+    def files(self) -> Iterator[Path]:
+        """The files of the set: annotations, lists, and all that lies beside its images."""
+        assert self.config.root is not None
+        root = Path(self.config.root).expanduser()
+        for pattern in ("annotations/*.json", "ImageSets/Main/*.txt", "Annotations/*.xml"):
+            yield from root.glob(pattern)
+        for folder in sorted({Path(path).parent for path in self._eval.unread}):
+            yield from (path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
 
     def check(self) -> None:
         """As for other data, and `UserError` for images of other sizes than annotated."""

@@ -38,7 +38,7 @@ class NeuronConv(nn.Module):
 
     def forward(self, x: Tensor, level: int = 0) -> Tensor:
         """(B, C_in, H, W) to (B, C_out, H, W)."""
-        return self.norms[level](self.conv(self.neuron(x)))
+        return normed(self.norms[level], self.conv(self.neuron(x)))
 
 
 class NeuronLinear(nn.Module):
@@ -82,7 +82,8 @@ class PredictorLinear(QuantLinear):
 def normed(norm: nn.Module, x: Tensor) -> Tensor:
     """`norm(x)`; by its running statistics where one value a channel has none of its own.
 
-    A batch of one region does occur in training, and would be an error.
+    A batch of one region, or of one image whose map is a pixel, occurs in training, and would be an
+    error.
     """
     assert isinstance(norm, _BatchNorm)
     if not norm.training or x.numel() != x.shape[1]:
