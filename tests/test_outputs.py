@@ -41,3 +41,22 @@ def test_an_output_that_is_an_input_is_one_line_and_nothing_is_lost(
     assert "is what is read and would be overwritten: choose another" in error
     assert error.count("\n") == 1
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_two_outputs_in_one_file_and_ones_that_cannot_be_written_are_said_before_the_work(
+    lively, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_checkpoint(tmp_path / "a.ckpt", lively())
+    (tmp_path / "file").write_text("mine")
+    both = str(tmp_path / "out")
+    for words, said in (
+        (["--csv", both, "--json", both], "is given for two outputs: choose another for one"),
+        (["--json", str(tmp_path)], "cannot write"),
+        (["--json", str(tmp_path / "file" / "x.json")], "cannot write"),
+        (["--json", "/proc/none/x.json"], "cannot write"),
+    ):
+        assert run(["analyze", str(tmp_path / "a.ckpt"), *words]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt", "file"]

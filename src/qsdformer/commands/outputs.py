@@ -1,4 +1,4 @@
-"""Outputs never take the place of what a command reads."""
+"""Outputs never take the place of what a command reads, nor of one another."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from qsdformer.errors import UserError
+from qsdformer.files import check_writable
 
 READ = ("*.ckpt", "*.yaml", "metrics.csv", "result.json")  # of a run folder, by commands
 
@@ -15,13 +16,19 @@ def check_outputs(
 ) -> None:
     """`UserError` if a file to be written, None for none, is one of `inputs` or of `data`.
 
-    An input may be a run folder, whose own files count.
+    An input may be a run folder, whose own files count. Also for two outputs that are one file,
+    and for one that cannot be written: that is said before the work and not after it.
     """
-    if not any(output is not None and Path(output).exists() for output in outputs):
+    given = [Path(output) for output in outputs if output is not None]
+    for number, output in enumerate(given):
+        check_writable(output)
+        if any(one.absolute() == output.absolute() or _same(one, output) for one in given[:number]):
+            raise UserError(f"{output} is given for two outputs: choose another for one of them")
+    if not any(output.exists() for output in given):
         return
     read = [*(file for path in map(Path, inputs) for file in _files(path)), *data]
-    for output in outputs:
-        if output is not None and any(_same(Path(output), file) for file in read):
+    for output in given:
+        if any(_same(output, file) for file in read):
             raise UserError(f"{output} is what is read and would be overwritten: choose another")
 
 
