@@ -349,6 +349,13 @@ def test_results_of_another_recipe_are_refused(grid: Grid) -> None:
         ablation.finished_rows(longer)
 
 
+def test_rows_measured_on_more_or_fewer_images_are_not_gone_on_with(grid: Grid) -> None:
+    write_rows(grid, [row(grid, "ann", 0, 0.75, measured_images=8), row(grid, "plain", 0, 0.5)])
+    assert len(ablation.finished_rows(grid)) == 2
+    with pytest.raises(UserError, match=r"ann-s0 measured on 8 images: set measure_images to that"):
+        ablation.finished_rows(dataclasses.replace(grid, measure_images=16))
+
+
 def test_rows_measured_on_other_images_are_not_gone_on_with(
     grid: Grid, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ from qsdformer.errors import UserError
 from qsdformer.experiments.ablation_measure import evaluation_data, measure
 from qsdformer.experiments.ablation_report import (
     EVALUATED,
+    MEASURED,
     Row,
     check_row,
     read_rows,
@@ -63,6 +64,7 @@ def run_cell(grid: Grid, cell: Cell, console: Console | None = None) -> Row:
         "seed": cell.seed,
         "accuracy": finished.score,
         "digest": digest(grid, cell.variant),
+        MEASURED: grid.measure_images,
         **measure(recipe, finished.path, grid.measure_images),
     }
     write_json(_row_file(grid, cell), row)
@@ -117,6 +119,11 @@ def finished_rows(grid: Grid) -> dict[Cell, Row]:
             raise UserError(
                 f"{grid.output} has a result of {cell} by another recipe: choose another output, "
                 f"or remove its row and the folder {cell_folder(grid, cell)}"
+            )
+        if int(row.get(MEASURED) or grid.measure_images) != grid.measure_images:
+            raise UserError(
+                f"{grid.output} has a result of {cell} measured on {row[MEASURED]} images: set "
+                f"measure_images to that (it is {grid.measure_images}), or choose another output"
             )
         found[cell] = row
     return {**_reused_rows(grid), **found}

@@ -19,6 +19,7 @@ from qsdformer.files import atomic_path, write_text
 
 Row = dict[str, Any]
 EVALUATED = "evaluation_images"  # how many the accuracy is of
+MEASURED = "measured_images"  # how many entropies, rates and work are of; not in older rows
 
 COLUMNS = (
     "variant",
@@ -49,6 +50,7 @@ COLUMNS = (
     "epochs",
     "threads",
     EVALUATED,
+    MEASURED,
     "digest",
 )
 CONFIDENCE = 0.95
