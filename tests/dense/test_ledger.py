@@ -19,6 +19,7 @@ from qsdformer.analysis.measure import measure
 from qsdformer.analysis.post import PostWork
 from qsdformer.analysis.regions import add_regions
 from qsdformer.analysis.shares import shares
+from qsdformer.analysis.twins import twins
 from qsdformer.runtimes.binary import run_binary
 from qsdformer.tasks.deployment import deployable
 
@@ -74,6 +75,18 @@ def test_heads_for_regions_have_rows_of_their_own_scaled_to_an_image():
     assert by_part["heads"].additions > sum(expected.values()) / 2
     total = sum(share.energy["bit-aware"] for share in by_part.values())
     assert total == pytest.approx(ledger.total(COST_MODELS["bit-aware"]))
+
+
+def test_weights_shared_by_levels_are_read_once():
+    found = deployable(settled(detection_config()), info_of(32))
+    measured = measure(found.part, [(torch.randn(1, 3, 32, 32), None)], post=found.post)
+    spiking = make_ledger("it", found.part, measured, found.network)
+    weights = {n: m.weight.numel() for n, m in found.part.named_modules() if hasattr(m, "bits")}
+    for ledger in (spiking, *twins("it", found.part, measured)):
+        bits = {row.name: row.weight_bits or 32 for row in ledger.rows}
+        assert any(name.endswith("conv@4") for name in bits)
+        read = {row.name: row.weights_read for row in ledger.rows if row.weights_read}
+        assert read == {name: count * bits[name] for name, count in weights.items()}
 
 
 def test_a_detectors_post_processing_is_counted_by_its_candidates():

@@ -59,7 +59,8 @@ class Row:
     exact. `estimate` is what papers compute instead, dense MACs * rate * T * D. Arithmetic is
     `additions` at `add_bits` and `multiplications` at `mult_bits`; None means fp32. `weight_bits`
     is per weight. `weights_read` and `moved` are bits of weights and of everything else that pass
-    between memory and arithmetic, if each tensor is moved once.
+    between memory and arithmetic, if each tensor is moved once: a layer that is called again does
+    not read its weights again.
     """
 
     name: str

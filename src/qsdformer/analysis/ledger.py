@@ -190,7 +190,7 @@ def _row(
         estimate=estimate,
         weights=op.weights,
         weight_bits=op.weight_bits,
-        weights_read=op.weights * (op.weight_bits or FLOAT_BITS),
+        weights_read=op.weights_read * (op.weight_bits or FLOAT_BITS),
         moved=_moved(op, as_float),
         **row,
     )

@@ -50,6 +50,7 @@ class Operation:
     layer_input: int = 0
     elements: int = 0
     weights: int = 0
+    repeated: bool = False  # a further call of a layer, whose weights an earlier one has read
     weight_bits: int | None = None
     fan_in: int = 0
     times: int = 1  # time steps whose spikes the sums of a layer hold
@@ -58,6 +59,11 @@ class Operation:
     heads: int = 0
     neuron: SpikingNeuron | None = None
     to_layer: bool = False  # norm: the result is stored as the real input of a layer
+
+    @property
+    def weights_read(self) -> int:
+        """How many weights come from memory: those of a layer once an image."""
+        return 0 if self.repeated else self.weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +138,7 @@ class _Tracer:
     spiking: Mapping[Step, Spikes]
     found: list[Operation] = field(default_factory=list)
     layers: set[str] = field(default_factory=set)
+    called: set[nn.Module] = field(default_factory=set)
     scaled: set[str] = field(default_factory=set)
 
     def do(self, step: Step, *x: Signal) -> Signal:
@@ -221,12 +228,14 @@ class _Tracer:
                 layer_input=step.inputs[0].channels * math.prod(x.grid),
                 elements=step.channels * step.tokens,
                 weights=weights,
+                repeated=layer in self.called,
                 weight_bits=getattr(layer, "bits", None),
                 fan_in=summed * x.times * x.places,
                 times=x.times,
                 places=x.places,
             )
         )
+        self.called.add(layer)
         return replace(self._made(step, step.time), due=step.name)
 
     def _attention(self, step: Step, q: Signal, k: Signal, v: Signal) -> Signal:

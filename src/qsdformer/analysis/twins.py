@@ -112,7 +112,7 @@ def _ann_rows(found: Sequence[Operation]) -> tuple[Row, ...]:
             rows += _pool_rows(op, FLOAT_BITS, None)
             layer = _pooled(op)
             read = layer.layer_input * FLOAT_BITS
-            row = _macs(layer, float(layer.reached), op.weights * FLOAT_BITS, read)
+            row = _macs(layer, float(layer.reached), op.weights_read * FLOAT_BITS, read)
             rows.append(replace(row, weight_bits=None))
         else:
             # A ReLU is one comparison.
@@ -229,7 +229,7 @@ def _quantised_layer(op: Operation, bits: int, largest: int, skipping: Measured 
     op = _pooled(op)
     # Of pooled values no more are not 0 than there are.
     count = float(op.reached) if active is None else min(active, op.reached)
-    row = _macs(op, count, op.weights * weight_bits, op.layer_input * bits)
+    row = _macs(op, count, op.weights_read * weight_bits, op.layer_input * bits)
     if op.weight_bits is None:
         return row
     single = replace(op, fan_in=op.fan_in // op.times)
