@@ -77,6 +77,19 @@ def test_heads_for_regions_have_rows_of_their_own_scaled_to_an_image():
     assert total == pytest.approx(ledger.total(COST_MODELS["bit-aware"]))
 
 
+def test_work_for_regions_does_not_depend_on_the_batches():
+    found = deployable(settled(detection_config(detector="mask_rcnn")), info_of(32))
+    images = [torch.from_numpy(image) / 255 for image in pixels_of(32, 4)]
+    by_size = []
+    for size in (1, 2, 4):
+        work = PostWork(images=4)
+        batches = [(images[i : i + size], None) for i in range(0, 4, size)]
+        counts = [row.count for row in add_regions(found, batches, work)]
+        by_size.append((work.products, work.sums, *counts))
+    assert by_size[0] == pytest.approx(by_size[1])
+    assert by_size[0] == pytest.approx(by_size[2])
+
+
 def test_weights_shared_by_levels_are_read_once():
     found = deployable(settled(detection_config()), info_of(32))
     measured = measure(found.part, [(torch.randn(1, 3, 32, 32), None)], post=found.post)

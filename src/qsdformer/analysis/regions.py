@@ -39,30 +39,37 @@ def add_regions(
     post = found.post
     assert isinstance(post, RegionPost)
     regions: dict[str, list[Tensor]] = {name: [] for name in found.heads}
+    proposals: list[int] = []  # of each image
     images = 0
     for shown, _ in batches:
         device = next(network.parameters()).device
-        with _kept(network, regions):
+        with _kept(network, regions, proposals):
             results = network.eval()([image.to(device) for image in shown])
         images += len(shown)
         if post.has_masks:
             _note_masks(post, work, [result["boxes"] for result in results])
+    _note_suppression(post, work, proposals)
     rows: list[Row] = []
     for name, head in found.heads.items():
         read = [values for values in regions[name] if len(values)]
         if not read:
             continue
         measured = measure(head.part, ((values, None) for values in read), read[0].device)
-        _note_regions(post, name, work, [len(values) for values in read], read[0][0].numel())
+        _note_regions(post, name, work, measured.images, read[0][0].numel())
         ledger = make_ledger(name, head.part, measured)
         rows += [_of_image(row, measured.images / images, images) for row in ledger.rows]
     return tuple(rows)
 
 
 @contextlib.contextmanager
-def _kept(network: nn.Module, regions: dict[str, list[Tensor]]) -> Iterator[None]:
-    """What the heads read inside the block, appended to `regions`."""
+def _kept(network: Any, regions: dict[str, list[Tensor]], proposals: list[int]) -> Iterator[None]:
+    """What the heads read inside the block, appended to `regions`, and each image's `proposals`."""
+
+    def count(_: nn.Module, given: tuple[Any, ...]) -> None:
+        proposals.extend(len(boxes) for boxes in given[1])
+
     with contextlib.ExitStack() as stack:
+        stack.callback(network.roi_heads.register_forward_pre_hook(count).remove)
         for name, kept in regions.items():
             module = network.get_submodule(MODULES[name])
 
@@ -73,17 +80,18 @@ def _kept(network: nn.Module, regions: dict[str, list[Tensor]]) -> Iterator[None
         yield
 
 
-def _note_regions(
-    post: RegionPost, name: str, work: PostWork, counts: list[int], values: int
-) -> None:
-    """RoIAlign of all regions, and of the box head softmax, decoding and suppression."""
-    total = sum(counts)
+def _note_regions(post: RegionPost, name: str, work: PostWork, total: int, values: int) -> None:
+    """RoIAlign of all regions, and of the box head softmax and decoding."""
     work.note(total * values * post.sampling**2, POOL)
     if name == BOX:
         classes = len(post.class_names)
         work.note(total * (classes + 1), SCORE)
         work.note(total * classes, DECODE)
-        work.note(sum(classes * n * (n - 1) // 2 for n in counts), PAIR)
+
+
+def _note_suppression(post: RegionPost, work: PostWork, proposals: list[int]) -> None:
+    """Pairs of boxes of one class: of every image its own, whatever the batches are."""
+    work.note(len(post.class_names) * sum(n * (n - 1) // 2 for n in proposals), PAIR)
 
 
 def _note_masks(post: RegionPost, work: PostWork, boxes: list[Tensor]) -> None:
