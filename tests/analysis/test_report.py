@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from qsdformer import create_model
-from qsdformer.analysis.report.collect import membranes, read_curves
+from qsdformer.analysis.report.collect import collect, membranes, read_curves
 from qsdformer.analysis.report.sections import membrane_figures
 from qsdformer.analysis.report.svg import Axes
 from qsdformer.cli import run
@@ -199,6 +199,14 @@ def test_the_report_of_a_run_is_on_weights_that_nothing_has_chosen(
     assert run(["eval", str(both / "last.ckpt"), "--limit", "32", "--json"]) == 0
     top1 = json.loads(capsys.readouterr().out)["top1"]
     assert f"{top1:.2%} top-1 accuracy" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("given", [".", "last.ckpt"])
+def test_a_run_seen_from_inside_its_folder_has_the_folders_name(
+    given: str, both: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(both)
+    assert collect(given, {}, limit=4, batch_size=4).name == "spiking"
 
 
 def test_best_weights_say_on_which_images_they_were_chosen(both: Path, tmp_path: Path) -> None:

@@ -145,6 +145,11 @@ def test_work_of_a_network_with_float_neck_and_heads_is_its_backbones(config):
     found = deployable(network, info_of(32))
     measured = measure(found.part, [(torch.randn(2, 3, 32, 32), None)], post=found.post)
     ledger = make_ledger("it", found.part, measured, network)
+    for twin in twins("it", found.part, measured, network):
+        assert twin.parameters == ledger.parameters
+        assert twin.float_bytes == ledger.float_bytes
+        assert twin.packed_bytes in (ledger.packed_bytes, ledger.float_bytes)
+        assert ledger.packed_bytes <= twin.packed_bytes
     by_part = {share.part: share for share in shares(network, ledger, [*COST_MODELS.values()])}
     backbone = by_part["backbone"]
     assert backbone.additions > 0

@@ -40,9 +40,14 @@ from qsdformer.nn.taps import spiking_neurons
 NOT_IN_ANN = ("q_neuron", "k_neuron", "v_neuron", "attention_neuron", "attention_norm")
 
 
-def twins(name: str, model: nn.Module, measured: Measured) -> list[Ledger]:
-    """The ledgers of the ANN twins of a measured spiking model."""
-    spiking = make_ledger(name, model, measured)
+def twins(
+    name: str, model: nn.Module, measured: Measured, network: nn.Module | None = None
+) -> list[Ledger]:
+    """The ledgers of the ANN twins of a measured spiking model.
+
+    As in `make_ledger` sizes are those of the whole `network`, where there is one.
+    """
+    spiking = make_ledger(name, model, measured, network)
     found = operations(model, measured.size, measured.frames)
     ann = Ledger(
         name=f"{name} ann",

@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
         analyses.append(analysis)
         ledgers.append(analysis.ledger)
         if options.twins:
-            ledgers += twins(subject.name, subject.model, analysis.measured)
+            ledgers += twins(subject.name, subject.model, analysis.measured, analysis.network)
     _print(console, analyses, ledgers, models)
     if options.csv:
         write_csv(options.csv, ledgers, models)

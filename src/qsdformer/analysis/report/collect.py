@@ -107,7 +107,7 @@ def collect(
     subject = load_run(str(checkpoint), keys, batch_size)
     if subject.task != "classification":
         subject.data.eval_batch_size = min(DENSE_BATCH, batch_size)
-    name = folder.name if checkpoint.name in (BEST, LAST) else checkpoint.stem
+    name = folder.resolve().name if checkpoint.name in (BEST, LAST) else checkpoint.stem
     common: dict[str, Any] = {
         "name": name,
         "images": images_text(subject.data.config),
@@ -127,13 +127,14 @@ def collect(
     if analysis is None:
         ledger = ann_ledger(name, subject.model, subject.data.info.sides, scores[TOP1])
         return Run(**common, scores=scores, ledger=ledger)
+    measured, network = analysis.measured, analysis.network
     return Run(
         **common,
         scores=scores,
         ledger=analysis.ledger,
         analysis=analysis,
         # Heads for regions have no twins: the comparison would leave them out on one side.
-        twins=[] if subject.found.heads else twins(name, subject.model, analysis.measured),
+        twins=[] if subject.found.heads else twins(name, subject.model, measured, network),
     )
 
 
