@@ -205,6 +205,8 @@ def _arithmetic(op: Operation, count: float, as_float: bool) -> dict[str, Any]:
             bits = accumulator_bits(op, op.weight_bits, op.levels)
         return {"additions": count, "add_bits": bits}
     if op.kind == "attention":
+        if as_float:
+            return {"additions": count}
         kv, qkv = attention_bits(op, op.levels)
         return {"additions": count, "add_bits": kv if op.partner else qkv}
     return elementwise_arithmetic(op, count, as_float)
