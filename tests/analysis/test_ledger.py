@@ -7,7 +7,7 @@ import torch
 
 import qsdformer as qsd
 from qsdformer.analysis.energy import COST_MODELS, cost_model
-from qsdformer.analysis.ledger import Ledger, make_ledger, papers_energy
+from qsdformer.analysis.ledger import Ledger, make_ledger, papers_energy, reached_by
 from qsdformer.analysis.measure import Measured, measure
 from qsdformer.analysis.operations import operations
 from qsdformer.analysis.twins import activation_bits, ann_ledger, twins
@@ -122,6 +122,50 @@ def test_the_quantised_twin_does_every_mac_and_its_skipping_version_only_those_n
     assert skipping.macs < spiking.synaptic_operations + spiking.macs
 
 
+def test_the_skipping_twin_skips_zeros_of_k_in_its_product_with_v(
+    make_model: Make, settle: Make
+) -> None:
+    model = settle(make_model())
+    measured = measured_on_noise(model)
+    kv = next(op for op in operations(model, measured.size) if op.partner is not None)
+    assert kv.source is not None
+    active = measured.active[kv.source].clone()
+    active[0] = 0
+    measured.active[kv.source] = active
+    rows = {row.name: row for row in twins("m", model, measured)[2].rows}
+    assert rows[kv.name].count == reached_by(measured.active, kv) / 4 < kv.dense_macs
+
+
+def test_a_1_bit_activation_is_added_and_not_multiplied_as_a_spike_is(
+    make_model: Make, settle: Make
+) -> None:
+    model = settle(make_model(levels=1, fully_spiking=True))
+    spiking = {row.name: row for row in make_ledger("m", model, measured_on_noise(model)).rows}
+    found = twins_of(model)
+    for name in ("quantised-ann", "quantised-ann-skip"):
+        products = {row.name: row.multiplications for row in found[name].rows if row.kind == "mac"}
+        stem, *others = products.values()
+        assert stem > 0
+        assert not any(others)
+    skipping = {row.name: row for row in found["quantised-ann-skip"].rows}
+    for name, row in spiking.items():
+        if row.kind == "ac" or name.endswith(".qkv"):
+            assert skipping[name].additions == row.additions
+            assert skipping[name].add_bits == row.add_bits
+            assert skipping[name].moved == row.moved
+
+
+def test_sums_of_spikes_have_more_levels_than_neurons_in_a_quantised_twin() -> None:
+    torch.manual_seed(0)
+    fields = {"width": 16, "depth": 1, "heads": 2, "num_classes": 5, "levels": 1}
+    model = qsd.create_model("spikformer_tiny", **fields)
+    (skipping,) = twins("m", model, measured_on_noise(model))[2:]
+    rows = {row.name: row for row in skipping.rows}
+    assert rows["blocks.0.mlp.fc2.conv"].multiplications == 0  # it reads a neuron
+    assert rows["blocks.0.mlp.fc1.conv"].mult_bits == (4, 2)  # and this up to three spikes
+    assert rows["blocks.0.mlp.fc1.conv"].multiplications == rows["blocks.0.mlp.fc1.conv"].count
+
+
 def test_twins_differ_with_the_network(make_model: Make, settle: Make) -> None:
     assert list(twins_of(settle(make_model()))) == ["ann", "quantised-ann", "quantised-ann-skip"]
     assert list(twins_of(settle(make_model(time_steps=2)))) == ["ann", "quantised-ann"]
@@ -157,15 +201,16 @@ def test_an_ann_pools_before_its_head_where_a_spiking_network_sums_spikes() -> N
     head = next(op for op in operations(model, measured.size) if op.name == "head")
     assert head.places == 16
     assert head.layer_input == 16 * 16
+    assert head.levels == 4 * 4  # the stem's two convolutions, attention and MLP add their spikes
     found = {ledger.name: ledger.rows for ledger in twins("m", model, measured)}
-    for twin, bits, sum_bits in (("ann", 32, 32), ("quantised-ann", 3, 7)):
+    for twin, bits, sum_bits in (("ann", 32, 32), ("quantised-ann", 5, 9)):
         rows = {row.name: row for row in found[f"m {twin}"]}
         assert rows["head"].count == rows["head"].dense_macs == 16 * 5
         assert rows["head"].moved == 16 * sum_bits
         assert rows["head.pool"].additions == 16 * 16
         assert rows["head.pool"].moved == 16 * 16 * bits
     quantised = {row.name: row for row in found["m quantised-ann"]}
-    assert quantised["head"].mult_bits == (8, 7)  # sums up to 16 * 4
+    assert quantised["head"].mult_bits == (8, 9)  # sums up to 16 * 16
     skipping = {row.name: row for row in found["m quantised-ann-skip"]}
     assert skipping["head"].count <= 16 * 5
 

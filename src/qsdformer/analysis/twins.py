@@ -2,8 +2,9 @@
 
 - "ann": the counterpart ANN in fp32, ReLU and softmax attention, every MAC carried out.
 - "quantised-ann": the same weights and bits, and activations of as many levels as the spiking
-  network has spikes (T * D), as integers: one multiply-accumulate where the spiking network has up
-  to T * D additions. For T = 1 it is what training computes, so its accuracy is the same.
+  network has spikes (T * D, and more where it sums spikes), as integers: one multiply-accumulate
+  where the spiking network has up to T * D additions, an addition alone where an activation has one
+  bit. For T = 1 it is what training computes, so its accuracy is the same.
 - "quantised-ann-skip" (T = 1): the same on hardware that skips activations of 0.
 """
 
@@ -60,12 +61,11 @@ def twins(
         return [ann]
     neurons = spiking_neurons(model).values()
     steps = max(neuron.time_steps for neuron in neurons)
-    levels = max(neuron.levels for neuron in neurons) * steps
     same = spiking.accuracy if steps == 1 else None
     quantised = replace(
         spiking,
         name=f"{name} quantised-ann",
-        rows=(*_quantised_rows(found, levels), *post_rows(measured)),
+        rows=(*_quantised_rows(found, steps), *post_rows(measured)),
         accuracy=same,
     )
     if steps > 1:
@@ -73,7 +73,7 @@ def twins(
     skipping = replace(
         quantised,
         name=f"{name} quantised-ann-skip",
-        rows=(*_quantised_rows(found, levels, measured), *post_rows(measured)),
+        rows=(*_quantised_rows(found, steps, measured), *post_rows(measured)),
     )
     return [ann, quantised, skipping]
 
@@ -206,12 +206,13 @@ def _softmax_rows(op: Operation) -> list[Row]:
 
 def _quantised_rows(
     found: Sequence[Operation],
-    levels: int,
+    steps: int,
     skipping: Measured | None = None,
 ) -> tuple[Row, ...]:
-    bits = activation_bits(levels)
     rows: list[Row] = []
     for op in found:
+        levels = op.levels * steps
+        bits = activation_bits(levels)
         if op.kind == "mac":
             rows.append(_quantised_layer(op, *real_input(op), skipping))
         elif op.kind == "ac":
@@ -235,6 +236,7 @@ def _quantised_layer(op: Operation, bits: int, largest: int, skipping: Measured 
     # Of pooled values no more are not 0 than there are.
     count = float(op.reached) if active is None else min(active, op.reached)
     row = _macs(op, count, op.weights_read * weight_bits, op.layer_input * bits)
+    row = _of_activations(row, bits)
     if op.weight_bits is None:
         return row
     single = replace(op, fan_in=op.fan_in // op.times)
@@ -242,12 +244,18 @@ def _quantised_layer(op: Operation, bits: int, largest: int, skipping: Measured 
     return replace(row, add_bits=accumulator, mult_bits=(op.weight_bits, bits))
 
 
+def _of_activations(row: Row, bits: int) -> Row:
+    """One of a single bit says whether a weight is added: there is nothing to multiply."""
+    return replace(row, multiplications=0.0) if bits == 1 else row
+
+
 def _quantised_attention(op: Operation, bits: int, levels: int, skipping: Measured | None) -> Row:
     kv, qkv = attention_bits(op, levels)
     count = float(op.dense_macs)
-    if skipping is not None and op.partner is None:
+    if skipping is not None:
+        # In k^T v those of k.
         count = reached_by(skipping.active, op) / skipping.images
-    row = _macs(op, count, 0, op.layer_input * bits)
+    row = _of_activations(_macs(op, count, 0, op.layer_input * bits), bits)
     operands = (bits, bits) if op.partner else (bits, kv)
     return replace(row, add_bits=kv if op.partner else qkv, mult_bits=operands)
 
