@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import qsdformer as qsd
 from qsdformer.analysis.energy import COST_MODELS, cost_model
@@ -191,6 +193,26 @@ def test_an_anns_attention_has_a_mac_for_every_channel_of_v() -> None:
     attention = "stages.3.blocks.0.attention"
     assert (f"{attention}.kv", tokens**2 * channels) in found
     assert (f"{attention}.qkv", tokens**2 * 4 * channels) in found
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("metaspikeformer_tiny", {"dims": (4, 6, 8, 8), "depth": 2, "heads": 2}),
+        ("e_spikeformer_tiny", {"dims": (4, 6, 8, 8), "depth": 2, "heads": 2}),
+        ("spikformer_tiny", {"width": 16, "depth": 2, "heads": 2}),
+        ("sdt_tiny", {"width": 16, "depth": 2, "heads": 2}),
+        ("sdt_cifar10dvs_2_256", {"width": 16, "depth": 1, "heads": 2, "in_channels": 3}),
+    ],
+)
+def test_an_ann_has_the_macs_that_torch_counts(name: str, fields: dict[str, Any]) -> None:
+    spiking = qsd.create_model(name, **fields)
+    ann = type(spiking)(spiking.config.ann()).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        ann(torch.randn(1, 3, 32, 32))
+    rows = ann_ledger("m", ann, (32, 32), None).rows
+    assert 2 * sum(row.dense_macs for row in rows) == counter.get_total_flops()
+    assert not any(".core." in row.name for row in rows)
 
 
 def test_an_ann_pools_before_its_head_where_a_spiking_network_sums_spikes() -> None:

@@ -35,6 +35,7 @@ from qsdformer.analysis.ledger import (
 )
 from qsdformer.analysis.measure import Measured
 from qsdformer.analysis.operations import Operation, operations
+from qsdformer.nn.pointwise import MaskAttention
 from qsdformer.nn.taps import spiking_neurons
 
 # Inputs of q, k and v's neurons and of attention's are plain values in the counterpart ANN.
@@ -52,7 +53,7 @@ def twins(
     found = operations(model, measured.size, measured.frames)
     ann = Ledger(
         name=f"{name} ann",
-        rows=(*_ann_rows(found), *post_rows(measured)),
+        rows=(*_ann_rows(_with_products(model, found)), *post_rows(measured)),
         parameters=spiking.parameters,
         packed_bytes=spiking.float_bytes,
         float_bytes=spiking.float_bytes,
@@ -93,7 +94,7 @@ def ann_ledger(
     size = float_bytes(model)
     return Ledger(
         name=name,
-        rows=_ann_rows(found),
+        rows=_ann_rows(_with_products(spiking, found)),
         parameters=sum(p.numel() for p in model.parameters()),
         packed_bytes=size,
         float_bytes=size,
@@ -104,6 +105,40 @@ def ann_ledger(
 def activation_bits(levels: int) -> int:
     """Bits of an activation of values 0..levels."""
     return math.ceil(math.log2(levels + 1))
+
+
+def _with_products(model: nn.Module, found: Sequence[Operation]) -> list[Operation]:
+    """`found` with attention by products where there is one by masks, as the ANN has it."""
+    cores = {f"{n}.": m for n, m in model.named_modules() if isinstance(m, MaskAttention)}
+    result: list[Operation] = []
+    done: set[str] = set()
+    for op in found:
+        path = next((path for path in cores if op.name.startswith(path)), None)
+        if path is None:
+            result.append(op)
+        elif path not in done:
+            done.add(path)
+            own = [other for other in found if other.name.startswith(path)]
+            result += _products(path, own, cores[path].heads)
+    return result
+
+
+def _products(path: str, own: Sequence[Operation], heads: int) -> list[Operation]:
+    """The two products of attention whose mask makes the operations `own`."""
+    values = max(op.elements for op in own)
+    channels = next(op.elements for op in own if op.name == f"{path}mask_neuron")
+    holder = path.removesuffix("core.")
+    common: dict[str, Any] = {"kind": "attention", "heads": heads, "tokens": values // channels}
+    return [
+        Operation(
+            name=f"{holder}kv",
+            partner=f"{holder}v_neuron",
+            fan_in=channels // heads,
+            layer_input=2 * values,
+            **common,
+        ),
+        Operation(name=f"{holder}qkv", layer_input=values, elements=values, **common),
+    ]
 
 
 def _ann_rows(found: Sequence[Operation]) -> tuple[Row, ...]:

@@ -115,6 +115,7 @@ class MaskAttention(nn.Module):
         dvs_mode: bool,
     ) -> None:
         super().__init__()
+        self.heads = heads
 
         def pool() -> nn.Module:
             return nn.MaxPool2d(3, stride=1, padding=1) if dvs_mode else nn.Identity()
