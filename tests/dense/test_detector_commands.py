@@ -117,6 +117,20 @@ def test_a_detector_is_analyzed_with_its_heads(name, dense_runs, tmp_path, capsy
         assert "has heads for regions, whose twins are not known" in capsys.readouterr().err
 
 
+def test_an_analysis_of_a_part_says_so_beside_every_energy(dense_runs, tmp_path, capsys):
+    out, lacking = tmp_path / "all.json", "full-precision neck and heads"
+    whole, part = (dense_runs / name / "last.ckpt" for name in ("segmenter", "float_heads"))
+    words = [str(whole), str(part), "--twins", "--limit", "1", "--json", str(out)]
+    assert run(["analyze", *words]) == 0
+    values = json.loads(out.read_text())
+    assert [model["left_out"] for model in values["models"]] == [None, lacking]
+    left_out = [ledger["left_out"] for ledger in values["ledgers"]]
+    assert left_out == [None] * 4 + [lacking] * 4
+    assert len({ledger["parameters"] for ledger in values["ledgers"][4:]}) == 1
+    _, _, table = capsys.readouterr().out.partition("Side by side")
+    assert "(energy" in table
+
+
 def test_a_detector_and_its_file_are_timed_without_heads(dense_runs, exported, capsys, monkeypatch):
     monkeypatch.setattr("qsdformer.runtimes.bench.peak_memory", lambda *words: 0.0)
     monkeypatch.setattr("qsdformer.runtimes.bench._installed", lambda: ["ONNX Runtime"])

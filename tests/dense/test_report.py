@@ -62,6 +62,17 @@ def test_only_runs_of_one_measure_are_compared(dense_runs, tmp_path):
     assert set(Page(page).figures) > PARETO
     assert charts(page) == {"mIoU (%)"}
     assert [row["run"] for row in rows(page) if row["mIoU"] != "–"] == ["segmenter", "float_heads"]
+    assert [row["bit-aware"].endswith(" *") for row in rows(page)] == [False, False, True]
+    note = "of float_heads are without its full-precision neck and heads"
+    assert page.count(note) == 2  # below the table and below the plot of energies
+
+
+def test_a_report_says_that_energies_are_of_a_part(dense_runs, tmp_path):
+    page = report(tmp_path, dense_runs / "float_heads", "--limit", "1")
+    note = "Energies, operations and rates of float_heads are without its full-precision neck and"
+    assert page.count(note) == 4  # head, table of runs, energy by kind, twins
+    head, _, _ = page.partition('<div class="cards">')
+    assert note in head
 
 
 def test_a_mask_rcnn_has_its_masks_and_its_heads_for_regions_in_the_report(

@@ -44,6 +44,7 @@ def ledger_values(
     charged = {model.name: ledger.energies(model) for model in models}
     values: dict[str, Any] = {
         "name": ledger.name,
+        "left_out": ledger.left_out,
         "accuracy": ledger.accuracy,
         "parameters": ledger.parameters,
         "packed_bytes": ledger.packed_bytes,
@@ -71,6 +72,7 @@ def analysis_values(analysis: Analysis) -> dict[str, Any]:
     return {
         "name": analysis.name,
         "data": analysis.data_name,
+        "left_out": analysis.left_out,
         "images": analysis.measured.images,
         "accuracy": analysis.measured.accuracy,
         "model_config": plain_config(analysis.model),
@@ -161,7 +163,8 @@ def comparison_table(ledgers: Sequence[Ledger], models: Sequence[CostModel]) -> 
         for model in models:
             total = ledger.total(model)
             cells.append(f"{energy_text(total)} ({first.total(model) / total:.2f}×)")
-        table.add_row(ledger.name, *cells)
+        lacking = f" (energy without its {ledger.left_out})" if ledger.left_out else ""
+        table.add_row(ledger.name + lacking, *cells)
     return table
 
 

@@ -29,7 +29,11 @@ MAX_ACCUMULATOR_BITS = 32  # what lowering guarantees
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """The rows of one network, with its size; `accuracy` is a fraction where measured."""
+    """The rows of one network, with its size; `accuracy` is a fraction where measured.
+
+    `left_out` says in words what of the network has no rows: energies are those of the rest, sizes
+    those of all.
+    """
 
     name: str
     rows: tuple[Row, ...]
@@ -37,6 +41,7 @@ class Ledger:
     packed_bytes: int
     float_bytes: int
     accuracy: float | None = None
+    left_out: str | None = None
 
     def energies(self, model: CostModel) -> list[float]:
         """pJ an image of each row."""
@@ -70,11 +75,12 @@ def make_ledger(
     measured: Measured,
     network: nn.Module | None = None,
     more: Sequence[Row] = (),
+    left_out: str | None = None,
 ) -> Ledger:
     """The ledger of a spiking `model` from its spikes on some images.
 
     Sizes are those of the whole `network` that it is a part of, where there is one; `more` are rows
-    of other parts.
+    of other parts, and `left_out` says what is in none.
     """
     found = operations(model, measured.size, measured.frames)
     network = model if network is None else network
@@ -85,6 +91,7 @@ def make_ledger(
         packed_bytes=packed_bytes(network),
         float_bytes=float_bytes(network),
         accuracy=measured.accuracy,
+        left_out=left_out,
     )
 
 

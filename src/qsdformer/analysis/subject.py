@@ -107,7 +107,7 @@ def analyze(
         found.network.to(device)
         batches = first_images(subject.data.val_dataloader(), limit)
         more = add_regions(found, batches, measured.post)
-    ledger = make_ledger(subject.name, subject.model, measured, found.network, more)
+    ledger = make_ledger(subject.name, subject.model, measured, found.network, more, found.left_out)
     return Analysis(
         name=subject.name,
         model=subject.model,

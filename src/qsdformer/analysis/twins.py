@@ -43,13 +43,18 @@ NOT_IN_ANN = ("q_neuron", "k_neuron", "v_neuron", "attention_neuron", "attention
 
 
 def twins(
-    name: str, model: nn.Module, measured: Measured, network: nn.Module | None = None
+    name: str,
+    model: nn.Module,
+    measured: Measured,
+    network: nn.Module | None = None,
+    left_out: str | None = None,
 ) -> list[Ledger]:
     """The ledgers of the ANN twins of a measured spiking model.
 
-    As in `make_ledger` sizes are those of the whole `network`, where there is one.
+    As in `make_ledger` sizes are those of the whole `network`, where there is one, of which
+    `left_out` has no rows.
     """
-    spiking = make_ledger(name, model, measured, network)
+    spiking = make_ledger(name, model, measured, network, left_out=left_out)
     found = operations(model, measured.size, measured.frames)
     ann = Ledger(
         name=f"{name} ann",
@@ -57,6 +62,7 @@ def twins(
         parameters=spiking.parameters,
         packed_bytes=spiking.float_bytes,
         float_bytes=spiking.float_bytes,
+        left_out=left_out,
     )
     if is_float(found):
         return [ann]

@@ -80,7 +80,13 @@ def run(options: argparse.Namespace) -> int:
         analyses.append(analysis)
         ledgers.append(analysis.ledger)
         if options.twins:
-            ledgers += twins(subject.name, subject.model, analysis.measured, analysis.network)
+            ledgers += twins(
+                subject.name,
+                subject.model,
+                analysis.measured,
+                analysis.network,
+                analysis.left_out,
+            )
     _print(console, analyses, ledgers, models)
     if options.csv:
         write_csv(options.csv, ledgers, models)

@@ -127,14 +127,14 @@ def collect(
     if analysis is None:
         ledger = ann_ledger(name, subject.model, subject.data.info.sides, scores[TOP1])
         return Run(**common, scores=scores, ledger=ledger)
-    measured, network = analysis.measured, analysis.network
+    of_all = analysis.measured, analysis.network, analysis.left_out
     return Run(
         **common,
         scores=scores,
         ledger=analysis.ledger,
         analysis=analysis,
         # Heads for regions have no twins: the comparison would leave them out on one side.
-        twins=[] if subject.found.heads else twins(name, subject.model, measured, network),
+        twins=[] if subject.found.heads else twins(name, subject.model, *of_all),
     )
 
 
@@ -270,10 +270,12 @@ def _values(traced: Traced, images: Tensor, wanted: Iterable[Step]) -> dict[Step
 
 def spike_raster(model: nn.Module, image: Tensor) -> dict[str, np.ndarray]:
     """Binary spikes (neurons, T * D) of one image (C, H, W) for a few layers along the network."""
-    neurons = [(n, m) for n, m in model.named_modules() if isinstance(m, SpikingNeuron)]
-    chosen = dict(neurons[i] for i in np.linspace(0, len(neurons) - 1, 5).round().astype(int))
-    with torch.inference_mode(), tap(model, *chosen) as acts:
+    known = {n: m for n, m in model.named_modules() if isinstance(m, SpikingNeuron)}
+    with torch.inference_mode(), tap(model, *known) as acts:
         model(image[None])
+    # A backbone whose maps are read does without the neuron of its head.
+    neurons = [(n, m) for n, m in known.items() if n in acts]
+    chosen = dict(neurons[i] for i in np.linspace(0, len(neurons) - 1, 5).round().astype(int))
     rasters = {}
     for name, neuron in chosen.items():
         counts = neuron.counts(acts[name]).flatten(1)  # (T, neurons)

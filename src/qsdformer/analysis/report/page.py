@@ -63,6 +63,7 @@ def page(runs: Sequence[Run], more: str = "") -> str:
         f"<h1>{escape(run.name)}</h1>",
         f'<p class="soft">{escape(description(run.subject.model))} on {escape(run.images)}; '
         f"weights: {escape(run.weights)}</p>",
+        sections.lacking_note([run]),
         sections.cards(run),
         sections.curves(runs),
         sections.run_table(runs),

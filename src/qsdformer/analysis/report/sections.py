@@ -122,6 +122,22 @@ def curves(runs: Sequence[Run]) -> str:
     return section("Training", *figures) if figures else ""
 
 
+def lacking(runs: Sequence[Run]) -> str:
+    """What the energies of some of the runs do not have, in words; nothing if they have all."""
+    return " ".join(
+        f"Energies, operations and rates of {run.name} are without its {run.ledger.left_out}; "
+        "scores and sizes are of the whole network."
+        for run in runs
+        if run.ledger.left_out
+    )
+
+
+def lacking_note(runs: Sequence[Run], mark: str = "") -> str:
+    """The same as a paragraph."""
+    text = lacking(runs)
+    return f'<p class="soft">{escape(mark + text)}</p>' if text else ""
+
+
 def run_table(runs: Sequence[Run]) -> str:
     """One line a run, a column for each measure that any of them has."""
     measures = list(dict.fromkeys(measure for run in runs for measure in run.scores))
@@ -130,6 +146,7 @@ def run_table(runs: Sequence[Run]) -> str:
         ledger = run.ledger
         rate = None if run.analysis is None else mean_firing_rate(run.analysis.measured.histograms)
         energies = [ledger.total(model) for model in COST_MODELS.values()]
+        mark = " *" if ledger.left_out else ""
         rows.append(
             [
                 run.name,
@@ -140,7 +157,7 @@ def run_table(runs: Sequence[Run]) -> str:
                 (f"{ledger.parameters:,}", ledger.parameters),
                 (f"{ledger.packed_bytes / KIB:,.0f} KiB", ledger.packed_bytes),
                 ("–" if rate is None else f"{rate:.3f}", rate),
-                *((energy_text(e), e) for e in energies),
+                *((energy_text(e) + mark, e) for e in energies),
             ]
         )
     headings = [
@@ -154,7 +171,8 @@ def run_table(runs: Sequence[Run]) -> str:
         "rate q, k, v",
         *COST_MODELS,
     ]
-    return section("Accuracy, size and energy", table(headings, rows, "runs"), grid=False)
+    shown = table(headings, rows, "runs") + lacking_note(runs, "* ")
+    return section("Accuracy, size and energy", shown, grid=False)
 
 
 def membrane_figures(
@@ -241,14 +259,15 @@ def ledger_section(run: Run) -> str:
         for n, kinds in parts.items()
     }
     captions = {n: f"{n}: {energy_text(ledger.total(m))}" for n, m in COST_MODELS.items()}
-    by_kind = figure("ledger", "Where the energy of an image goes", svg.stacked(titled, captions))
+    bars, lacks = svg.stacked(titled, captions), lacking([run])
+    by_kind = figure("ledger", "Where the energy of an image goes", bars, lacks)
     models = "".join(
         f"<li><b>{escape(n)}</b>: {escape(m.title)}</li>" for n, m in COST_MODELS.items()
     )
     twin = ""
     if run.twins:
         bars = _twin_bars([ledger, *run.twins])
-        twin = figure("twins", "The same network as an ANN, bit-aware", bars)
+        twin = figure("twins", "The same network as an ANN, bit-aware", bars, lacks)
     note = f"<details><summary>Cost models</summary><ul>{models}</ul></details>"
     parts_table = share_section(run)
     return section("Energy ledger", by_kind, twin) + note + ledger_table(ledger) + parts_table
@@ -349,7 +368,9 @@ def _pareto(measure: str, runs: Sequence[Run]) -> str:
     return section(
         f"Size and energy against {measure}",
         figure("pareto-size", "Size", svg.scatter(size, "packed (KiB)", axis)),
-        figure("pareto-energy", "Energy", svg.scatter(energy, "bit-aware (µJ)", axis)),
+        figure(
+            "pareto-energy", "Energy", svg.scatter(energy, "bit-aware (µJ)", axis), lacking(runs)
+        ),
     )
 
 
