@@ -39,7 +39,7 @@ SWEEP = (
     "lanes=16|32|64|128,encoding=bitmap|address|address+count,share=false|true,"
     "buffers=0.125|0.25|0.5|1"
 )
-MARKERS = "osv^D<>Pp*"
+MARKERS = "osv^D<>Pp*hX"
 PASSES, COUNTS, SHARED = "D passes", "counts", "counts, shared weights"
 
 
@@ -123,8 +123,8 @@ def against_dense(simulations: dict[str, dict[str, Simulation]], path: Path) -> 
         )
         axes.set_xlim(0.004, 1)
         axes.grid(alpha=0.3)
-    for axes in panels:
-        axes.legend(fontsize=6, loc="lower right")
+    for axes, place in zip(panels, ("lower right", "upper left"), strict=True):
+        axes.legend(fontsize=6, loc=place)
     _save(figure, path)
 
 
@@ -178,6 +178,7 @@ def counts_or_passes(simulations: dict[str, dict[str, Simulation]], path: Path) 
             rate = _text(crossing(RATES, ratios))
             print(f"{title}, D = {levels}: counts are better beyond a rate of {rate}")
         if title != "bits stored":
+            axes.set_yscale("log")  # a head that reads sums over the grid has many levels
             for number, both in enumerate(simulations.values()):
                 points = _stage_ratios(both[PASSES], both[COUNTS], title)
                 marker = MARKERS[number % len(MARKERS)]

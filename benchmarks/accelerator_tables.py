@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from qsdformer.accelerator.design import Design, load_design
 from qsdformer.accelerator.results import Figures, figures
@@ -54,7 +55,7 @@ def load_trained(path: str, images: int, limit: int, root: str | None = None) ->
         return _load_file(path, graph, images, limit, root)
     checkpoint, folder = locate(path)
     loaded, data = load_with_data(str(checkpoint), {}, 256)
-    pixels, _ = next(iter(data.val_dataloader()))
+    pixels = spread((pixels for pixels, _ in data.val_dataloader()), images)
     accuracy = None
     if limit:
         batches = first_images(data.val_dataloader(), limit)
@@ -64,7 +65,7 @@ def load_trained(path: str, images: int, limit: int, root: str | None = None) ->
         if checkpoint.parent == folder and Path(path).is_dir()
         else checkpoint.stem,
         graph=lower(loaded.model, data.info, membrane_bits=16),
-        images=to_pixels(pixels[:images], Preprocessing.of(data.info)),
+        images=to_pixels(pixels, Preprocessing.of(data.info)),
         accuracy=accuracy,
     )
 
@@ -81,8 +82,14 @@ def _load_file(
         accuracy = evaluate_logits(
             lambda pixels: torch.from_numpy(runner.logits(pixels.numpy())), batches
         ).top1
-    pixels, _ = next(pixel_batches(data, images))
+    pixels = spread((pixels for pixels, _ in pixel_batches(data, None)), images)
     return Trained(name=Path(path).stem, graph=graph, images=pixels.numpy(), accuracy=accuracy)
+
+
+def spread(batches: Iterable[Tensor], count: int) -> Tensor:
+    """So many images, taken evenly from all: folders of classes give one class after the other."""
+    whole = torch.cat(list(batches))
+    return whole[torch.linspace(0, len(whole) - 1, count).long()]
 
 
 def designs() -> dict[str, Design]:
@@ -134,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", help="run folders, checkpoints or .qsd files")
     parser.add_argument("--data-root", help="folder of the images of .qsd files")
     parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--limit", type=int, default=2000, help="images for accuracy, 0 for none")
+    parser.add_argument("--limit", type=int, default=10**6, help="images for accuracy, 0 for none")
     options = parser.parse_args(arguments)
     titles = [f"{what}, {name}" for what in COLUMNS for name in designs()]
     print(f"| network | top-1 | rate | {' | '.join(titles)} |")
