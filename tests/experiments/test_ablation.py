@@ -318,7 +318,7 @@ def test_sigterm_ends_the_cells_too_which_save(grid: Grid, tmp_path: Path) -> No
     ("text", "said"),
     [
         (b"model,seed,accuracy\nANN,0,0.5\n", "results.csv, row 1: there is no variant"),
-        (b"variant,seed,accuracy\nann,0,0.5\n", "results.csv, row 1: there is no digest"),
+        (b"variant,seed,accuracy\nann,0,0.5\n", "has a result of ann-s0 by another recipe"),
         (b"variant,seed,accuracy,digest\nann,,0.5,x\n", "results.csv, row 1: there is no seed"),
         (b"variant,seed,accuracy,digest\nann,a,0.5,x\n", "results.csv, row 1: invalid literal"),
         (b"\xff\xfe\x00", "results.csv, the results of a grid: "),

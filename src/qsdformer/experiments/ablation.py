@@ -115,7 +115,7 @@ def finished_rows(grid: Grid) -> dict[Cell, Row]:
         cell = Cell(str(row["variant"]), int(row["seed"]))
         if cell.variant not in grid.names:
             continue
-        if row["digest"] != digest(grid, cell.variant):
+        if row.get("digest") != digest(grid, cell.variant):
             raise UserError(
                 f"{grid.output} has a result of {cell} by another recipe: choose another output, "
                 f"or remove its row and the folder {cell_folder(grid, cell)}"
@@ -142,7 +142,7 @@ def _reused_rows(grid: Grid) -> dict[Cell, Row]:
         }
         for folder in grid.reuse
         for row in read_rows(Path(folder) / "results.csv")
-        for variant in by_digest.get(row["digest"], ())
+        for variant in by_digest.get(row.get("digest", ""), ())
     }
 
 

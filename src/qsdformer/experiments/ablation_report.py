@@ -74,10 +74,8 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def check_row(row: Mapping[str, Any], where: str) -> None:
-    """`UserError` for a row without a variant, a seed, its accuracy and its recipe's digest."""
-    lacking = [
-        key for key in ("variant", "seed", "accuracy", "digest") if not str(row.get(key, ""))
-    ]
+    """`UserError` for a row without a variant, a seed and its accuracy."""
+    lacking = [key for key in ("variant", "seed", "accuracy") if not str(row.get(key, ""))]
     if lacking:
         raise UserError(
             f"{where}: there is no {lacking[0]}: it is no result of qsd ablate; remove it"
