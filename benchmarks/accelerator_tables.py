@@ -76,8 +76,9 @@ def _load_file(
     if root is None:
         raise UserError(f"{path} does not say where its images are: give --data-root FOLDER")
     data = data_for(path, graph, {"data.root": root}, 256)
-    runner, accuracy = runnable(graph, 1, exact=False), None
+    accuracy = None
     if limit:
+        runner = runnable(graph, 1, exact=False)
         batches = pixel_batches(data, limit)
         accuracy = evaluate_logits(
             lambda pixels: torch.from_numpy(runner.logits(pixels.numpy())), batches

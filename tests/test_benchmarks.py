@@ -22,8 +22,9 @@ TEXTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob(
 
 def shown() -> list[str]:
     """The command lines of scripts in all texts, those without words left out."""
-    found = [re.findall(r"`(benchmarks/\w+\.py [^`]+)`", text.read_text("utf-8")) for text in TEXTS]
-    return [line for lines in found for line in lines]
+    pattern = re.compile(r"`(benchmarks/\w+\.py [^`]+)`|^python (benchmarks/\w+\.py .+)$", re.M)
+    found = [pattern.findall(text.read_text("utf-8")) for text in TEXTS]
+    return ["".join(parts) for lines in found for parts in lines]
 
 
 class Understood(Exception):

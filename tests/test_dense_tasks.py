@@ -67,6 +67,25 @@ def test_the_table_of_fashion_mnist_keeps_the_rows_of_runs_that_are_not_here(tmp
     assert rows[2].startswith("ANN fp32,1,0.5000,3,2,1,5,")
 
 
+def test_fashion_mnist_trains_what_has_no_row_and_the_ann_that_has_to_teach_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    named = runpy.run_path(str(ROOT / "benchmarks/fashion_mnist.py"))
+    kept = (ROOT / "docs/results/fashion-mnist.csv").read_text().splitlines()
+    table = tmp_path / "kept.csv"
+    table.write_text("\n".join(x for x in kept if not x.startswith("4-bit IE-LIF + FGD,1")) + "\n")
+    commands: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
+    words = ["--only", "4-bit IE-LIF + FGD", "--runs", str(tmp_path / "runs"), "--csv", str(table)]
+    monkeypatch.setattr(sys, "argv", ["fashion_mnist.py", *words])
+    named["main"]()
+    ann, student = commands
+    assert ann[4:7] == ["fashion-mnist-tiny-ann", "--seed", "1"]
+    assert student[4:7] == ["fashion-mnist-tiny-distilled", "--seed", "1"]
+    assert student[-1] == str(tmp_path / "runs/fashion-mnist-tiny-ann-1/last.ckpt")
+
+
 def test_only_what_has_no_row_is_trained_and_whoever_has_to_teach() -> None:
     named = runpy.run_path(str(ROOT / "benchmarks/dense_tasks.py"))
     ann, spiking, taught = named["ANN"], named["SPIKING"], named["TAUGHT"]

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
+import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
+import qsdformer as qsd
 from accelerator.networks import plain_values
+from accelerator.test_published import settled
 from qsdformer.cli import run
+from qsdformer.errors import UserError
 
 
 def simulate(*arguments: str | Path) -> int:
@@ -209,3 +216,26 @@ def test_the_report_has_a_section_about_the_designs_asked_for(
     assert run([*arguments, "--design", "none-such"]) == 2
     assert run([*arguments, "--design", "mint"]) == 2
     assert "'mint' is published, a formula" in capsys.readouterr().err
+
+
+def test_the_table_takes_checkpoints_and_files(
+    stored: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, graph, _ = settled("sdt_tiny", 16, width=16, depth=1)
+    qsd.export(graph, tmp_path / "file.qsd")
+    random = np.random.default_rng(0)
+    for place in itertools.product(("train", "val"), "abcde"):
+        folder = tmp_path.joinpath(*place)
+        folder.mkdir(parents=True)
+        Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / "a.png")
+    script = Path(__file__).parents[2] / "benchmarks" / "accelerator_tables.py"
+    main = runpy.run_path(str(script))["main"]
+    files = [str(stored / "spiking.ckpt"), str(tmp_path / "file.qsd")]
+    main([*files, "--data-root", str(tmp_path), "--images", "2", "--limit", "8"])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [len(row) for row in rows] == [15, 15]
+    assert all(row[1].endswith("%") and float(row[3]) > 0 for row in rows)
+    with pytest.raises(UserError, match="does not say where its images are: give --data-root"):
+        main(files[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import struct
@@ -9,7 +10,7 @@ import zlib
 from collections.abc import Container
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from qsdformer.errors import UserError
 
@@ -146,6 +147,21 @@ def upright_image(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except EXIF_ERRORS:
         return image.copy()
+
+
+def upright_size(path: str) -> tuple[int, int] | None:
+    """Height and width of an image file as its EXIF data turn it; None where it cannot be read.
+
+    Pixels are decoded only where EXIF data turn them, or something is wrong.
+    """
+    with contextlib.suppress(*EXIF_ERRORS), Image.open(path) as image:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image.height, image.width
+    try:
+        turned = open_image(path)
+    except UserError:
+        return None
+    return turned.height, turned.width
 
 
 def in_channels(image: Image.Image, channels: int) -> Image.Image:

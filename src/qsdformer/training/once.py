@@ -31,7 +31,7 @@ from qsdformer.tasks.teachers import check_teacher_channels, said_classes
 from qsdformer.training.checkpointing import BEST, LAST, RunCheckpoints
 from qsdformer.training.folder import RESULT, TEACHER, Point, check_free, going_on, locked
 from qsdformer.training.processes import check_processes
-from qsdformer.training.progress import Clock
+from qsdformer.training.progress import Clock, say
 from qsdformer.training.run import TrainResult, finish, fit, is_worker, on_cuda
 from qsdformer.training.teaching import load_teacher, teacher_recipe
 
@@ -72,7 +72,7 @@ def train(
         if (start is None or start.is_elsewhere(folder)) and not (worker or overwrite):
             check_free(folder)
         if resume is True and (start is None or start.path.name != LAST):
-            _say(console, _beginning(folder, start))
+            say(console, _beginning(folder, start))
         data = training_data(recipe)
         data.check()
         teacher = None
@@ -142,10 +142,10 @@ def _trained(
                 with atomic_path(own / LAST) as temporary:
                     shutil.copyfile(path, temporary)
             return path
-    _say(console, f"its teacher comes first, in {wanted.output}:")
+    say(console, f"its teacher comes first, in {wanted.output}:")
     trained = train_once(wanted, console=console, overwrite=overwrite, resume=resume)
     word = wanted.measures.word
-    _say(console, f"teacher {trained.path}: {word} {trained.score:.2%}")
+    say(console, f"teacher {trained.path}: {word} {trained.score:.2%}")
     return trained.path
 
 
@@ -160,7 +160,7 @@ def _finished(start: Point, recipe: Recipe, console: Console) -> TrainResult | N
     folder = Path(recipe.output)
     if start.path.resolve() != (folder / LAST).resolve() or start.epochs < recipe.train.epochs:
         return None
-    _score(start, recipe)
+    score = _score(start, recipe)
     saved = start.header["model_config"]
     channels = saved.get("backbone", saved)["in_channels"]
     config = recipe.config_for(in_channels=channels, num_classes=saved["num_classes"])
@@ -168,13 +168,13 @@ def _finished(start: Point, recipe: Recipe, console: Console) -> TrainResult | N
     best = start.content["callbacks"][RunCheckpoints.__qualname__]
     loaded = checkpoint.load_checkpoint(start.path)
     times = _times(folder / RESULT) or Clock.stored(start.content)
-    _say(console, f"finished: {start.path} has been trained for all {start.epochs} epochs")
+    say(console, f"finished: {start.path} has been trained for all {start.epochs} epochs")
     measures = recipe.measures
     result = TrainResult(
         metric=measures.name,
         best=best[f"best_{measures.name}"],
         best_epoch=best["best_epoch"],
-        last=float(loaded.extra[measures.monitored]),
+        last=score,
         best_path=folder / BEST,
         last_path=start.path,
         seconds=times.get("seconds", 0.0),
@@ -230,7 +230,3 @@ def _deciding(recipe: Recipe) -> dict[str, Any]:
         kept = {path: value for path, value in teachers.items() if path not in INCIDENTAL}
         flat["distill.teacher_keys"] = kept or None
     return {path: value for path, value in flat.items() if path not in INCIDENTAL}
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)

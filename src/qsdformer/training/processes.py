@@ -30,6 +30,7 @@ from rich.console import Console
 from qsdformer.errors import UserError, one_line
 from qsdformer.recipes.dense import DenseRecipe
 from qsdformer.recipes.learning import TrainConfig
+from qsdformer.training.progress import say
 
 # How long processes wait for one another, at the start and in a step.
 PATIENCE = timedelta(minutes=10)
@@ -127,12 +128,10 @@ class Processes(DDPStrategy):
         minutes = self._timeout.total_seconds() / 60 if self._timeout else 0
         waiting = f"{self.num_nodes} machine(s) at {where}"
         if self.num_nodes > 1 and self.local_rank == 0 and not met:
-            self.console.print(
+            say(
+                self.console,
                 f"machine {self.node_rank} of 0 to {self.num_nodes - 1}: waiting for {waiting}, "
                 f"at most {minutes:g} minutes",
-                highlight=False,
-                soft_wrap=True,
-                markup=False,
             )
         try:
             super().setup_distributed()

@@ -27,6 +27,11 @@ from qsdformer.files import write_text
 from qsdformer.recipes.tasks import Measures
 
 
+def say(console: Console, line: str) -> None:
+    """Print a line as it is: neither wrapped, nor coloured, nor with brackets taken for markup."""
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
 class MetricsFile:
     """A CSV file with a row every few steps and a row, with val_* filled, every epoch."""
 
@@ -266,7 +271,7 @@ class Report(Callback):
         else:
             steps = f"step {batch_idx + 1:,}/{int(trainer.num_training_batches):,}"
             line = f"{_epoch(trainer)}  {steps}  {numbers}"
-            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+            say(self.console, line)
         self._images, self._since = 0, time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -275,7 +280,7 @@ class Report(Callback):
         row = self.metrics.latest
         if trainer.is_global_zero and row:
             line = epoch_line(row, self.metrics.measures, int(trainer.max_epochs or 0))
-            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+            say(self.console, line)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -32,7 +32,7 @@ from qsdformer.tasks.teachers import Teacher
 from qsdformer.training.checkpointing import NonFiniteGuard, RunCheckpoints, SafeCheckpointIO
 from qsdformer.training.folder import RESULT, Point, clear
 from qsdformer.training.processes import FAMILY, Processes, environment, global_rank
-from qsdformer.training.progress import Clock, Metrics, Report
+from qsdformer.training.progress import Clock, Metrics, Report, say
 from qsdformer.training.stopping import StopOnSigterm
 
 
@@ -85,7 +85,7 @@ def fit(
         check_resume(start, recipe, task.model.config, console)
     elif (weights := _first_weights(recipe, teacher)) is not None:
         for line in task.start_from(weights):
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
+            say(console, line)
     metrics = Metrics(folder / "metrics.csv", measures, every=recipe.train.log_every)
     saver = RunCheckpoints(folder, measures, save_every=recipe.train.save_every)
     guard = NonFiniteGuard(saver.last_path, every=recipe.train.log_every)
@@ -100,7 +100,7 @@ def fit(
         (folder / RESULT).unlink(missing_ok=True)  # of fewer epochs
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         for line in (_heading(recipe, task, data), *(f"note: {n}" for n in data.notes)):
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
+            say(console, line)
     advice = f"go on with --resume from {saver.last_path}, if there is one by now"
     with _quiet_lightning(), _plain_interrupts(), _plain_errors(), FAMILY.training(advice), stop:
         try:
@@ -201,12 +201,7 @@ def check_resume(start: Point, recipe: Recipe, config: AnyConfig, console: Conso
         raise UserError(f"cannot resume from {path}: it was trained with another optimizer")
     for key, before, now in _changes(old, recipe.to_dict()):
         if key != "output":
-            console.print(
-                f"note: {key} was {before} in {path}, and is {now} now",
-                highlight=False,
-                soft_wrap=True,
-                markup=False,
-            )
+            say(console, f"note: {key} was {before} in {path}, and is {now} now")
 
 
 def _another_epoch(before: Recipe, now: Recipe) -> str | None:
@@ -276,12 +271,10 @@ def _heading(recipe: Recipe, task: NetworkTask, data: TaskData) -> str:
 def finish(result: TrainResult, measures: Measures, folder: Path, console: Console) -> None:
     """Write result.json and say what came out."""
     write_json(folder / RESULT, result.to_dict())
-    console.print(
+    say(
+        console,
         f"best {measures.word} {result.best:.2%} in epoch {result.best_epoch}, last "
         f"{result.last:.2%}, {result.seconds:,.0f} s: {result.best_path}",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
     )
 
 

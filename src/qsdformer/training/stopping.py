@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from rich.console import Console
 
 from qsdformer.training.checkpointing import NonFiniteGuard
+from qsdformer.training.progress import say
 
 STOPPED = 128 + signal.SIGTERM  # the exit status that shells report for SIGTERM
 
@@ -113,11 +114,9 @@ class StopOnSigterm(Checkpoint):
         self.guard.check_weights(trainer, module)
         trainer.save_checkpoint(self.last_path)
         if trainer.is_global_zero:
-            self.console.print(
+            say(
+                self.console,
                 f"stopped by SIGTERM {when}, at step {trainer.global_step}: {self.last_path} is "
                 "saved; go on with --resume",
-                highlight=False,
-                soft_wrap=True,
-                markup=False,
             )
         raise SystemExit(STOPPED)

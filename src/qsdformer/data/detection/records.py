@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image
+from PIL import Image
 
 from qsdformer.data.base import DataError
 from qsdformer.data.decoding import EXIF_ERRORS, in_channels, open_image
@@ -202,21 +202,6 @@ def _size_error(record: Record) -> UserError | None:
     except UserError as error:
         return error
     return None
-
-
-def upright_size(path: str) -> tuple[int, int] | None:
-    """Height and width of an image file as its EXIF data turn it; None where it cannot be read.
-
-    Pixels are decoded only where EXIF data turn them, or something is wrong.
-    """
-    with contextlib.suppress(*EXIF_ERRORS), Image.open(path) as image:
-        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-            return image.height, image.width
-    try:
-        turned = open_image(path)
-    except UserError:
-        return None
-    return turned.height, turned.width
 
 
 def _open_as_annotated(path: str, size: tuple[int, int] | None) -> Image.Image:

@@ -14,14 +14,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from qsdformer.data.base import as_text
-from qsdformer.data.decoding import EXTENSIONS
+from qsdformer.data.decoding import EXTENSIONS, upright_size
 from qsdformer.data.detection.records import (
     DetectionSet,
     Objects,
     Record,
     notes_of,
     numbered_categories,
-    upright_size,
 )
 from qsdformer.errors import UserError, one_line
 

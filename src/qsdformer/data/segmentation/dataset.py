@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qsdformer.data.augment import image_keys
 from qsdformer.data.base import DataError, DataInfo, Source
-from qsdformer.data.detection.records import upright_size
+from qsdformer.data.decoding import upright_size
 from qsdformer.data.folders import check_images
 from qsdformer.data.images import normalise, read_image
 from qsdformer.data.segmentation.config import PUBLISHED, SegmentationData
