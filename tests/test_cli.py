@@ -129,7 +129,7 @@ BAD = {
     "train digits --levels 0": "model.levels=0",
     "train digits --weight_bits 9": "model.weight_bits=9",
     "train digits --heads 5": "does not divide",
-    "train digits --image_size 1000000": "data.image_size=1000000: must be at most 8192 pixels",
+    "train digits --image_size 1000000": "data.image_size=1000000: must be 1 to 8192 pixels",
     "train digits --depth 10000000": "depth=10000000: must be at most 1024",
     "train digits --output {file}/run": "cannot write to {file}/run",
     "train digits --output {trained}": "is not empty",

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from qsdformer.errors import UserError
-from qsdformer.files import atomic_path, write_json, write_text
+from qsdformer.files import atomic_path, check_writable, exported_kind, write_json, write_text
 
 
 def test_the_file_appears_with_all_missing_folders(tmp_path):
@@ -85,6 +85,43 @@ def test_a_folder_in_the_way_is_an_error_and_stays(tmp_path):
         write_text(path, "x")
     assert path.is_dir()
     assert os.listdir(tmp_path) == ["taken"]
+
+
+def test_a_link_stays_one_and_what_it_leads_to_is_written(tmp_path):
+    real, link = tmp_path / "real" / "file", tmp_path / "link"
+    real.parent.mkdir()
+    link.symlink_to(real)
+    check_writable(link)
+    write_text(link, "x")
+    assert link.is_symlink()
+    assert real.read_text() == "x"
+    assert os.listdir(real.parent) == ["file"]
+
+
+def test_a_device_or_pipe_is_written_to_and_stays(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    check_writable(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_text(pipe, "x")
+        assert os.read(reader, 10) == b"x"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    write_text(os.devnull, "x")
+    assert not os.path.isfile(os.devnull)
+    with pytest.raises(UserError, match="no file but a device or a pipe"):
+        exported_kind(pipe)
+
+
+def test_advice_is_what_helps(tmp_path):
+    for write in (check_writable, lambda path: write_text(path, "x")):
+        with pytest.raises(UserError, match="Is a directory; name a file in it"):
+            write(tmp_path)
+        with pytest.raises(UserError, match="File name too long; choose a shorter name"):
+            write(tmp_path / ("x" * 245))
+    assert not os.listdir(tmp_path)
 
 
 def test_permissions_follow_the_umask(tmp_path):

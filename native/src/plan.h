@@ -194,7 +194,7 @@ struct qsd_step {
   int kind, op, key; /* key: the operation at whose place it runs */
   int source, residual, out, counts; /* tensors, or -1 */
   int source_op, residual_op;        /* operations whose values these are */
-  int head, cur, neuron;             /* operations it stands for, -1: none */
+  int cur, neuron;                   /* operations it stands for, -1: none */
   int scale_op, residual_scale_op, neuron_scale_op, add_op;
   int neuron_number; /* among the graph's neurons */
   int steps;         /* time steps that the neuron walks through */

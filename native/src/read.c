@@ -6,7 +6,8 @@
 #include "internal.h"
 
 static const char PREFIX[] = "{\"__metadata__\":{\"sha256\":\"";
-enum { LENGTH_BYTES = 8, PREFIX_BYTES = 27, DIGITS = 64, MAX_OPS = 65536, MAX_IMAGE = 65536 };
+enum { LENGTH_BYTES = 8, PREFIX_BYTES = 27, DIGITS = 64, MAX_OPS = 65536, MAX_IMAGE = 8192,
+       MAX_FRACTION = 24 };
 #define MAX_HEADER ((uint64_t)64 << 20)
 
 #define DAMAGED(...) qsd_fail(error, QSD_DAMAGED, "the artifact is damaged: " __VA_ARGS__)
@@ -86,11 +87,19 @@ static bool is_real(const qsd_json *value) {
   return value && (value->type == JSON_INT || value->type == JSON_REAL);
 }
 
-static bool reals(const qsd_json *nodes, const qsd_json *list, int64_t count) {
+/* A list of so many finite numbers, all of them above `least`. */
+static bool reals(const qsd_json *nodes, const qsd_json *list, int64_t count, double least) {
   if (!list || list->type != JSON_LIST || list->count != count) return false;
   for (uint32_t i = list->child; i; i = nodes[i].next)
-    if (!is_real(&nodes[i])) return false;
+    if (!is_real(&nodes[i]) || !isfinite(nodes[i].real) || !(nodes[i].real > least)) return false;
   return true;
+}
+
+static bool is_interpolation(const qsd_json *value) {
+  static const char *const KNOWN[] = {"nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"};
+  bool known = false;
+  for (int k = 0; k < 6; k++) known |= value->type == JSON_STRING && qsd_is(value->text, KNOWN[k]);
+  return known;
 }
 
 static bool is_side(const qsd_json *value) {
@@ -142,9 +151,9 @@ static int read_preprocessing(qsd_graph *graph, const qsd_json *nodes, const qsd
   }
   bool fine = read_size(graph, nodes, value[0], version) && value[1]->type == JSON_INT &&
               value[1]->integer >= 1 && value[1]->integer <= 1024 &&
-              reals(nodes, value[2], value[1]->integer) &&
-              reals(nodes, value[3], value[1]->integer) && value[4]->type == JSON_STRING &&
-              is_real(value[5]) && value[5]->real > 0 && value[5]->real <= 1;
+              reals(nodes, value[2], value[1]->integer, -INFINITY) &&
+              reals(nodes, value[3], value[1]->integer, 0) && is_interpolation(value[4]) &&
+              is_real(value[5]) && value[5]->real >= 0.01 && value[5]->real <= 1;
   if (placed && (version < 3 || (fine && !is_placed(graph, nodes, placed)))) fine = false;
   if (!fine) return DAMAGED("its preprocessing does not fit together");
   graph->channels = (int)value[1]->integer;
@@ -287,6 +296,9 @@ static int read_description(qsd_graph *graph, const qsd_json *header, const qsd_
   if (!pre || pre->type != JSON_OBJECT || !config || config->type != JSON_OBJECT || !bits ||
       bits->type != JSON_INT || !fraction || fraction->type != JSON_INT)
     return DAMAGED("its description lacks a part");
+  if ((bits->integer != 16 && bits->integer != 32) || fraction->integer < 0 ||
+      fraction->integer > MAX_FRACTION)
+    return DAMAGED("its membranes have a wrong number of bits");
   const qsd_json *post = version->integer > 2 ? qsd_json_get(nodes, nodes, "post") : NULL;
   if (post && post->type != JSON_OBJECT) return DAMAGED("its post-processing is no object");
   graph->op_count = (int)ops->count;

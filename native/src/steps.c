@@ -85,7 +85,7 @@ static void extend(qsd_planner *p, qsd_step *step) {
 
 static void start_group(qsd_planner *p, int number) {
   const qsd_op *op = qsd_op_at(p, number);
-  qsd_step step = {.kind = STEP_LOAD, .op = number, .head = number, .cur = number, .source = -1,
+  qsd_step step = {.kind = STEP_LOAD, .op = number, .cur = number, .source = -1,
                    .residual = -1, .out = -1, .counts = -1, .neuron = -1, .scale_op = -1,
                    .residual_scale_op = -1, .neuron_scale_op = -1, .add_op = -1, .residual_op = -1,
                    .source_op = -1, .neuron_number = -1, .key = number, .stride = 1};

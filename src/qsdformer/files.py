@@ -6,6 +6,8 @@ import contextlib
 import errno
 import json
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,12 @@ PARTIAL = ".partial"  # the suffix of a file that is being written
 # Every artifact has these bytes after the 8 of its header's length.
 ARTIFACT_PREFIX = b'{"__metadata__":{"sha256":"'
 ARTIFACT_PREFIX_AT = 8
+ADVICE = {
+    errno.ENOSPC: "free some space or choose another folder",
+    errno.EDQUOT: "free some space or choose another folder",
+    errno.EISDIR: "name a file in it",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
 
 
 @contextlib.contextmanager
@@ -24,24 +32,34 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place once the block has succeeded.
 
     The temporary file is removed if the block fails. An operating-system error while writing
-    becomes a `UserError` that names `path`; what stood there before is left as it was.
+    becomes a `UserError` that names `path`; what stood there before is left as it was. A link
+    stays one: the file that it leads to is written. A device or pipe is written to.
     """
     target = Path(path)
+    special = _is_special(target)
+    if not special:
+        target = Path(os.path.realpath(target))
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(PARTIAL, f".{target.name}.", target.parent)
+        if not special:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        folder = None if special else target.parent
+        handle, name = tempfile.mkstemp(PARTIAL, f".{target.name}.", folder)
         os.close(handle)
     except OSError as error:
-        raise _cannot_write(target, error) from error
+        raise _cannot_write(Path(path), error) from error
     temporary = Path(name)
     try:
         yield temporary
+        if special:
+            with temporary.open("rb") as source, target.open("wb", buffering=0) as sink:
+                shutil.copyfileobj(source, sink)
+            return
         temporary.chmod(0o666 & ~_umask())
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(target)
     except OSError as error:
-        raise _cannot_write(target, error) from error
+        raise _cannot_write(Path(path), error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -52,10 +70,15 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     try:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        folder = target.absolute().parent
+        if _is_special(target):
+            if not os.access(target, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
+        target = Path(os.path.realpath(target))
+        folder = target.parent
         while not os.path.lexists(folder):
             folder = folder.parent
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.NamedTemporaryFile(suffix=PARTIAL, prefix=f".{target.name}.", dir=folder):
             pass
     except OSError as error:
         raise _cannot_write(target, error) from error
@@ -86,7 +109,12 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def exported_kind(path: str | os.PathLike[str]) -> str | None:
-    """ ".qsd" or ".onnx" for a file that begins as those of `qsd export` do, whatever its name."""
+    """ ".qsd" or ".onnx" for a file that begins as those of `qsd export` do, whatever its name.
+
+    `UserError` for a device or pipe, which cannot be read twice.
+    """
+    if _is_special(Path(path)):
+        raise UserError(f"{path} is no file but a device or a pipe: give a file")
     try:
         with Path(path).open("rb") as file:
             return kind_of_bytes(file.read(64))
@@ -103,7 +131,17 @@ def kind_of_bytes(head: bytes) -> str | None:
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
     reason = error.strerror or str(error)
-    return UserError(f"cannot write {path}: {reason}; free some space or choose another folder")
+    advice = ADVICE.get(error.errno or 0, "choose another folder")
+    return UserError(f"cannot write {path}: {reason}; {advice}")
+
+
+def _is_special(path: Path) -> bool:
+    """Whether there is something at `path` that is neither a file nor a folder."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # not there, or no possible name
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _umask() -> int:

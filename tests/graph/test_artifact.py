@@ -191,7 +191,15 @@ FORGERIES: dict[str, tuple[Change, str]] = {
     "a huge stride": (_set("description", "ops", 1, "stride", value=10**9), "stride"),
     "huge padding": (_set("description", "ops", 1, "padding", value=10**9), "padding"),
     "a stride that is true": (_set("description", "ops", 1, "stride", value=True), "expected"),
-    "huge images": (_set("description", "preprocessing", "image_size", value=10**9), "images of"),
+    "huge images": (_set("description", "preprocessing", "image_size", value=10**9), "image_size"),
+    "a crop of nothing": (_set("description", "preprocessing", "crop_pct", value=1e-9), "crop_pct"),
+    "a deviation of zero": (_set("description", "preprocessing", "std", 0, value=0), "std"),
+    "an unknown filter": (
+        _set("description", "preprocessing", "interpolation", value="foo"),
+        "interp",
+    ),
+    "membranes of 8 bits": (_set("description", "membrane_bits", value=8), "membranes of 8 bits"),
+    "a huge fraction": (_set("description", "membrane_fraction", value=10**400), "fractional bits"),
     "two sides in version 2": (
         _set("description", "preprocessing", "image_size", value=[16, 32]),
         "expected",

@@ -416,6 +416,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: through(_lost(QuantConv2d(6, 6, 1, bits=4))),
         "own: its weight holds NaN or infinity",
     ),
+    "a norm of no numbers": (
+        lambda: through(_lost(nn.BatchNorm2d(6))),
+        "own: its weight holds NaN or infinity",
+    ),
     "no spikes": (lambda: nn.Sequential(conv_of_three(), nn.Flatten()), "no spiking neurons"),
 }  # fmt: skip
 

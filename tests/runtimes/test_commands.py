@@ -44,7 +44,7 @@ def test_verify_prints_a_row_for_each_execution_and_exits_with_0(checkpoint, cap
 
 @pytest.mark.parametrize(("bits", "least"), [(16, "98.0%"), (32, "99.9%")])
 def test_verify_says_which_promise_it_applies(bits, least, checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr("qsdformer.runtimes.verify.ENOUGH_IMAGES", 12)
+    monkeypatch.setattr("qsdformer.runtimes.verify.ENOUGH_COMPARED", 12)
     run(["verify", str(checkpoint), *DIGITS, "--executor", "integer", "--membrane-bits", str(bits)])
     shown = " ".join(capsys.readouterr().out.split())
     assert f"promised with {bits}-bit membranes: {least} same class" in shown
@@ -208,6 +208,7 @@ def test_bench_times_exported_files(exported, capsys):
         ("eval {file}", "give --data.name"),
         ("eval {file} --data.name digits --device cuda", "run on the CPU"),
         ("eval {file} --data.name digits --image_size 16", "takes images of 32 pixels, not 16"),
+        ("predict {file} x.png --device cuda", "run on the CPU"),
         ("eval {file} --data.root {file}", "image folder {file} does not exist"),
         ("bench {file} --image-size 16", "takes images of 32 pixels"),
         ("analyze {file}", "a checkpoint is needed here"),
@@ -224,6 +225,24 @@ def test_what_cannot_use_an_exported_file_says_what_it_is(suffix, words, message
     assert message.format(file=file) in error
     assert error.count("\n") == 1
     assert "damaged" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("verify {file} --data.name digits --membrane-bits 16", "exported and has its membranes"),
+        ("verify {file} --data.name digits --device cuda", "run on the CPU"),
+        ("simulate {file} --data.name digits --membrane-bits 16", "exported and has its membranes"),
+        ("export {checkpoint} x.onnx --membrane-bits 16", "the membranes of ONNX are float32"),
+        ("export {checkpoint} x.qsd --runtime openvino", "--runtime is for ONNX files"),
+    ],
+)
+def test_an_option_without_use_is_refused(words, message, exported, checkpoint, capsys):
+    capsys.readouterr()
+    assert run(words.format(file=exported[".qsd"], checkpoint=checkpoint).split()) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_an_exported_file_under_the_other_suffix_is_named_for_what_it_is(exported, capsys):
@@ -267,6 +286,18 @@ def test_an_imported_checkpoint_is_exported_by_size_and_evaluated_in_any_folder(
         assert accuracy(capsys, file, image_root) == expected
         assert accuracy(capsys, file, image_root, "--data.split", "train")[1] == 12
     words = [str(tmp_path / "model.qsd"), "--data.root", str(image_root)]
+    assert run(["verify", *words, "--executor", "integer"]) == 0
+
+
+def test_a_classifier_of_images_that_are_not_square_is_exported_and_measured(
+    imported, image_root, tmp_path, capsys
+):
+    file, size = tmp_path / "model.qsd", "32,48"
+    assert run(["export", str(imported), str(file), "--image-size", size]) == 0
+    assert load_artifact(file).preprocessing.sides == (32, 48)
+    keys = ["--data.image_size", f"[{size}]"]
+    assert accuracy(capsys, file, image_root) == accuracy(capsys, imported, image_root, *keys)
+    words = [str(file), "--data.root", str(image_root)]
     assert run(["verify", *words, "--executor", "integer"]) == 0
 
 

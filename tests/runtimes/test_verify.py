@@ -15,6 +15,7 @@ from qsdformer.graph.spikes import trace_quantised
 from qsdformer.nn import IELIF, QuantConv2d
 from qsdformer.runtimes import executors
 from qsdformer.runtimes.executors import EXECUTORS, Executor, normalised, register, to_pixels
+from qsdformer.runtimes.exporting import export
 from qsdformer.runtimes.verify import verify
 
 
@@ -72,7 +73,7 @@ def _broken(model, graph):
 
 
 def test_a_broken_promise_is_named_and_fails_the_report(lively, monkeypatch):
-    monkeypatch.setattr("qsdformer.runtimes.verify.ENOUGH_IMAGES", 4)
+    monkeypatch.setattr("qsdformer.runtimes.verify.ENOUGH_COMPARED", 4)
     monkeypatch.setattr("qsdformer.runtimes.executors.EXECUTORS", EXECUTORS)
     model = lively()
     chosen = {
@@ -120,7 +121,7 @@ def _wrong_on_first(count):
 def test_16_bit_membranes_are_held_to_a_promise_of_their_own(
     bits, wrong, broken, lively, monkeypatch
 ):
-    monkeypatch.setattr("qsdformer.runtimes.verify.ENOUGH_IMAGES", 50)
+    monkeypatch.setattr("qsdformer.runtimes.verify.ENOUGH_COMPARED", 50)
     monkeypatch.setitem(EXECUTORS, "wrong", _wrong_on_first(wrong))
     model = lively()
     pixels = random_pixels(model, 50)
@@ -189,8 +190,38 @@ def test_results_that_are_no_numbers_are_broken(lively, monkeypatch):
     assert not report.ok
 
 
+def test_results_that_are_no_numbers_stay_so_whatever_follows(lively, monkeypatch):
+    calls = iter(range(100))
+
+    def lost(logits):
+        return np.full_like(logits, np.nan) if next(calls) == 0 else logits
+
+    monkeypatch.setitem(EXECUTORS, "wrong", _changed(lost))
+    model = lively()
+    batches = random_pixels(model, 4).split(2)
+    report = verify(model, batches, info_for(model), executors=["wrong"])
+    assert report.rows[1].broken == "broken: results are not finite"
+
+
+def test_an_integer_graph_takes_no_options_of_lowering(lively, tmp_path):
+    model = lively()
+    graph = lower(model, info_for(model))
+    with pytest.raises(UserError, match="membrane_bits: an integer graph is lowered already"):
+        verify(graph, random_pixels(model, 2), membrane_bits=16)
+    with pytest.raises(UserError, match="info, membrane_bits: an integer graph is lowered"):
+        export(graph, tmp_path / "m.qsd", info_for(model), membrane_bits=16)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_native_engine_gets_no_more_threads_than_it_takes(lively, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 300)
+    model = lively()
+    graph = lower(model, info_for(model))
+    assert verify(graph, random_pixels(model, 2), executors=["native"]).ok
+
+
 def test_a_map_of_one_channel_is_compared_by_its_values(monkeypatch):
-    monkeypatch.setattr("qsdformer.runtimes.verify.ENOUGH_IMAGES", 4)
+    monkeypatch.setattr("qsdformer.runtimes.verify.ENOUGH_COMPARED", 4)
 
     class Depth(torch.nn.Module):
         def __init__(self):

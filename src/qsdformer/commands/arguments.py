@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 
+from qsdformer.errors import UserError
+
 
 def image_size(text: str) -> int | list[int]:
     """A side in pixels, or two as height,width."""
@@ -69,3 +71,14 @@ def add_limit(parser: argparse.ArgumentParser, verb: str) -> None:
         metavar="N",
         help=f"{verb} on the first N images only (default: all of them)",
     )
+
+
+def check_exported(path: str, *, device: str = "auto", membrane_bits: int | None = None) -> None:
+    """`UserError` for options of checkpoints, given with the exported file at `path`."""
+    if device not in ("auto", "cpu"):
+        raise UserError(f"--device {device}: exported files run on the CPU; leave it out")
+    if membrane_bits is not None:
+        raise UserError(
+            f"--membrane-bits {membrane_bits}: {path} is exported and has its membranes; leave it "
+            "out, or give the checkpoint"
+        )

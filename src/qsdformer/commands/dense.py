@@ -51,7 +51,7 @@ def exported_predictor(options: argparse.Namespace, model: RunnableGraph | OnnxM
 
 
 def _needs_torch(path: str) -> None:
-    if importlib.util.find_spec("torchvision") is None:
+    if any(importlib.util.find_spec(name) is None for name in ("torchvision", "qsdformer.tasks")):
         raise UserError(
             f"{path} needs PyTorch and torchvision for what follows its integers: install "
             "qsdformer itself, or read the outputs of the ONNX model (docs/deploy.md)"

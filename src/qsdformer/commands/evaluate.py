@@ -13,6 +13,7 @@ from qsdformer.commands.arguments import (
     add_execution_arguments,
     add_limit,
     add_threads_argument,
+    check_exported,
 )
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.errors import UserError
@@ -109,8 +110,7 @@ def _evaluate_exported(options: argparse.Namespace, model: IntegerGraph | OnnxMo
     from qsdformer.runtimes.native_activity import NativeActivity
     from qsdformer.tasks.evaluation import evaluate_logits
 
-    if options.device not in ("auto", "cpu"):
-        raise UserError(f"--device {options.device}: exported files run on the CPU; leave it out")
+    check_exported(options.model, device=options.device)
     _check_options(options, task_of(model))
     if model.post is not None:
         evaluate_exported(options, model)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from qsdformer.commands.arguments import image_size
 from qsdformer.commands.outputs import check_outputs
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
+from qsdformer.errors import UserError
 from qsdformer.runtimes.sessions import PACKAGES
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runtime",
         choices=PACKAGES,
-        default=PACKAGES[0],
         help="with onnx: the runtime in which the file is fast; it is right in both "
         "(default: onnxruntime)",
     )
@@ -44,7 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--membrane-bits",
         type=int,
         choices=(16, 32),
-        default=32,
         help="with qsd: width of membrane potentials (default: 32)",
     )
     add_recipe_keys(parser, section="data")
@@ -55,14 +54,19 @@ def run(options: argparse.Namespace) -> int:
     from qsdformer.graph.artifact import export
     from qsdformer.models.checkpoint import load_checkpoint
 
+    is_onnx = (options.format or Path(options.out).suffix[1:]) == "onnx"
+    if is_onnx and options.membrane_bits is not None:
+        raise UserError("--membrane-bits is for .qsd files; the membranes of ONNX are float32")
+    if not is_onnx and options.runtime is not None:
+        raise UserError("--runtime is for ONNX files: give --format onnx, or leave it out")
     check_outputs([options.out], [options.checkpoint])
     loaded = load_checkpoint(options.checkpoint)
-    suffix = Path(options.out).suffix
     files = [Path(options.out)]
-    if (options.format or suffix[1:]) == "onnx":
-        files = _write_onnx(_lowered(loaded, options, 32), options.out, options.runtime)
+    graph = _lowered(loaded, options, options.membrane_bits or 32)
+    if is_onnx:
+        files = _write_onnx(graph, options.out, options.runtime or PACKAGES[0])
     else:
-        export(_lowered(loaded, options, options.membrane_bits), options.out)
+        export(graph, options.out)
     weights = sum(v.numel() * v.element_size() for v in loaded.model.state_dict().values())
     size = sum(file.stat().st_size for file in files)
     others = f" with {' and '.join(str(f) for f in files[:-1])} beside it" if files[:-1] else ""

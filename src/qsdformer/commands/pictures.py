@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsdformer.errors import UserError
+from qsdformer.files import atomic_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,12 +48,6 @@ class Pictures:
         return [self.folder / f"{name}.png" for name in names]
 
     def save(self, picture: Image.Image, path: Path) -> None:
-        """Write a picture; `UserError` if that cannot be done."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            picture.save(path)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise UserError(
-                f"cannot write {path}: {reason}; choose another folder with --output"
-            ) from error
+        """Write a picture, whole or not at all; `UserError` if that cannot be done."""
+        with atomic_path(path) as temporary:
+            picture.save(temporary, format="PNG")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from qsdformer.commands.arguments import add_threads_argument, positive, share
+from qsdformer.commands.arguments import add_threads_argument, check_exported, positive, share
 from qsdformer.commands.found import Found, Predict
 from qsdformer.data.decoding import EXTENSIONS, find_images, open_image
 from qsdformer.errors import UserError
@@ -117,6 +117,7 @@ def _predictor(options: argparse.Namespace) -> Predict:
 
     exported = load_exported(options.model, options.threads)
     if exported is not None:
+        check_exported(options.model, device=options.device)
         model = in_fastest_runtime(exported, options.threads)
         announce(model)
         if model.post is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qsdformer.accelerator.design import designs, published_names
-from qsdformer.commands.arguments import positive
+from qsdformer.commands.arguments import check_exported, positive
 from qsdformer.commands.outputs import check_outputs
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.errors import UserError
@@ -55,7 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--membrane-bits",
         type=int,
         choices=(16, 32),
-        default=16,
         help="of a checkpoint: width of membrane potentials (default: 16, as in qsd analyze)",
     )
     parser.add_argument(
@@ -156,13 +155,15 @@ def _load(
     graph, compare = load_exported(options.model), None
     if options.ledger and graph is not None:
         raise UserError(f"--ledger is of a checkpoint, and {options.model} is none")
+    if graph is not None:
+        check_exported(options.model, membrane_bits=options.membrane_bits)
     if graph is None:
         loaded, data = load_with_data(options.model, keys, options.images)
         found = deployable(loaded.model, loaded.info or data.info)
         pre, task = Preprocessing.of(data.info, found.multiple), loaded.task
         if options.ledger:
             compare = _comparison(options.model, found, data, options.images, task)
-        bits = options.membrane_bits
+        bits = options.membrane_bits or 16
         graph = lower(found.part, data.info, membrane_bits=bits, multiple=found.multiple)
         left_out = parts_beside(found.heads, found.left_out)
     elif not isinstance(graph, IntegerGraph):

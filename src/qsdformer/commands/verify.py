@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from qsdformer.commands.arguments import add_device_argument, add_limit, positive
+from qsdformer.commands.arguments import add_device_argument, add_limit, check_exported, positive
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.errors import UserError
 
@@ -42,7 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--membrane-bits",
         type=int,
         choices=(16, 32),
-        default=32,
         help="of a checkpoint: width of membrane potentials in the integer graph (default: 32)",
     )
     parser.add_argument(
@@ -75,8 +74,7 @@ def run(options: argparse.Namespace) -> int:
             data.info,
             executors=options.executor,
             on_images=lambda n: progress.advance(task, n),
-            membrane_bits=options.membrane_bits,
-            multiple=subject.multiple,
+            **subject.lowering,
         )
     print(f"{options.model} on {data.config.name}")
     if subject.left_out is not None:
@@ -110,13 +108,8 @@ def _verify_head(name: str, options: argparse.Namespace, subject: _Subject, tota
         print(f"no regions reach the head {name!r}")
         return True
     model, info = subject.heads[name]
-    report = verify(
-        model,
-        regions,
-        info,
-        executors=options.executor,
-        membrane_bits=options.membrane_bits,
-    )
+    bits: dict[str, Any] = {k: v for k, v in subject.lowering.items() if k != "multiple"}
+    report = verify(model, regions, info, executors=options.executor, **bits)
     print(f"the head {name!r}, on the regions of the images")
     Console(width=110).print(report.table())
     return report.ok
@@ -124,13 +117,16 @@ def _verify_head(name: str, options: argparse.Namespace, subject: _Subject, tota
 
 @dataclass(frozen=True, kw_only=True)
 class _Subject:
-    """What is verified, and the images for it; `pre` of a dense network says what it takes."""
+    """What is verified, and the images for it; `pre` of a dense network says what it takes.
+
+    `lowering` are options of `lower` for a checkpoint; exported files are lowered already.
+    """
 
     model: nn.Module | IntegerGraph
     data: DataModule
     pre: Preprocessing | None
     task: str
-    multiple: int = 1
+    lowering: Mapping[str, Any] = field(default_factory=dict)
     left_out: str | None = None
     graph: IntegerGraph | None = None  # of a detector with heads for regions
     heads: Mapping[str, tuple[nn.Module | IntegerGraph, DataInfo | None]] = field(
@@ -153,14 +149,14 @@ def _load(options: argparse.Namespace) -> _Subject:
         device = pick_device(options.device)
         loaded, data = load_with_data(options.model, keys, options.batch_size)
         found = deployable(loaded.model, loaded.info or data.info)
-        bits = options.membrane_bits
+        bits = options.membrane_bits or 32
         graph = lowered(found, data.info, membrane_bits=bits) if found.heads else None
         return _Subject(
             model=found.part.to(device),
             data=data,
             pre=Preprocessing.of(data.info, found.multiple),
             task=loaded.task,
-            multiple=found.multiple,
+            lowering={"membrane_bits": bits, "multiple": found.multiple},
             left_out=found.left_out,
             graph=graph,
             heads={name: (head.part, head.info) for name, head in found.heads.items()},
@@ -170,6 +166,7 @@ def _load(options: argparse.Namespace) -> _Subject:
             f"{options.model} is an ONNX file, which has one way of execution: give the checkpoint "
             "or a .qsd file, or measure its accuracy with qsd eval"
         )
+    check_exported(options.model, device=options.device, membrane_bits=options.membrane_bits)
     data = data_for(options.model, exported, keys, options.batch_size)
     return _Subject(
         model=exported,

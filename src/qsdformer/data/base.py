@@ -17,12 +17,16 @@ from qsdformer.errors import UserError, require
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qsdformer.data.preprocessing import Preprocessing
+
 SourceName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "image_folder"]
 EvaluateOn = Literal["test", "holdout"]
 Fit = Literal["crop", "stretch", "pad"]
 ImageSize: TypeAlias = "int | tuple[int, int]"  # pixels: a square's side, or (height, width)
 LARGEST_IMAGE = 8192  # pixels of a side
 LARGEST_CHANNELS = 1024
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+SMALLEST_CROP = 0.01  # share of a resized image, in both directions
 
 Batch: TypeAlias = (
     "tuple[Tensor, Tensor]"  # images (B, C, H, W) float32, normalised; labels (B,) int64
@@ -88,21 +92,9 @@ class DataInfo:
         for name in ("mean", "std"):
             values = tuple(float(value) for value in getattr(self, name))
             object.__setattr__(self, name, values)
-            require(self, name, all(map(math.isfinite, values)), "finite numbers")
         object.__setattr__(self, "class_names", tuple(map(as_text, self.class_names)))
         object.__setattr__(self, "image_size", as_image_size(self.image_size))
-        allowed = f"a whole number of pixels, 1 to {LARGEST_IMAGE}, or two: height and width"
-        require(self, "image_size", is_image_size(self.image_size), allowed)
-        require(self, "fit", self.fit in get_args(Fit), "crop, stretch or pad")
-        require(self, "interpolation", isinstance(self.interpolation, str), "a filter's name")
-        ok = isinstance(self.channels, int) and 1 <= self.channels <= LARGEST_CHANNELS
-        allowed = f"1 (grey), 3 (RGB), or of other data up to {LARGEST_CHANNELS}"
-        require(self, "channels", ok, allowed)
-        for name in ("mean", "std"):
-            one_each = len(getattr(self, name)) == self.channels
-            require(self, name, one_each, f"one value for each of {self.channels} channels")
-        require(self, "std", min(self.std) > 0, "above 0")
-        require(self, "crop_pct", 0 < self.crop_pct <= 1, "in (0, 1]")
+        require_preparable(self)
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -125,6 +117,24 @@ class DataInfo:
         return cls(**values)
 
 
+def require_preparable(one: DataInfo | Preprocessing) -> None:
+    """ValueError that names the field by which no image can be prepared."""
+    allowed = f"a whole number of pixels, 1 to {LARGEST_IMAGE}, or two: height and width"
+    require(one, "image_size", is_image_size(one.image_size), allowed)
+    require(one, "fit", one.fit in get_args(Fit), "crop, stretch or pad")
+    known = one.interpolation in INTERPOLATIONS
+    require(one, "interpolation", known, f"one of {', '.join(INTERPOLATIONS)}")
+    ok = isinstance(one.channels, int) and 1 <= one.channels <= LARGEST_CHANNELS
+    require(one, "channels", ok, f"1 (grey), 3 (RGB), or of other data up to {LARGEST_CHANNELS}")
+    for field in ("mean", "std"):
+        values = getattr(one, field)
+        require(one, field, all(map(math.isfinite, values)), "finite numbers")
+        one_each = len(values) == one.channels
+        require(one, field, one_each, f"one value for each of {one.channels} channels")
+    require(one, "std", min(one.std) > 0, "above 0")
+    require(one, "crop_pct", SMALLEST_CROP <= one.crop_pct <= 1, f"{SMALLEST_CROP} to 1")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which images to train and evaluate on, and how training images are varied.
@@ -138,8 +148,9 @@ class DataConfig:
     name: SourceName
     root: str | None = None  # the source's folder or archive; digits need none
     download: bool = False  # fashion_mnist, cifar: torchvision's download, if no folder has it
-    # None: digits 32, fashion_mnist 28, cifar 32, image_folder 224, or 32 in memory
-    image_size: int | None = None
+    # A side, or height and width. None: digits 32, fashion_mnist 28, cifar 32, image_folder 224,
+    # or 32 in memory
+    image_size: int | tuple[int, int] | None = None
     in_memory: bool = False  # image_folder: hold all images in memory, resized once
     skip_bad: bool = False  # leave unreadable images of a folder out instead of refusing to train
     split: str = "val"  # the folder of images, beside train, of those evaluated on
@@ -158,11 +169,13 @@ class DataConfig:
         for name, literal in (("name", SourceName), ("evaluate_on", EvaluateOn)):
             allowed = get_args(literal)
             require(self, name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
-        for name in ("image_size", "train_limit", "mixup_off_epoch"):
+        for name in ("train_limit", "mixup_off_epoch"):
             value = getattr(self, name)
             require(self, name, value is None or value >= 1, "at least 1, or none")
-        ok = self.image_size is None or self.image_size <= LARGEST_IMAGE
-        require(self, "image_size", ok, f"at most {LARGEST_IMAGE} pixels")
+        object.__setattr__(self, "image_size", as_image_size(self.image_size))
+        ok = self.image_size is None or is_image_size(self.image_size)
+        allowed = f"1 to {LARGEST_IMAGE} pixels, two such numbers (height, width), or none"
+        require(self, "image_size", ok, allowed)
         for name in ("crop_padding", "workers"):
             require(self, name, getattr(self, name) >= 0, "0 or more")
         ok = self.split not in ("", ".", "..") and not {"/", "\0"} & set(self.split)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from qsdformer.data.base import Fit, ImageSize, as_image_size, sides
+from qsdformer.data.base import INTERPOLATIONS, Fit, ImageSize, as_image_size, sides
 from qsdformer.data.decoding import in_channels, middle
 from qsdformer.errors import UserError
 
@@ -24,14 +24,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 
-FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +102,6 @@ def pixels(images: Iterable[Image.Image], pre: Preprocessing) -> Array:
 
 
 def _one(image: Image.Image, pre: Preprocessing) -> Array:
-    if pre.interpolation not in FILTERS:
-        raise UserError(f"unknown interpolation {pre.interpolation!r} in the model's preprocessing")
     image = in_channels(middle(image) if pre.fit == "crop" else image, pre.channels)
     image = _covering_crop(image, pre) if pre.fit == "crop" else _resized(image, pre)
     values = np.asarray(image, np.uint8)

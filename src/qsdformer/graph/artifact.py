@@ -85,16 +85,23 @@ def export(
     `options` are those of `lower`. Raises `UserError` for a model that cannot be lowered and a
     file that cannot be written.
     """
-    if isinstance(model, IntegerGraph):
-        graph = model
-    else:
-        from qsdformer.graph.lowering import lower
-
-        graph = lower(model, **options)
+    graph = graph_of(model, options)
     data = to_bytes(graph)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
     return graph
+
+
+def graph_of(model: nn.Module | IntegerGraph, options: Mapping[str, Any]) -> IntegerGraph:
+    """`model` lowered with `options`; of a graph, which has its own already, none may be given."""
+    if not isinstance(model, IntegerGraph):
+        from qsdformer.graph.lowering import lower
+
+        return lower(model, **options)
+    if options:
+        given = ", ".join(sorted(options))
+        raise UserError(f"{given}: an integer graph is lowered already; lower the model with it")
+    return model
 
 
 def to_bytes(graph: IntegerGraph) -> bytes:

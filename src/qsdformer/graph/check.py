@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from qsdformer.data.base import require_preparable
 from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.ops import (
@@ -42,7 +43,8 @@ from qsdformer.graph.ops import (
 from qsdformer.graph.post import RegionPost, check_head, check_post
 
 MAX_PRODUCT = 2.0**62  # so that a sum of two stays inside 64 bits
-MAX_SIDE = 2**16  # largest side of an image or a map, and most channels
+MAX_SIDE = 2**16  # largest side of a map, and most channels
+MOST_FRACTION = {32: 24, 16: 14}  # fractional bits of membrane potentials by their width
 MAX_TOTAL = 2**22  # most channels of all values together, for each has its bound
 BILINEAR_BITS = 4  # fractional bits that bilinear interpolation adds
 
@@ -76,6 +78,10 @@ def check_graph(graph: IntegerGraph) -> dict[str, Shape]:
     if not graph.ops:
         raise ValueError("the graph has no operation")
     _check_preprocessing(graph.preprocessing)
+    if graph.membrane_bits not in MOST_FRACTION:
+        raise ValueError(f"membranes of {graph.membrane_bits} bits, not 16 or 32")
+    if not 0 <= graph.membrane_fraction <= max(MOST_FRACTION.values()):
+        raise ValueError(f"fractional bits of membranes: {graph.membrane_fraction}")
     shapes: dict[str, Shape] = {}
     total = 0
     for op in graph.ops:
@@ -269,7 +275,10 @@ def _check_results(graph: IntegerGraph, shapes: dict[str, Shape]) -> None:
     for output in graph.outputs:
         what = f"output {output.name!r}"
         if not output.name or output.name in names:
-            raise ValueError(f"{what} has no name of its own")
+            raise ValueError(
+                f"{what} has no name of its own: {LOGITS!r}, those of neurons and of other outputs "
+                "are taken, choose another"
+            )
         _check_name("an output", output.name)
         names.append(output.name)
         if output.op not in shapes:
@@ -306,15 +315,6 @@ def _fits(op: Op, ok: bool, what: str) -> None:
 
 
 def _check_preprocessing(pre: Preprocessing) -> None:
-    height, width = pre.sides
-    if not (1 <= min(height, width) <= max(height, width) <= MAX_SIDE):
-        raise ValueError(f"images of {height}x{width} pixels")
-    fitting = (1 <= p <= s for p, s in zip(pre.inner, pre.sides, strict=True))
-    if not all(fitting):
-        raise ValueError(f"images placed at {pre.placed} in {height}x{width} pixels")
-    if not 1 <= pre.channels <= 1024:
-        raise ValueError(f"images of {pre.channels} channels")
-    if len(pre.mean) != pre.channels or len(pre.std) != pre.channels:
-        raise ValueError(f"mean and std are not given for each of {pre.channels} channels")
-    if not 0 < pre.crop_pct <= 1:
-        raise ValueError(f"crop_pct={pre.crop_pct}")
+    require_preparable(pre)
+    if not all(1 <= p <= s for p, s in zip(pre.inner, pre.sides, strict=True)):
+        raise ValueError(f"images placed at {pre.placed} in {pre.image_size} pixels")

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from qsdformer.errors import UserError
+from qsdformer.graph.check import MOST_FRACTION
 from qsdformer.graph.ops import Array
 from qsdformer.graph.steps import Constant, Step, Traced
 from qsdformer.nn.neurons import IELIF, LIF
 
-MOST_FRACTION = {32: 24, 16: 14}  # fractional bits of membrane potentials
 ROOM = 10  # deviations of a membrane potential that count as its reach
 # The share of the reach, 1 / KEPT, that saturation leaves. Neurons tell potentials apart in their
 # window alone, so that 16 bits gain more from resolution than they lose by saturating beyond it.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 from torch import nn
 
@@ -107,10 +106,18 @@ def trace_quantised(model: nn.Module, shape: Sequence[int]) -> Traced:
                 f"{called(step.name)} ({type(step.module).__name__}) has fp32 weights: use "
                 "QuantConv2d or QuantLinear with 2 to 8 bits (weight_bits) for integer execution"
             )
-        for name, value in cast(nn.Module, step.module).named_parameters():
-            if not value.is_meta and not value.isfinite().all():
-                raise UserError(f"{called(step.name)}: its {name} holds NaN or infinity")
+    for step in traced.steps:
+        for module in (step.module, *step.options.values()):
+            if isinstance(module, nn.Module):
+                _require_finite(called(step.name), module)
     return traced
+
+
+def _require_finite(name: str, module: nn.Module) -> None:
+    """`UserError` for parameters or statistics that are no numbers."""
+    for own, value in (*module.named_parameters(), *module.named_buffers()):
+        if value.is_floating_point() and not value.is_meta and not value.isfinite().all():
+            raise UserError(f"{name}: its {own} holds NaN or infinity")
 
 
 def widest(spikes: Mapping[Step, Spikes]) -> int:

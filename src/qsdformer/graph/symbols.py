@@ -224,7 +224,8 @@ class Lowering(Emitter):
             if len(set(units)) > 1:
                 raise UserError(
                     f"{step.name}: spikes worth {', '.join(f'{u:g}' for u in units)} are "
-                    "concatenated: give their neurons the same levels and gain"
+                    "concatenated: give their neurons the same levels and gain, and their maps the "
+                    "same size where means of them are taken"
                 )
         else:
             known = [self.membrane(x) for x in known]

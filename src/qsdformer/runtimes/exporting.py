@@ -26,15 +26,12 @@ def export(
     """Write `model` to `path`, whole or not at all; returns its integer graph.
 
     A name that ends in .onnx makes an ONNX file, laid out for the speed of `runtime`; any other a
-    packed artifact. `info` and `options` are those of `qsdformer.lower`. Raises `UserError` for a
+    packed artifact. `info` and `options` are those of `qsdformer.lower`, for which an integer graph
+    has no use. Raises `UserError` for a
     model that cannot be lowered and a file that cannot be written.
     """
-    if isinstance(model, IntegerGraph):
-        graph = model
-    else:
-        from qsdformer.graph.lowering import lower
-
-        graph = lower(model, info, **options)
+    described = {} if info is None else {"info": info}
+    graph = artifact.graph_of(model, {**described, **options})
     if os.path.splitext(path)[1] == ".onnx":
         from qsdformer.runtimes.onnx_export import export_onnx
 

@@ -9,6 +9,7 @@ from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.ops import Array
 from qsdformer.runtimes import native
 from qsdformer.runtimes.executors import Executor, Output, Run, register
+from qsdformer.runtimes.runnable import MOST_THREADS
 
 NATIVE = "native"
 
@@ -16,7 +17,7 @@ NATIVE = "native"
 def _factory(model: nn.Module, graph: IntegerGraph) -> Run | None:
     if not native.available():
         return None
-    loaded = native.of_graph_within_memory(graph, torch.get_num_threads())
+    loaded = native.of_graph_within_memory(graph, min(torch.get_num_threads(), MOST_THREADS))
 
     def run(pixels: Array, collect: bool) -> Output:
         values, counts = loaded.run_results(pixels, collect=collect)

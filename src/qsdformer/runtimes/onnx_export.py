@@ -23,6 +23,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -74,8 +75,9 @@ def export_onnx(
 ) -> list[Path]:
     """Write `graph` as an ONNX file, whole or not at all; `UserError` if that is not possible.
 
-    An ONNX file holds one graph: those for regions become files beside it (`head_path`), written
-    first, so that a file never names others that are not there. Returns the files written.
+    An ONNX file holds one graph: those for regions become files beside it (`head_path`). None takes
+    its place before all are written, and the first the last, so that a file never names others
+    that are not there. Returns the files written.
     """
     heads: dict[str, HeadFile] = {}
     files: dict[Path, bytes] = {}
@@ -85,9 +87,9 @@ def export_onnx(
         heads[name] = HeadFile(hashlib.sha256(data).hexdigest(), head.input_thresholds)
     whole = _translated(graph, arrangement).model(counts=False, heads=heads)
     files[Path(path)] = sign(whole.SerializeToString())
-    for file, data in files.items():
-        with atomic_path(file) as temporary:
-            temporary.write_bytes(data)
+    with ExitStack() as stack:
+        for file, data in reversed(files.items()):
+            stack.enter_context(atomic_path(file)).write_bytes(data)
     return list(files)
 
 

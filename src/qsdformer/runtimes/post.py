@@ -18,29 +18,12 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.graph.candidates import by_anchor, candidates
 from qsdformer.graph.ops import Array
-from qsdformer.graph.post import DetectionPost, SegmentationPost
-from qsdformer.nn.scaling import scaled
+from qsdformer.graph.post import DetectionPost
 
 Size = tuple[int, int]  # height, width
 BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
-
-
-def class_maps(
-    post: SegmentationPost,
-    outputs: Mapping[str, Array],
-    pre: Preprocessing,
-    sizes: Sequence[Size],
-) -> list[Tensor]:
-    """The class of every pixel, (height, width) int64, of images of these own `sizes`."""
-    logits = torch.from_numpy(np.ascontiguousarray(outputs[post.output], np.float32))
-    whole, found = scaled(logits, pre.sides), []
-    for one, size in zip(whole, sizes, strict=True):
-        height, width = pre.place_of(size)
-        found.append(scaled(one[None, :, :height, :width], size)[0].argmax(0))
-    return found
 
 
 def detections(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import qsdformer.runtimes.native_executor
 import qsdformer.runtimes.onnx_executors  # noqa: F401  registers ONNX Runtime and OpenVINO
 from qsdformer.errors import UserError
+from qsdformer.graph.artifact import graph_of
 from qsdformer.graph.assumed import assumed_of
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.lowering import lower
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
     from qsdformer.data.base import DataInfo
 
 SAME_VALUE = 0.01  # of the range of a map of one channel, which has no classes to compare
-ENOUGH_IMAGES = 1000  # from here on the promised share of equal classes means something
+# Images, or places of maps, from which on the promised share of equal classes means something.
+ENOUGH_COMPARED = 1000
 # Of networks without logits: the least share of places of their maps with the same largest
 # channel. Near a border between two of them a small difference decides.
 PLACES_AGREEMENT = 0.99
@@ -57,7 +59,8 @@ class Row:
     the places of its maps at which the same channel is the largest, with `logit_difference` over
     all maps. `accuracy` is None without labels; `differing` spike counts out of `counts` are None
     where the executor has none. `latency_ms` is the median for one image. `broken` names a
-    promise that does not hold; `promise` is the least agreement, None if there is none.
+    promise that does not hold; `promise` is the least agreement, None if there is none or too
+    little was compared.
     """
 
     name: str
@@ -89,7 +92,7 @@ class Report:
     @property
     def _promise(self) -> str | None:
         shares = sorted({row.promise for row in self.rows if row.promise is not None})
-        if not shares or self.images < ENOUGH_IMAGES:
+        if not shares:
             return None
         least = ", ".join(f"{share:.1%}" for share in shares)
         return f"promised with {self.membrane_bits}-bit membranes: {least} same class"
@@ -145,8 +148,7 @@ class _Tally:
         for name, found in _named(results).items():
             difference = np.abs(found.astype(np.float64) - expected[name])
             worst = float(difference.max())
-            if not worst <= self.logit_difference:  # also where it is NaN, which then stays
-                self.logit_difference = worst
+            self.logit_difference = float(np.maximum(self.logit_difference, worst))  # NaN stays
             if found.shape[1] > 1:
                 same = found.argmax(axis=1) == expected[name].argmax(axis=1)
             else:
@@ -188,7 +190,7 @@ def verify(
     """
     batches, assumed, device = _batches(images), None, torch.device("cpu")
     if isinstance(model, IntegerGraph):
-        graph = model
+        graph = graph_of(model, options)
     else:
         device = _device(model)
         if info is None and getattr(model, "data_info", None) is None:
@@ -310,6 +312,8 @@ def _row(
 ) -> Row:
     agreement = tally.agreeing / tally.compared if tally.compared else 1.0
     least, broken = promised(tally.executor, graph.membrane_bits), None
+    if tally.compared < ENOUGH_COMPARED:
+        least = None
     if least is not None and not graph.class_names:
         least = min(least, PLACES_AGREEMENT)
     if not math.isfinite(tally.logit_difference):
@@ -318,7 +322,7 @@ def _row(
         broken = "broken: spike counts differ"
     elif tally.inexact:
         broken = "broken: not the integers of the reference"
-    elif least is not None and tally.compared >= ENOUGH_IMAGES and agreement < least:
+    elif least is not None and agreement < least:
         broken = f"broken: below {least:.1%} same class"
     return Row(
         name=tally.executor.name,

@@ -70,22 +70,23 @@ def check_fits(model_classes: int, model_info: DataInfo | None, data: DataInfo) 
     classes = len(data.class_names)
     if model_classes != classes:
         raise UserError(
-            f"the checkpoint has {model_classes} classes, but the dataset has {classes}: "
+            f"the model has {model_classes} classes, but the dataset has {classes}: "
             "choose the dataset it was trained on with --data.name and --data.root"
         )
     if model_info is None:
         return
     if model_info.channels != data.channels:
         raise UserError(
-            f"the checkpoint takes images of {model_info.channels} channels, but the dataset's "
-            f"have {data.channels}"
+            f"the model takes images of {model_info.channels} channels, but the dataset's "
+            f"have {data.channels}: choose a dataset like the one it was trained on with "
+            "--data.name and --data.root"
         )
     if model_info.class_names == numbered_classes(classes):
         return
     for mine, theirs in zip(model_info.class_names, data.class_names, strict=True):
         if mine != theirs:
             raise UserError(
-                f"the checkpoint's class {mine!r} is {theirs!r} in the dataset: is it another one?"
+                f"the model's class {mine!r} is {theirs!r} in the dataset: is it another one?"
             )
 
 
