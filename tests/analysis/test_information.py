@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from qsdformer.analysis.information import (
-    count_entropy,
     histogram_entropy,
     histogram_rate,
     mean_firing_rate,
@@ -22,11 +21,6 @@ def test_entropy_is_that_of_the_distribution_in_bits() -> None:
     assert str(histogram_entropy(torch.tensor([7, 0, 0]))) == "0.0"  # no minus sign in a table
     assert histogram_entropy(torch.tensor([2, 1, 1])) == pytest.approx(1.5)
     assert histogram_entropy(torch.zeros(5)) == 0.0
-
-
-def test_entropy_of_counts_is_that_of_their_histogram() -> None:
-    counts = torch.tensor([[0, 0], [1, 2]])
-    assert count_entropy(counts, 4) == pytest.approx(1.5)
 
 
 def test_firing_rate_is_the_mean_count_over_the_levels() -> None:

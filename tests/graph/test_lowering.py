@@ -312,7 +312,7 @@ def test_a_model_with_nan_weights_is_refused(lively):
     model = lively()
     with torch.no_grad():
         model.stages[0].downsample.norm.weight[0] = float("nan")
-    with pytest.raises(UserError, match="downsample.norm: its weight holds NaN"):
+    with pytest.raises(UserError, match=r"downsample\.norm: its weight holds NaN"):
         lower(model, info_for(model))
 
 

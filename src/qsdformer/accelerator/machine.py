@@ -181,10 +181,10 @@ class Machine:
             if unit.order == "gather" and op.groups == 1:
                 spikes = self.spikes(op.inputs[0], "pixel")
                 work = gather_work(op, sum_bits, spikes, unit, self.design)
-                return convolution_sums(op, spikes), [work]
+                return convolution_sums(op, spikes), [_reading(work, spikes)]
             spikes = self.spikes(op.inputs[0], "channel")
             work = convolution_work(op, sum_bits, spikes, unit, self.design)
-            return convolution_sums(op, spikes), [work]
+            return convolution_sums(op, spikes), [_reading(work, spikes)]
         unit = self._unit("linear", op)
         spikes = self.spikes(op.inputs[0], "pixel")
         if isinstance(op, Conv):
@@ -199,7 +199,7 @@ class Machine:
         else:
             squares = sums.reshape(batch, height, width, -1, 2, 2).transpose(3, 0, 1, 4, 2, 5)
             value = squares.reshape(-1, batch, 2 * height, 2 * width)
-        return np.ascontiguousarray(value, np.int32), [work]
+        return np.ascontiguousarray(value, np.int32), [_reading(work, spikes)]
 
     def _dense_conv(self, op: Conv, pixels: Array) -> Done:
         x, name = self.value(op.inputs[0]), op.inputs[0]
@@ -211,6 +211,7 @@ class Machine:
             fan_in=op.codes[0].size,
             outputs=len(op.codes) if depthwise else len(op.codes) // op.groups,
             times=1 if depthwise else op.groups,
+            depthwise=depthwise,
         )
         window = window_of(op, *x.shape[2:])
         synaptic = self._synaptic(name, x, window, len(op.codes) // op.groups)
@@ -227,11 +228,14 @@ class Machine:
         work = dense_work(products, self._unit("array", op), synaptic=synaptic)
         return EXECUTE[ConvTranspose](op, x), [work]
 
-    def _products(self, op: Conv | ConvTranspose, **sizes: int) -> Products:
+    def _products(
+        self, op: Conv | ConvTranspose, *, depthwise: bool = False, **sizes: int
+    ) -> Products:
         name = op.inputs[0]
         x = self.value(name)
         return Products(
             **sizes,
+            depthwise=depthwise,
             nonzero=int(np.count_nonzero(x)) / x.size,
             weight_bits=op.bits,
             input_bits=self._input_bits(name),
@@ -256,7 +260,7 @@ class Machine:
         q, k, v = (self.spikes(name, "pixel") for name in op.inputs)
         bits, unit = self.signals.sum_bits(op.name), self._unit("attention", op)
         work = product.product_work(op.name, q, k, v, op.heads, bits, unit, self.design)
-        return product.product_sums(q, k, v, op.heads), [work]
+        return product.product_sums(q, k, v, op.heads), [_reading(work, q, k, v)]
 
     def _dense_attention(self, op: Attention, pixels: Array) -> Done:
         unit = self._unit("array", op)
@@ -318,12 +322,12 @@ class Machine:
                 lists = self.spikes(q, layout)
                 made[layout] = attention.masked(lists, factors, self.signals.levels(op.name))
                 work = attention.mask_work(lists, mask_lists, unit, self.design)
-                works.append(_for_inputs(work, op, (q, mask)))
+                works.append(_for_inputs(_reading(work, lists, mask_lists), op, (q, mask)))
             return made, works
         a, b = (self.spikes(name, "channel") for name in op.inputs)
         both = attention.intersection(a, b)
         work = attention.merge_work(a, b, both, unit, self.design)
-        return self._in_wanted_layouts(op, both), [work]
+        return self._in_wanted_layouts(op, both), [_reading(work, a, b)]
 
     # Everything else.
 
@@ -331,7 +335,7 @@ class Machine:
         spikes = self.spikes(op.inputs[0], "channel")
         made = pool.pooled(op, spikes)
         work = pool.pool_work(op, spikes, made, self._unit("pool", op), self.design)
-        return self._in_wanted_layouts(op, made), [work]
+        return self._in_wanted_layouts(op, made), [_reading(work, spikes)]
 
     def _in_wanted_layouts(self, op: Op, made: Spikes) -> dict[Layout, Spikes]:
         """What a unit made, as its readers want it: only such lists are written and read."""
@@ -373,12 +377,20 @@ class Machine:
         if isinstance(op, VIEWS) or self._summed_by_merge(op):
             return made, []
         values = max(value.size, *(a.size for a in x))
-        adds = 0.0 if isinstance(op, Normalise) else add_energy(self.membrane_bits)
         if isinstance(op, MaxPool):
-            values, adds = x[0].size, adds * op.kernel**2 / op.stride**2
-        if op.name in self.signals.spikes and not isinstance(op, Multiply):
-            adds = add_energy(self._input_bits(op.inputs[0]))
-        return made, [vector_work("maps", values, adds, self._unit("maps", op))]
+            values = x[0].size
+        return made, [vector_work("maps", values, self._map_energy(op), self._unit("maps", op))]
+
+    def _map_energy(self, op: Op) -> float:
+        """pJ for each value: an addition, or a comparison, of the bits that the values have."""
+        if isinstance(op, Normalise):
+            return 0.0
+        if isinstance(op, Multiply):
+            a, b = (self._input_bits(name) for name in op.inputs)
+            return mult_energy((a, b))
+        is_spikes = op.name in self.signals.spikes
+        energy = add_energy(self._input_bits(op.inputs[0]) if is_spikes else self.membrane_bits)
+        return energy * op.kernel**2 / op.stride**2 if isinstance(op, MaxPool) else energy
 
     def _summed_by_merge(self, op: Op) -> bool:
         """Whether the mask-add unit has the sums in its accumulators already."""
@@ -396,7 +408,16 @@ def _strided(spikes: Spikes, stride: int) -> Spikes:
     return encode(counts, spikes.levels, "pixel")
 
 
+def _reading(work: Work, *lists: Spikes) -> Work:
+    """`work` with the layouts of the lists that are its inputs."""
+    return dataclasses.replace(work, layouts=tuple(s.layout for s in lists))
+
+
 def _for_inputs(work: Work, op: Op, order: tuple[str, ...]) -> Work:
-    """`work` with the bits that it read in the order of the operation's inputs."""
-    by_name = dict(zip(order, work.inputs, strict=True))
-    return dataclasses.replace(work, inputs=tuple(by_name[name] for name in op.inputs))
+    """`work` with the bits and layouts that it read in the order of the operation's inputs."""
+    at = [order.index(name) for name in op.inputs]
+    return dataclasses.replace(
+        work,
+        inputs=tuple(work.inputs[i] for i in at),
+        layouts=tuple(work.layouts[i] for i in at),
+    )

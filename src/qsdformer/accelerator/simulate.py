@@ -189,8 +189,9 @@ class _Run:
             traffic.reads["weights"] += work.weights
             traffic.reads["accumulators"] += work.reads
             traffic.writes["accumulators"] += work.writes
-            for name, bits in zip(op.inputs, work.inputs, strict=False):
-                self._read(name, bits, traffic)
+            layouts = work.layouts or ("",) * len(work.inputs)
+            for name, bits, layout in zip(op.inputs, work.inputs, layouts, strict=False):
+                self._read(name, bits, traffic, layout)
         if not any(work.inputs for work in works) and not isinstance(op, VIEWS):
             for name in op.inputs:  # values that come on the fly are free
                 if known.stages[known.home(name)] != known.stages[op.name]:
@@ -222,9 +223,12 @@ class _Run:
         for layout, bits in self.machine.stored_bits(name).items():
             self.memory.place((name, layout), buffer, bits, traffic)
 
-    def _read(self, name: str, bits: int, traffic: Traffic) -> None:
+    def _read(self, name: str, bits: int, traffic: Traffic, layout: str = "") -> None:
+        """Read from where the value is, in this layout; in the first one if all are as good."""
         home = self.known.home(name)
         places = [place for place in self.memory.placed if place[0] == home]
+        if (home, layout) in places:
+            places = [(home, layout)]
         for place in places[:1]:
             self.memory.read(place, bits, traffic)
 

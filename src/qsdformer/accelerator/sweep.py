@@ -44,7 +44,7 @@ class Point:
     design: Design
     found: Figures | None
     problem: str = ""
-    best: bool = False  # no other variant has more frames/s, less energy and less memory
+    best: bool = False  # no other is better in frames/s, energy or memory and worse in none
 
     @property
     def coordinates(self) -> tuple[float, float, float]:

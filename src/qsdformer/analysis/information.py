@@ -41,11 +41,6 @@ def spike_information_distortion(student: Tensor, twin: Tensor) -> float:
     return max(0.0, mixed - (histogram_entropy(p) + histogram_entropy(q)) / 2)
 
 
-def count_entropy(counts: Tensor, levels: int) -> float:
-    """Entropy in bits of spike counts, integers in 0..levels, of any shape."""
-    return histogram_entropy(torch.bincount(counts.flatten().long(), minlength=levels + 1))
-
-
 def spike_histograms(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
     """How often each neuron layer emitted each count over `batches` of images.
 

@@ -70,8 +70,9 @@ class Operation:
 class Signal:
     """A value on its way: how often an image needs it, whether it is pixels, a scaling still due.
 
-    Spikes that are to be summed over time or over the grid are read one by one: `passes` and
-    `grid` are those of the spikes; those of `times` and `places` meet in one value.
+    Spikes that are to be summed over time or over the grid are read one by one where a layer
+    follows: `passes` and `grid` are those of the spikes; those of `times` and `places` meet in one
+    value. For others the step `summed` is the operation that adds them.
     """
 
     step: Step
@@ -79,6 +80,7 @@ class Signal:
     grid: tuple[int, int]
     times: int = 1
     places: int = 1
+    summed: str = ""
     spikes: Spikes | None = None
     pixels: bool = False
     due: str | None = None
@@ -156,7 +158,7 @@ class _Tracer:
         if step.kind in ("norm", "scale", "shift"):
             if step in self.spiking:  # a factor of spikes goes into the next layer's
                 return replace(x[0], step=step, spikes=self.spiking[step])
-            return replace(x[0], step=step, spikes=None, due=step.name)
+            return replace(self._summed(x[0]), step=step, spikes=None, due=step.name)
         if step.kind == "view":
             grid = (1, 1) if step.options.get("flattened") else x[0].grid
             return replace(x[0], step=step, grid=grid, spikes=self.spiking.get(step))
@@ -165,7 +167,7 @@ class _Tracer:
             y = self.settled(x[0])
             return replace(y, step=step, passes=step.time, spikes=self.spiking.get(step))
         if step in self.spiking and step.kind in ("time_sum", "spatial_sum"):
-            y = replace(x[0], step=step, spikes=self.spiking[step])
+            y = replace(x[0], step=step, spikes=self.spiking[step], summed=step.name)
             if step.kind == "time_sum":
                 return replace(y, times=y.passes)
             return replace(y, places=step.inputs[0].tokens)
@@ -269,7 +271,8 @@ class _Tracer:
         return replace(self._made(step, step.time), due=step.name)
 
     def settled(self, x: Signal, *, to_layer: bool = False) -> Signal:
-        """`x` with the scaling that is due carried out, once for all who use the result."""
+        """`x` summed and with the scaling that is due carried out, once for all who use it."""
+        x = self._summed(x)
         if x.due is None:
             return x
         # Named after the convolution where no norm follows it.
@@ -278,6 +281,23 @@ class _Tracer:
             self.scaled.add(name)
             self._emit(name, "norm", x, to_layer=to_layer)
         return replace(x, due=None)
+
+    def _summed(self, x: Signal) -> Signal:
+        """`x` with its spikes added up, an addition for each count."""
+        if not x.summed:
+            return x
+        if x.summed not in self.scaled:
+            self.scaled.add(x.summed)
+            self.found.append(
+                Operation(
+                    name=x.summed,
+                    kind="shortcut",
+                    passes=x.passes,
+                    elements=x.step.channels * math.prod(x.grid),
+                )
+            )
+        done = {"passes": x.step.time, "grid": x.step.size[1:], "times": 1, "places": 1}
+        return replace(x, summed="", **done)
 
     def _emit(
         self,

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from qsdformer.analysis.energy import Row
-from qsdformer.analysis.information import FLOAT_BITS
+from qsdformer.analysis.information import FLOAT_BITS, packed_bytes
 from qsdformer.analysis.ledger import (
     MEMBRANE_BITS,
     Ledger,
@@ -91,19 +91,19 @@ def ann_ledger(
     """The ledger of a counterpart ANN; `image_size` is (H, W).
 
     Its operations are found in its spiking counterpart: the model's class must build one from a
-    configuration.
+    configuration. Weights are stored and read in the bits that they have; activations are fp32,
+    and so is arithmetic.
     """
     config: Any = model.config
     with torch.device("meta"):
         spiking = type(model)(config.spiking())
         found = operations(spiking, image_size)
-    size = float_bytes(model)
     return Ledger(
         name=name,
-        rows=_ann_rows(_with_products(spiking, found)),
+        rows=_ann_rows(_with_products(spiking, found), has_codes=True),
         parameters=sum(p.numel() for p in model.parameters()),
-        packed_bytes=size,
-        float_bytes=size,
+        packed_bytes=packed_bytes(model),
+        float_bytes=float_bytes(model),
         accuracy=accuracy,
     )
 
@@ -147,10 +147,11 @@ def _products(path: str, own: Sequence[Operation], heads: int) -> list[Operation
     ]
 
 
-def _ann_rows(found: Sequence[Operation]) -> tuple[Row, ...]:
+def _ann_rows(found: Sequence[Operation], *, has_codes: bool = False) -> tuple[Row, ...]:
+    """The rows of an ANN with weights in fp32; with `has_codes` in the bits of each layer."""
     rows: list[Row] = []
     for op in found:
-        if op.name.endswith(NOT_IN_ANN):
+        if op.name.rpartition(".")[2] in NOT_IN_ANN:
             continue
         if op.kind == "attention":
             rows += _softmax_rows(op)
@@ -158,8 +159,10 @@ def _ann_rows(found: Sequence[Operation]) -> tuple[Row, ...]:
             rows += _pool_rows(op, FLOAT_BITS, None)
             layer = _pooled(op)
             read = layer.layer_input * FLOAT_BITS
-            row = _macs(layer, float(layer.reached), op.weights_read * FLOAT_BITS, read)
-            rows.append(replace(row, weight_bits=None))
+            bits = op.weight_bits if has_codes else None
+            weights_read = op.weights_read * (bits or FLOAT_BITS)
+            row = _macs(layer, float(layer.reached), weights_read, read)
+            rows.append(replace(row, weight_bits=bits))
         else:
             # A ReLU is one comparison.
             additions, multiplications = op.elements, op.elements * (op.kind == "norm")

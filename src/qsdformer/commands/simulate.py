@@ -284,7 +284,7 @@ def _sweep(
         points: list[Point] = sweep(graph, design, images, keys, lambda: progress.advance(task))
     console.print(sweep_table(points))
     console.print(
-        "*: no other variant has as many frames/s, as little energy and as little memory",
+        "*: no other variant is better in frames/s, energy or memory and worse in none",
         highlight=False,
     )
     rows = sweep_values(points)

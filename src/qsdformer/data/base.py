@@ -174,8 +174,8 @@ class DataConfig:
             require(self, name, value is None or value >= 1, "at least 1, or none")
         object.__setattr__(self, "image_size", as_image_size(self.image_size))
         ok = self.image_size is None or is_image_size(self.image_size)
-        allowed = f"1 to {LARGEST_IMAGE} pixels, two such numbers (height, width), or none"
-        require(self, "image_size", ok, allowed)
+        size = f"1 to {LARGEST_IMAGE} pixels, two such numbers (height, width), or none"
+        require(self, "image_size", ok, size)
         for name in ("crop_padding", "workers"):
             require(self, name, getattr(self, name) >= 0, "0 or more")
         ok = self.split not in ("", ".", "..") and not {"/", "\0"} & set(self.split)

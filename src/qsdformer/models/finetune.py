@@ -101,10 +101,10 @@ def adapt_channels(state: dict[str, Tensor], first: str, channels: int) -> bool:
     weight = state.get(first)
     if weight is None or weight.shape[1] == channels:
         return False
-    if weight.shape[1] == 1:
-        state[first] = weight.repeat(1, channels, 1, 1) / channels
-    else:
+    if weight.shape[1] == 3:
         state[first] = adapt_input_conv(channels, weight)
+    else:  # which timm leaves as they are, or refuses
+        state[first] = weight.sum(1, keepdim=True).repeat(1, channels, 1, 1) / channels
     return True
 
 

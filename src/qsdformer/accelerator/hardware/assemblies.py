@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import Module
+from amaranth.hdl import Cat, Module
 from amaranth.lib.wiring import Component, In, Out, connect, flipped
 
 from qsdformer.accelerator.hardware.encoder import SpikeEncoder
@@ -128,7 +128,7 @@ class EncodedMaskAdd(Component):
             connect(m, flipped(getattr(self, name)), getattr(unit, name))
         m.d.comb += [
             unit.start.eq(self.start),
-            self.encoding.eq(self.lists["q"].encoding),
+            self.encoding.eq(Cat(lists.encoding for lists in self.lists.values()).any()),
             self.merging.eq(unit.merging),
             self.filtering.eq(unit.filtering),
             self.total.eq(unit.total),

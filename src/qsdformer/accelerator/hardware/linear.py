@@ -47,6 +47,9 @@ class SparseLinear(Component):
         if min(inputs, outputs, pixels, lanes, passes) < 1:
             given = f"{inputs=}, {outputs=}, {pixels=}, {lanes=}, {passes=}"
             raise ValueError(f"{given}: all must be at least 1")
+        needed = (inputs * levels * passes << (weight_bits - 1)).bit_length() + 1
+        if sum_bits < needed:
+            raise ValueError(f"{sum_bits=}: sums of {inputs} inputs may need {needed} bits")
         self.inputs, self.levels, self.passes = inputs, levels, passes
         self.pixels, self.lanes = pixels, lanes
         self.chunks = -(-outputs // lanes)

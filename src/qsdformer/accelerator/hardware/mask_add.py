@@ -42,7 +42,9 @@ class MaskAdd(Component):
 
     def __init__(self, *, channels: int, tokens: int, levels: int = 1) -> None:
         self.channels, self.tokens, self.levels = channels, tokens, levels
-        self.most = unsigned((tokens * levels**2).bit_length())
+        most = tokens * levels**2
+        self.most = unsigned(most.bit_length())
+        never = unsigned((most + 1).bit_length())  # the threshold of a channel that has no mask
         heads = Heads(positions=tokens, levels=levels, lists=channels)
         super().__init__(
             {
@@ -50,7 +52,7 @@ class MaskAdd(Component):
                 "merging": Out(1),
                 "filtering": Out(1),
                 **{name: In(heads) for name in "qkv"},
-                "thresholds": In(stream.Signature(self.most)),
+                "thresholds": In(stream.Signature(never)),
                 "total": Out(self.most),
                 "masked": Out(stream.Signature(written_layout(tokens, levels))),
             }

@@ -28,8 +28,8 @@ from qsdformer.accelerator.encoding import (
     bits_to_tell,
     stored_bits,
 )
-from qsdformer.accelerator.units.work import Walk, Work, lane_energy, met, passes, walk
-from qsdformer.analysis.energy import add_energy
+from qsdformer.accelerator.units.work import Walk, Work, met, passes, walk
+from qsdformer.analysis.energy import add_energy, mult_energy
 from qsdformer.graph.ops import Array
 
 FILL = 1
@@ -95,12 +95,14 @@ def merge_work(k: Spikes, v: Spikes, made: Spikes, unit: Lanes, design: Design) 
     cycles, stalls = walked.on(unit.engines)
     compared = int((walked.cycles - walked.idle).sum())
     energy = compared * add_energy(address_bits(k.length))
-    energy += met(made, encoding) * lane_energy(made, design, bits_to_tell(made.length + 1), 1)
+    each = add_energy(bits_to_tell(k.length * k.levels * v.levels + 1))
+    if encoding == "address+count" and max(k.levels, v.levels) > 1:
+        each += mult_energy((bits_to_tell(k.levels + 1), bits_to_tell(v.levels + 1)))
+    energy += met(made, encoding) * each
     again = (1, 1) if encoding == "address+count" else (v.levels, k.levels)
     return Work(
         unit="mask_add",
         cycles=cycles + FILL,
-        fill=FILL,
         stalls=stalls,
         operations=compared,
         capacity=(cycles + FILL) * unit.total,
@@ -136,7 +138,6 @@ def mask_work(q: Spikes, mask: Spikes, unit: Lanes, design: Design) -> Work:
     return Work(
         unit="mask_add",
         cycles=cycles + FILL,
-        fill=FILL,
         stalls=stalls,
         operations=entries,
         capacity=(cycles + FILL) * unit.total,

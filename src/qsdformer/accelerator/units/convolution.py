@@ -150,7 +150,6 @@ def convolution_work(op: Conv, sum_bits: int, spikes: Spikes, unit: Lanes, desig
     return Work(
         unit="convolution",
         cycles=cycles + FILL,
-        fill=FILL,
         stalls=stalls,
         operations=additions,
         synaptic=int((spikes.counts * taps).sum()) * per_group,

@@ -7,7 +7,8 @@ weight and input of the fan-in is added a cycle. So a convolution takes
 
 group by group; depthwise, every column has a channel of its own. FILL is the skew of a systolic
 array, rows + columns - 2, paid once: one tile follows the other without a gap. A weight is read
-once for every tile of pixels, an input once for every tile of outputs.
+once for every tile of pixels, an input once for every tile of outputs that it is part of:
+depthwise, for one.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Products:
     input_bits: int
     sum_bits: int
     inputs: tuple[int, ...]
+    depthwise: bool = False
 
 
 def dense_work(products: Products, unit: ArrayUnit, *, synaptic: int = 0) -> Work:
@@ -46,15 +48,15 @@ def dense_work(products: Products, unit: ArrayUnit, *, synaptic: int = 0) -> Wor
     cycles = fill + p.times * row_tiles * column_tiles * p.fan_in
     done = p.times * p.pixels * p.outputs * p.fan_in
     each = add_energy(p.sum_bits) + mult_energy((p.weight_bits, p.input_bits))
+    again = 1 if p.depthwise else column_tiles
     paid = done * (p.nonzero if unit.gates_zeros else 1.0)
     return Work(
         unit="array",
         cycles=cycles,
-        fill=fill,
         operations=done,
         synaptic=synaptic,
         capacity=cycles * unit.total,
         energy=paid * each,
-        inputs=tuple(bits * column_tiles for bits in p.inputs),
+        inputs=tuple(bits * again for bits in p.inputs),
         weights=p.times * row_tiles * p.fan_in * p.outputs * p.weight_bits,
     )

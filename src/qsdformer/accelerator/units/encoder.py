@@ -61,7 +61,6 @@ def encoder_work(
     return Work(
         unit="encoder",
         cycles=cycles + FILL,
-        fill=FILL,
         stalls=stalls,
         operations=updates,
         capacity=(cycles + FILL) * unit.total,

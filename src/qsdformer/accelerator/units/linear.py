@@ -156,7 +156,6 @@ def added_work(
     return Work(
         unit=name,
         cycles=cycles,
-        fill=FILL,
         stalls=walked[1],
         operations=additions,
         synaptic=synaptic,

@@ -43,7 +43,6 @@ def pool_work(op: MaxPool, spikes: Spikes, made: Spikes, unit: Lanes, design: De
     return Work(
         unit="pool",
         cycles=cycles + FILL,
-        fill=FILL,
         stalls=stalls,
         operations=met(spikes, design.encoding),
         capacity=(cycles + FILL) * unit.total,

@@ -90,7 +90,6 @@ def product_work(
     return Work(
         unit="attention",
         cycles=cycles + FILL,
-        fill=FILL,
         stalls=stalls,
         operations=pairs + rows,
         synaptic=sum(spike_additions(q, k, v, heads)),

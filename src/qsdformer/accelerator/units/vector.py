@@ -6,10 +6,8 @@ from qsdformer.accelerator.design import VectorUnit
 from qsdformer.accelerator.units.work import Work
 
 
-def vector_work(
-    name: str, values: int, energy: float, unit: VectorUnit, inputs: tuple[int, ...] = ()
-) -> Work:
-    """`values`, as many a cycle as there are lanes, of `energy` pJ each; `inputs` are bits read."""
+def vector_work(name: str, values: int, energy: float, unit: VectorUnit) -> Work:
+    """`values`, as many a cycle as there are lanes, of `energy` pJ each."""
     cycles = -(-values // unit.lanes)
     return Work(
         unit=name,
@@ -17,5 +15,4 @@ def vector_work(
         operations=values,
         capacity=cycles * unit.lanes,
         energy=values * energy,
-        inputs=inputs,
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qsdformer.accelerator.design import KIB_BITS, Design
-from qsdformer.accelerator.encoding import Encoding, Spikes, bits_to_tell
+from qsdformer.accelerator.encoding import Encoding, Layout, Spikes, bits_to_tell
 from qsdformer.analysis.energy import add_energy, mult_energy
 from qsdformer.errors import UserError
 from qsdformer.graph.ops import Array
@@ -27,18 +27,19 @@ class Work:
     that time; `stalls` are cycles, the mean over its engines, in which no lane did anything for
     want of spikes: empty lists, empty words, entries that reach no output, other engines' work.
     `energy` is that of arithmetic in pJ. Bits that it read: `inputs`, of each input of the
-    operation, `weights` and `reads` of accumulators; that it wrote there: `writes`.
+    operation, `weights` and `reads` of accumulators; that it wrote there: `writes`. `layouts`
+    are those of the lists that it read, of each input; none where nothing depends on them.
     """
 
     unit: str
     cycles: int
-    fill: int = 0
     stalls: float = 0.0
     operations: int = 0
     synaptic: int = 0  # additions that spikes cause, those of the energy ledger
     capacity: int = 0
     energy: float = 0.0
     inputs: tuple[int, ...] = ()
+    layouts: tuple[Layout, ...] = ()
     weights: int = 0
     reads: int = 0
     writes: int = 0

@@ -68,11 +68,11 @@ def common_bits(model: nn.Module) -> Bits:
 
 def wat(model: nn.Module) -> str:
     """The network as papers write it: weight bits, activation bits, binary time steps."""
-    neurons = spiking_neurons(model).values()
+    neurons, bits = spiking_neurons(model).values(), common_bits(model)
     if not neurons:
-        return "ANN, fp32"
+        return "ANN, fp32" if bits is None else f"ANN, {bits}-bit weights"
     steps = max(neuron.time_steps * neuron.levels for neuron in neurons)
-    return f"{common_bits(model) or 32}-1-{steps}"
+    return f"{bits or 32}-1-{steps}"
 
 
 def cards(run: Run) -> str:

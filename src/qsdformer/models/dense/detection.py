@@ -110,11 +110,6 @@ class Detector(DenseNetwork):
             batching.sizes = None
         return [found[index] for index in range(len(images))]
 
-    def set_images(self, info: DataInfo) -> None:
-        """Normalise images by the mean and deviation of `info` from now on."""
-        transform: Any = self.transform
-        transform.image_mean, transform.image_std = list(info.mean), list(info.std)
-
 
 class MaskRCNNDetector(Detector, MaskRCNN):
     """Mask R-CNN."""

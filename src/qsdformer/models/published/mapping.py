@@ -57,7 +57,10 @@ class Told:
         """As `find`; a `UserError` that asks for the value where neither has it."""
         value = self.find(name, *saved_names)
         if value is None:
-            raise UserError(f"{self.path}: the file does not tell {name}: give it, {example}")
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{self.path}: the file does not tell {name}: give it, {example} ({option})"
+            )
         return value
 
     def ignore(self, network: str, *names: str) -> None:
@@ -83,6 +86,8 @@ class State:
             raise UserError(f"{self.path}: missing key {key!r}")
         if value.dim() not in dimensions:
             raise UserError(f"{self.path}: key {key!r} has shape {tuple(value.shape)}")
+        if 0 in value.shape:
+            raise UserError(f"{self.path}: key {key!r} is empty, of shape {tuple(value.shape)}")
         return value.shape
 
     def dims(self, key: str) -> int | None:

@@ -1,7 +1,7 @@
 """Checkpoints published with QSD-Transformer: their names and quirks.
 
-A published file holds `{"model": state_dict}`. Sizes, depth, classes and bits are read from the
-tensors; heads are not recorded there.
+A published file holds `{"model": state_dict}`. Sizes, depth and classes are read from the tensors;
+heads and bits are not recorded there; weights are taken to have the 4 bits of those published.
 """
 
 from __future__ import annotations
