@@ -122,8 +122,17 @@ def test_the_mask_add_unit_has_the_simulators_masks_and_cycles(rate: float, leve
     fires = (k * v).sum(axis=1) >= thresholds
     assert np.array_equal(found.result, q * fires[:, None])
     spikes = [by_channel(x, levels) for x in (q, k, v)]
-    expected = {**mask_add_cycles(*spikes), "encoding": encoding_cycles(spikes[0], 8, 2)}
+    written = max(encoding_cycles(one, 8, 2) for one in spikes)  # side by side
+    expected = {**mask_add_cycles(*spikes), "encoding": written}
     assert found.cycles == expected
+
+
+@pytest.mark.parametrize("tokens", [14, 15])
+def test_a_channel_that_never_fires_lets_nothing_pass(tokens: int) -> None:
+    ones = np.ones((3, tokens), np.int64)
+    unit = EncodedMaskAdd(MaskAdd(channels=3, tokens=tokens), encoder_lanes=4)
+    found = run_mask_add(unit, ones, ones, ones, np.array([tokens + 1, tokens, tokens + 1]))
+    assert found.result.sum(axis=1).tolist() == [0, tokens, 0]
 
 
 def test_results_that_are_not_taken_at_once_stay_the_same() -> None:
@@ -212,6 +221,8 @@ def test_attention_of_a_network_has_the_integer_graphs_spikes(
 def test_sizes_that_make_no_circuit_are_refused() -> None:
     with pytest.raises(ValueError, match="lanes=0"):
         SparseLinear(inputs=4, outputs=4, pixels=1, lanes=0)
+    with pytest.raises(ValueError, match="sum_bits=16: sums of 100 inputs may need 17 bits"):
+        SparseLinear(inputs=100, outputs=4, pixels=1, lanes=4, weight_bits=8, levels=4)
     with pytest.raises(ValueError, match="lanes=6: must be a power of two"):
         SpikeEncoder(positions=8, lanes=6)
     with pytest.raises(ValueError, match=r"ports=9: must be in 1\.\.8"):

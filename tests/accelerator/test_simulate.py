@@ -14,10 +14,12 @@ from qsdformer.accelerator import machine
 from qsdformer.accelerator.design import load_design
 from qsdformer.accelerator.encoding import ENCODINGS
 from qsdformer.accelerator.results import PARTS, figures, stage_figures
+from qsdformer.accelerator.signals import signals
 from qsdformer.accelerator.simulate import simulate
-from qsdformer.accelerator.traffic import DRAM
+from qsdformer.accelerator.traffic import DRAM, Memory
+from qsdformer.analysis.energy import add_energy, mult_energy
 from qsdformer.graph.integer import IntegerGraph, Output
-from qsdformer.graph.ops import IELIF, LIF, Rescale
+from qsdformer.graph.ops import IELIF, LIF, MaxPool, Multiply, Rescale
 from qsdformer.graph.reference import EXECUTE
 
 ADDERS = ("linear", "convolution")
@@ -71,6 +73,53 @@ def test_random_graphs_over_all_operations_are_computed_exactly(seed: int) -> No
         design = small_design(encoding=encoding, units__convolution__order=order, **roomy)
         assert simulate(graph, design, images).differing == 0
     assert simulate(graph, load_design("dense-int"), images).differing == 0
+
+
+def test_maps_of_a_dense_design_are_charged_by_what_they_compute() -> None:
+    # Pools of 3x3 with stride 2 compare 2.25 times a value, counts of 3 bits; a product of two
+    # counts up to 4 is one of 3 by 3 bits.
+    design, image = load_design("dense-int"), pixels()
+    graph = family_graph("sdt", levels=4, time_steps=1)
+    known = signals(graph, design)
+    run = machine.Machine(known, design, graph.membrane_bits)
+    seen = set()
+    for op in graph.ops:
+        works = run.do(op, image.transpose(1, 0, 2, 3))
+        if isinstance(op, MaxPool):
+            bits = 3 if op.name in known.spikes else graph.membrane_bits
+            expected = add_energy(bits) * op.kernel**2 / op.stride**2
+        elif isinstance(op, Multiply) and not known.masks(op):
+            expected = mult_energy((3, 3))
+        else:
+            continue
+        seen.add((type(op), op.name in known.spikes))
+        assert works[0].energy == pytest.approx(works[0].operations * expected)
+    assert seen == {(MaxPool, True), (MaxPool, False), (Multiply, True)}
+
+
+def test_spikes_in_two_layouts_are_read_in_the_one_that_a_unit_wants() -> None:
+    graph = family_graph("spikformer", levels=4, time_steps=1)
+    design = small_design(units__convolution__order="scatter")
+    known = signals(graph, design)
+    both = {op.name for op in graph.ops if len(known.layouts(op.name)) > 1}
+    wants = {
+        (name, layout)
+        for op in graph.ops
+        for name in {known.home(one) for one in op.inputs} & both
+        for layout in known.layouts(name)
+    }
+    read: set[Any] = set()
+
+    class Noting(Memory):
+        def read(self, name: Any, bits: int, traffic: Any) -> None:
+            read.add(name)
+            super().read(name, bits, traffic)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qsdformer.accelerator.simulate.Memory", Noting)
+        simulate(graph, design, pixels())
+    assert wants
+    assert wants <= read
 
 
 def with_thresholds(graph: IntegerGraph, value: int) -> IntegerGraph:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from accelerator.networks import small_design
-from qsdformer.accelerator.design import AdderUnit
+from qsdformer.accelerator.design import AdderUnit, load_design
 from qsdformer.accelerator.encoding import (
     Encoding,
     Layout,
@@ -18,8 +18,17 @@ from qsdformer.accelerator.encoding import (
     list_bits,
     stored_bits,
 )
-from qsdformer.accelerator.units import attention, convolution, encoder, linear, pool, product
+from qsdformer.accelerator.units import (
+    attention,
+    convolution,
+    dense,
+    encoder,
+    linear,
+    pool,
+    product,
+)
 from qsdformer.accelerator.units.work import walk
+from qsdformer.analysis.energy import add_energy, mult_energy
 from qsdformer.graph.ops import Array, Conv, MaxPool
 from qsdformer.graph.reference import EXECUTE
 
@@ -157,6 +166,34 @@ def test_the_merge_counts_the_comparisons_of_a_loop(encoding: Encoding) -> None:
         assert attention.merge_walk(a, b, encoding, 8).cycles.tolist() == expected
         both = attention.intersection(a, b)
         np.testing.assert_array_equal(both.decode(), x * y)
+
+
+@pytest.mark.parametrize("encoding", ["address", "address+count"])
+def test_a_coincidence_costs_an_addition_that_holds_all_and_a_product_of_two_counts(
+    encoding: Encoding,
+) -> None:
+    # One channel of 8 tokens; k and v meet at tokens 1 and 5, after 5 comparisons of 3-bit
+    # addresses. Sums of up to 8 * 3 * 3 = 72 need 7 bits, counts up to 3 need 2.
+    k = encode(np.array([0, 1, 0, 1, 0, 1, 0, 0]).reshape(1, 1, 2, 4), 3, "channel")
+    v = encode(np.array([1, 1, 0, 0, 0, 1, 1, 1]).reshape(1, 1, 2, 4), 3, "channel")
+    design = small_design(encoding=encoding)
+    unit = design.units.mask_add
+    assert unit is not None
+    work = attention.merge_work(k, v, attention.intersection(k, v), unit, design)
+    # Of the passes of further levels, which are empty, none compares anything.
+    each = add_energy(7) + (mult_energy((2, 2)) if encoding == "address+count" else 0)
+    assert work.operations == 4
+    assert work.energy == pytest.approx(4 * add_energy(3) + 2 * each)
+
+
+def test_a_depthwise_layer_reads_its_inputs_once_and_others_for_every_tile() -> None:
+    unit = load_design("dense-int").units.array
+    assert unit is not None
+    sizes = {"pixels": 10, "fan_in": 9, "outputs": 4 * unit.columns, "times": 1, "nonzero": 1.0}
+    bits = {"weight_bits": 4, "input_bits": 3, "sum_bits": 16, "inputs": (768,)}
+    for depthwise, expected in ((True, 768), (False, 4 * 768)):
+        products = dense.Products(**sizes, **bits, depthwise=depthwise)
+        assert dense.dense_work(products, unit).inputs == (expected,)
 
 
 def compared(a: list[int], b: list[int]) -> int:

@@ -5,15 +5,19 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import qsdformer as qsd
 from qsdformer.analysis.energy import COST_MODELS, cost_model
+from qsdformer.analysis.information import packed_bytes
 from qsdformer.analysis.ledger import Ledger, make_ledger, papers_energy, reached_by
 from qsdformer.analysis.measure import Measured, measure
 from qsdformer.analysis.operations import operations
+from qsdformer.analysis.report.sections import wat
 from qsdformer.analysis.twins import activation_bits, ann_ledger, twins
 from qsdformer.models.metaspikeformer import MetaSpikeFormer, model_config
+from qsdformer.nn import IELIF, QuantConv2d
 
 Make = Callable[..., MetaSpikeFormer]
 
@@ -213,6 +217,35 @@ def test_an_ann_has_the_macs_that_torch_counts(name: str, fields: dict[str, Any]
     rows = ann_ledger("m", ann, (32, 32), None).rows
     assert 2 * sum(row.dense_macs for row in rows) == counter.get_total_flops()
     assert not any(".core." in row.name for row in rows)
+
+
+def test_an_ann_with_low_bit_weights_is_stored_and_read_in_their_bits() -> None:
+    fields = {"dims": (4, 6, 8, 8), "depth": 2, "heads": 2, "neuron": "relu"}
+    none = {"weight_bits": None, "stem_bits": None, "head_bits": None}
+    low, full = (qsd.create_model("metaspikeformer_tiny", **fields, **bits) for bits in ({}, none))
+    ledgers = [ann_ledger("m", model, (32, 32), None) for model in (low, full)]
+    assert ledgers[0].packed_bytes == packed_bytes(low) < ledgers[1].packed_bytes
+    assert ledgers[1].packed_bytes == ledgers[1].float_bytes == ledgers[0].float_bytes
+    read = [sum(row.weights_read for row in ledger.rows) for ledger in ledgers]
+    bits = {row.name: row.weight_bits for row in ledgers[0].rows if row.weights}
+    assert set(bits.values()) == {4, 8}
+    assert read[0] == sum(row.weights * bits[row.name] for row in ledgers[0].rows if row.weights)
+    assert read[0] < read[1] / 4
+    assert wat(low) == "ANN, 4-bit weights"
+    assert wat(full) == "ANN, fp32"
+
+
+def test_sums_of_spikes_that_no_layer_reads_are_operations() -> None:
+    model = qsd.create_model("sdt_tiny", width=16, depth=1, heads=2, time_steps=2)
+    found = {op.name: op for op in operations(model, (32, 32))}
+    core = "blocks.0.attention.core"
+    tokens = found[f"{core}.mul1"].elements // 16
+    assert found[f"{core}.sum"].elements == 16 * tokens
+    assert found[f"{core}.sum"].passes == 2
+    assert found[f"{core}.mask_neuron"].elements == 16
+    net = nn.Sequential(QuantConv2d(3, 4, 1, bits=4), IELIF(4), nn.AdaptiveAvgPool2d(1), IELIF(4))
+    kinds = [(op.kind, op.elements) for op in operations(net, (8, 8))]
+    assert ("shortcut", 4 * 64) in kinds
 
 
 def test_an_ann_pools_before_its_head_where_a_spiking_network_sums_spikes() -> None:

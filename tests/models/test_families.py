@@ -197,9 +197,10 @@ def test_spikformers_stream_is_a_sum_of_counts_that_grows_by_two_neurons_a_block
 def test_sdts_mask_is_an_or_over_tokens_at_one_level(dvs_mode):
     config = SDTConfig(**SMALL["sdt"], levels=1, dvs_mode=dvs_mode)
     lif = config.replace(neuron="lif", time_steps=4)
+    steps = config.replace(time_steps=4)
     images = (torch.rand(3, 8, 16, 4, 4) < 0.2).float()
     q, k, v = images
-    for one in (config, lif):
+    for one in (config, steps, lif):
         core = MaskAttention(one, 16, 2, threshold=0.5, norm=False, dvs_mode=dvs_mode)
         products = core.product_pool(core.k_pool(k) * core.v_pool(v))
         expected = core.output_pool(q * products.amax(dim=(2, 3), keepdim=True))

@@ -14,7 +14,7 @@ from variants import info_for
 from qsdformer.data import DataInfo
 from qsdformer.errors import UserError
 from qsdformer.models.checkpoint import KEY, read, save_checkpoint, write
-from qsdformer.models.finetune import start_from
+from qsdformer.models.finetune import adapt_channels, start_from
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.models.published import import_reference
 from qsdformer.nn.quantizers import initial_step_size, quantized_layers
@@ -80,6 +80,15 @@ def test_grey_images_give_the_first_convolution_what_they_gave_it_in_colour(
     torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
     assert torch.equal(layer.log_step_size, initial_step_size(layer.weight, 8).log())
     assert "stages.0.downsample.conv" in lines[2]
+
+
+@pytest.mark.parametrize(("before", "now"), [(2, 3), (4, 1), (2, 4), (3, 6), (1, 5)])
+def test_any_number_of_channels_becomes_any_other_with_the_same_sums(before: int, now: int) -> None:
+    state = {"stem": torch.randn(2, before, 3, 3)}
+    weight = state["stem"]
+    assert adapt_channels(state, "stem", now)
+    assert state["stem"].shape == (2, now, 3, 3)
+    torch.testing.assert_close(state["stem"].sum(1), weight.sum(1))
 
 
 def test_other_bits_start_their_step_sizes_from_the_loaded_weights(

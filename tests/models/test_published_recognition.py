@@ -48,7 +48,7 @@ def test_sdt_asks_for_pooling_time_steps_and_on_events_for_dvs_mode(save):
     path = save(published.sdt(16, 1, 2))
     with pytest.raises(UserError, match='does not tell pooling: give it, such as "1111"'):
         import_reference(path, time_steps=4)
-    with pytest.raises(UserError, match="does not tell time_steps: give it, such as 4"):
+    with pytest.raises(UserError, match=r"time_steps: give it, such as 4 \(--time-steps\)"):
         import_reference(path, pooling="1111")
     path = save(published.sdt(16, 1, 2, channels=2))
     with pytest.raises(UserError, match="does not tell dvs_mode"):

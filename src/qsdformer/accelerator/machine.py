@@ -1,8 +1,8 @@
 """An integer graph's operations carried out by the units of a design, one image at a time.
 
 Values are what the units make: spikes as lists, everything else as arrays (C, B, H, W) with B the
-time steps. Nothing is taken from the reference executor but the arithmetic of units that work on
-plain values: factors, thresholds, shortcuts and maps.
+time steps. Of the reference executor only the arithmetic of units that work on plain values is
+taken: factors, thresholds, shortcuts, maps, and the products of the dense array.
 """
 
 from __future__ import annotations

@@ -58,12 +58,13 @@ class Signals:
             return ["pixel"]
         found: list[Layout] = []
         for reader in self.readers[name]:
-            for wanted in self._wanted(reader, name):
+            for wanted in self.wanted(reader, name):
                 if wanted not in found:
                     found.append(wanted)
         return found or ["pixel"]
 
-    def _wanted(self, reader: Op, name: str) -> Iterable[Layout]:
+    def wanted(self, reader: Op, name: str) -> Iterable[Layout]:
+        """The layouts in which one reader wants them."""
         if isinstance(reader, Conv):
             gathers = is_linear(reader) or (self.gathers and reader.groups == 1)
             return ("pixel",) if gathers else ("channel",)

@@ -195,7 +195,10 @@ class _Run:
         if not any(work.inputs for work in works) and not isinstance(op, VIEWS):
             for name in op.inputs:  # values that come on the fly are free
                 if known.stages[known.home(name)] != known.stages[op.name]:
-                    self._read(name, next(iter(self.machine.stored_bits(name).values())), traffic)
+                    stored = self.machine.stored_bits(name)
+                    wanted = [at for at in known.wanted(op, name) if at in stored]
+                    layout = next(iter([*wanted, *stored]))
+                    self._read(name, stored[layout], traffic, layout)
         if isinstance(op, (Conv, ConvTranspose)) and not self.resident:
             traffic.reads[DRAM] += op.codes.size * op.bits
             traffic.writes["weights"] += op.codes.size * op.bits

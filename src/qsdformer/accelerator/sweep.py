@@ -103,7 +103,7 @@ def sweep(
     keys: dict[str, list[Any]],
     on_point: Callable[[], None] = lambda: None,
 ) -> list[Point]:
-    """Every combination of the values of `keys`, simulated; the best are marked."""
+    """Every combination of the values of `keys`, simulated, the first compared; best are marked."""
     combinations = [
         dict(zip(keys, values, strict=True)) for values in itertools.product(*keys.values())
     ]
@@ -111,7 +111,7 @@ def sweep(
     points = []
     for settings, made in zip(combinations, variants, strict=True):
         try:
-            found, problem = figures(simulate(graph, made, images, check=False)), ""
+            found, problem = figures(simulate(graph, made, images, check=not points)), ""
         except UserError as error:
             found, problem = None, str(error)
         points.append(Point(settings=settings, design=made, found=found, problem=problem))

@@ -17,7 +17,8 @@ from qsdformer.nn.neurons import make_neuron
 def spike_attention(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, scale: float) -> Tensor:
     """scale * q (k^T v), linear in N and without softmax; (B, h, N, d).
 
-    With spike values k/D, D a power of two, the products are exact: sums of integers / D^3.
+    With spike values k/D, D a power of two, the products are exact below 2^24: sums of
+    at most N * d products of counts, integers / D^3.
     """
     return (q_BhNd @ (k_BhNd.transpose(-2, -1) @ v_BhNd)) * scale
 

@@ -97,8 +97,9 @@ class MaskAttention(nn.Module):
     A neuron makes the mask g (T*B, C, 1, 1) from the coincidences, the sum of k*v over all tokens.
     As published it is a LIF neuron of threshold 1/2, which fires where there is one coincidence
     or more. With IE-LIF neurons of D levels the mask stays binary, so that q * g has no more
-    than D counts: one level, which fires where the sum of k*v (values count/D) is 1/2 or more;
-    at D = 1 that is the published mask. `norm` puts a batch norm before it: a learned threshold.
+    than D counts: one level, which fires where the sum of k*v (values count/D) of a time step is
+    1/2 or more; at D = 1 that is the published mask. `norm` puts a batch norm before it: a learned
+    threshold.
 
     `dvs_mode` adds the max pools of the published CIFAR10-DVS network: on k and v, and on the
     (token, channel) planes of k*v and q*g.
@@ -128,7 +129,8 @@ class MaskAttention(nn.Module):
         self.mask_norm = (
             make_norm(config, width, "qkv", threshold=threshold) if norm else nn.Identity()
         )
-        binary = IELIF(1, config.time_steps, config.decay, config.surrogate)
+        # Without a memory: what one time step has beyond the threshold says nothing of the next.
+        binary = IELIF(1, config.time_steps, decay=0.0, surrogate=config.surrogate)
         lif = config.neuron == "lif"
         self.mask_neuron = make_neuron(config, threshold=threshold) if lif else binary
 

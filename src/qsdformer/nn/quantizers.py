@@ -291,7 +291,7 @@ class QuantConv2d(_QuantWeight, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) to (B, C_out, H', W'), or without B."""
         # In evaluation codes are summed first and scaled once: with spike values k/D, D a power
-        # of two, every sum is exact in float32, so any order of additions gives the same result.
+        # of two, every sum below 2^24 is exact in float32, in any order of additions.
         if self.coding is None or self.training:
             return self._conv_forward(x, self.effective_weight(), self.bias)
         codes, step = self._codes_and_step(self.coding)
