@@ -108,7 +108,7 @@ def sweep(
         dict(zip(keys, values, strict=True)) for values in itertools.product(*keys.values())
     ]
     variants = [variant(design, settings) for settings in combinations]
-    points = []
+    points: list[Point] = []
     for settings, made in zip(combinations, variants, strict=True):
         try:
             found, problem = figures(simulate(graph, made, images, check=not points)), ""

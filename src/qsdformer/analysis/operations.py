@@ -296,8 +296,8 @@ class _Tracer:
                     elements=x.step.channels * math.prod(x.grid),
                 )
             )
-        done = {"passes": x.step.time, "grid": x.step.size[1:], "times": 1, "places": 1}
-        return replace(x, summed="", **done)
+        grid = x.step.size[1:]
+        return replace(x, passes=x.step.time, grid=grid, times=1, places=1, summed="")
 
     def _emit(
         self,
