@@ -57,7 +57,7 @@ def test_info_refuses_impossible_values_and_names_the_field(change: dict[str, An
         ({"name": "mnist"}, "digits, fashion_mnist, cifar10, cifar100, image_folder"),
         ({"evaluate_on": "train"}, "test, holdout"),
         ({"train_limit": 0}, "at least 1"),
-        ({"image_size": 0}, "at least 1"),
+        ({"image_size": 0}, "1 to 8192 pixels"),
         ({"crop_padding": -1}, "0 or more"),
         ({"workers": -1}, "0 or more"),
         ({"random_erasing": 1.5}, r"\[0, 1\]"),
