@@ -27,8 +27,8 @@ def export(
 
     A name that ends in .onnx makes an ONNX file, laid out for the speed of `runtime`; any other a
     packed artifact. `info` and `options` are those of `qsdformer.lower`, for which an integer graph
-    has no use. Raises `UserError` for a
-    model that cannot be lowered and a file that cannot be written.
+    has no use. Raises `UserError` for a model that cannot be lowered and a file that cannot be
+    written.
     """
     described = {} if info is None else {"info": info}
     graph = artifact.graph_of(model, {**described, **options})
