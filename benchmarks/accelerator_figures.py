@@ -1,6 +1,6 @@
 """Draws the break-evens of the sparse design, trained networks as points, and a sweep's Pareto.
 
-python benchmarks/accelerator_figures.py runs/A zoo/B.qsd --data-root data/cifar10 --images 4
+python benchmarks/accelerator_figures.py runs/A zoo/B.qsd --data-root data/cifar-10 --images 4
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A line for each checkpoint: accuracy, firing rate, and cycles and energy on `sdt
 passes, with counts stored, and with weights shared as well, beside `dense-int`. Energies are given
 with and without leakage, which is an assumption of both designs.
 
-    python benchmarks/accelerator_tables.py runs/A zoo/B.qsd --data-root data/cifar10 --images 8
+    python benchmarks/accelerator_tables.py runs/A zoo/B.qsd --data-root data/cifar-10 --images 8
 """
 
 from __future__ import annotations

@@ -43,3 +43,14 @@ def test_an_empty_data_set_is_refused(make_model: Callable[..., MetaSpikeFormer]
 def test_an_ann_is_refused(make_model: Callable[..., MetaSpikeFormer]) -> None:
     with pytest.raises(UserError, match="no spiking neurons"):
         measure(make_model(neuron="relu"), [])
+
+
+def test_spikes_that_are_no_numbers_are_one_line(
+    make_model: Callable[..., MetaSpikeFormer], settle: Callable[..., MetaSpikeFormer]
+) -> None:
+    model = settle(make_model())
+    with torch.no_grad():
+        model.stages[0].downsample.norm.weight.fill_(float("nan"))
+    images = torch.randn(2, 3, 32, 32)
+    with pytest.raises(UserError, match="its spikes are no numbers: the weights are NaN"):
+        measure(model, [(images, torch.zeros(2, dtype=torch.long))])

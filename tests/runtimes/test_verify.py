@@ -190,6 +190,21 @@ def test_results_that_are_no_numbers_are_broken(lively, monkeypatch):
     assert not report.ok
 
 
+def test_a_promise_of_equal_classes_waits_for_enough_images(lively, monkeypatch):
+    monkeypatch.setitem(EXECUTORS, "wrong", _wrong_on_first(1))
+    model = lively()
+    names = ["binary spikes", "integer", "native", "wrong"]
+    report = verify(model, random_pixels(model, 4), info_for(model), executors=names)
+    assert {row.name: row.verdict for row in report.rows} == {
+        "multi-bit": "kept",
+        "binary spikes": "kept",
+        "integer": "too few images",
+        "native": "kept",
+        "wrong": "too few images",
+    }
+    assert report.ok
+
+
 def test_results_that_are_no_numbers_stay_so_whatever_follows(lively, monkeypatch):
     calls = iter(range(100))
 

@@ -14,6 +14,7 @@ import pytest
 from lightning.pytorch import Callback
 from rich.console import Console
 
+from qsdformer.cli import run as command
 from qsdformer.errors import UserError
 from qsdformer.files import atomic_path
 from qsdformer.models.checkpoint import load_checkpoint
@@ -130,6 +131,24 @@ def test_killed_before_the_first_last_checkpoint_goes_on_from_the_best(tmp_path:
     assert "epoch   1/2" not in text
     assert result.best == whole.best
     assert result.last == whole.last
+
+
+def test_an_interrupted_command_says_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(recipe: Recipe, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qsdformer.training.train", interrupted)
+    words = ["train", "digits", "--output", str(tmp_path)]
+    assert command(words) == 130
+    assert capsys.readouterr().err == "qsd: interrupted\n"
+    (tmp_path / "last.ckpt").touch()
+    assert command(words) == 130
+    assert capsys.readouterr().err == (
+        f"{tmp_path / 'last.ckpt'} is that of the last whole epoch; go on with --resume\n"
+        "qsd: interrupted\n"
+    )
 
 
 def test_a_finished_run_says_so_and_is_left_as_it_is(tmp_path: Path) -> None:

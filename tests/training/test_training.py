@@ -179,6 +179,17 @@ def test_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_pa
         assert all(v.isfinite().all() for v in load(tmp_path / name).state_dict().values())
 
 
+def test_weights_too_large_for_an_evaluation_are_not_saved(tmp_path: Path) -> None:
+    class Spoil(Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+            if trainer.global_step == 5:
+                module.model.head.bias.data.copy_(torch.linspace(-3e38, 3e38, 10))
+
+    with pytest.raises(UserError, match="the evaluation loss is not finite after step 5, most"):
+        run(small(tmp_path), callbacks=[Spoil()])
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
 @pytest.mark.parametrize("step", [5, 20])
 def test_weights_broken_by_the_last_step_of_an_epoch_are_not_saved(
     tmp_path: Path, step: int

@@ -144,6 +144,11 @@ class _Meter:
         dims = 2 if step.axes.startswith("t") else 1
         folded = y.flatten(0, dims - 1)
         total = (folded.sum(0, dtype=dtype) / spikes.unit).round().double()
+        if not total.isfinite().all():
+            raise UserError(
+                f"{step.name}: its spikes are no numbers: the weights are NaN, infinite or far too "
+                "large, as after a training that diverged"
+            )
         active = folded.sign().sum(0).double()
         for sums, value in ((result.spikes, total), (result.active, active)):
             value = _as_map(step, value)

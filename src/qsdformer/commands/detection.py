@@ -78,6 +78,7 @@ def _evaluate(
     print_scores(options, data.config.name, data.info.class_names, result)
     if options.results:
         write_text(options.results, json.dumps(result.results) + "\n")
+        print(f"what was found is in {options.results}", file=sys.stderr)
 
 
 def print_scores(

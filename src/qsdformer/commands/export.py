@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,9 @@ def run(options: argparse.Namespace) -> int:
         files = _write_onnx(graph, options.out, options.runtime or PACKAGES[0])
     else:
         export(graph, options.out)
+    if options.format is None and Path(options.out).suffix not in (".qsd", ".onnx"):
+        note = "is written as a .qsd file; --format says it, or makes an ONNX file"
+        print(f"note: {options.out} {note}", file=sys.stderr)
     weights = sum(v.numel() * v.element_size() for v in loaded.model.state_dict().values())
     size = sum(file.stat().st_size for file in files)
     others = f" with {' and '.join(str(f) for f in files[:-1])} beside it" if files[:-1] else ""

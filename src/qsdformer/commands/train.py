@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from pathlib import Path
 
 from qsdformer.commands.recipe_keys import REACHES_TEACHERS, add_recipe_keys, given_keys
 from qsdformer.errors import UserError
@@ -37,6 +40,13 @@ def run(options: argparse.Namespace) -> int:
     if options.overwrite and options.resume is not False:
         raise UserError("give one of --resume and --overwrite, not both")
     from qsdformer.training import train
+    from qsdformer.training.checkpointing import LAST
 
-    train(recipe, resume=options.resume, overwrite=options.overwrite)
+    try:
+        train(recipe, resume=options.resume, overwrite=options.overwrite)
+    except KeyboardInterrupt:
+        last = Path(recipe.output) / LAST
+        if last.exists() and not int(os.environ.get("LOCAL_RANK", 0)):
+            print(f"{last} is that of the last whole epoch; go on with --resume", file=sys.stderr)
+        raise
     return 0

@@ -181,7 +181,8 @@ def find_root(kind: Cifar, root: str | None, download: bool, split: str = "val")
     known = ", ".join(f"{one.archive} or {one.folder}" for one in kind.layouts)
     raise UserError(
         f"{kind.title} not found: looked for {known}, or train/CLASS/ and val/CLASS/ folders of "
-        f"images, in {looked}; give its folder as --data.root FOLDER, or set data.download=true"
+        f"images, in {looked}; give its folder as --data.root FOLDER, or have it "
+        "downloaded with --data.download true"
     )
 
 

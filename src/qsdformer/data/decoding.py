@@ -48,8 +48,10 @@ def open_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image.I
             decoded = _eight_bits(image)
             return upright_image(decoded) if upright else decoded.copy()
     except DECODE_ERRORS as error:
+        missing = isinstance(error, FileNotFoundError)
+        advice = "check the path" if missing else "replace or remove the file"
         raise UserError(
-            f"cannot read image {os.fspath(path)}: {reason_of(error)}; replace or remove the file"
+            f"cannot read image {os.fspath(path)}: {reason_of(error)}; {advice}"
         ) from error
 
 

@@ -76,7 +76,8 @@ def find_folder(root: str | None, download: bool) -> Path:
     raise UserError(
         f"Fashion-MNIST not found: looked for {FILES[0]} and three more files in {looked}; "
         "either run 'apt-get install dataset-fashion-mnist' (then give no root), "
-        "or set data.download=true, or give the folder as --data.root FOLDER"
+        "or give the folder as --data.root FOLDER, or have it downloaded with --data.download true "
+        "(qsd scenes: --root FOLDER, --download)"
     )
 
 

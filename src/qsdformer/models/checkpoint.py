@@ -177,7 +177,7 @@ def load_tensors(path: str | os.PathLike[str], allowed: Sequence[type] = ()) -> 
     if kind := exported_kind(path):
         raise UserError(
             f"{path}: a {kind} file of qsd export, but a checkpoint is needed here: give the one "
-            "it was made of (qsd predict, eval and bench take exported files)"
+            "it was made of (qsd predict, eval, verify, bench and simulate take exported files)"
         )
     damaged = UserError(
         f"{path}: not a checkpoint, or cut short or damaged; copy or train it again"

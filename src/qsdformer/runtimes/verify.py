@@ -72,6 +72,12 @@ class Row:
     latency_ms: float
     broken: str | None
     promise: float | None = None
+    is_open: bool = False  # whether a promise of equal classes waits for more images
+
+    @property
+    def verdict(self) -> str:
+        """What is broken, or that promises are kept, or cannot be told yet."""
+        return self.broken or ("too few images" if self.is_open else "kept")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +129,7 @@ class Report:
                 share,
                 f"{row.logit_difference:.2g}",
                 f"{row.latency_ms:.1f} ms",
-                row.broken or "kept",
+                row.verdict,
             )
         return table
 
@@ -312,7 +318,8 @@ def _row(
 ) -> Row:
     agreement = tally.agreeing / tally.compared if tally.compared else 1.0
     least, broken = promised(tally.executor, graph.membrane_bits), None
-    if tally.compared < ENOUGH_COMPARED:
+    is_open = least is not None and tally.compared < ENOUGH_COMPARED
+    if is_open:
         least = None
     if least is not None and not graph.class_names:
         least = min(least, PLACES_AGREEMENT)
@@ -334,6 +341,8 @@ def _row(
         latency_ms=_latency(tally.run, first),
         broken=broken,
         promise=least,
+        # Equal integers say more than equal classes.
+        is_open=is_open and not (tally.executor.exact or (tally.executor.equal_counts and exact)),
     )
 
 

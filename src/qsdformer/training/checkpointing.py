@@ -77,7 +77,7 @@ class RunCheckpoints(Checkpoint):
 
 
 class NonFiniteGuard(Callback):
-    """Stops a run whose loss or weights are not finite, before a checkpoint is overwritten.
+    """Stops a run whose losses or weights are not finite, before a checkpoint is overwritten.
 
     Weights are looked at when they are about to be saved: a step whose loss was finite can still
     have broken them. Losses are looked at in every step on the CPU; elsewhere every `every` steps,
@@ -123,8 +123,13 @@ class NonFiniteGuard(Callback):
         )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look before the epoch's checkpoints."""
+        """Look before the epoch's checkpoints, at what the last step has made, too."""
         self.check_weights(trainer, pl_module)
+        measured = trainer.callback_metrics.get("val_loss", torch.zeros(()))
+        bad = (~torch.isfinite(measured)).to(torch.int64)
+        if int(trainer.strategy.reduce(bad, reduce_op="max")):
+            step = trainer.global_step
+            self._stop(trainer, f"the evaluation loss is not finite after step {step}")
 
     def check_weights(self, trainer: Trainer, module: LightningModule) -> None:
         """`UserError` if what would be saved is not finite; all processes call it together."""

@@ -95,7 +95,10 @@ def _names(folder: Path, split: str) -> list[str]:
     except OSError as error:
         others = sorted(path.stem for path in file.parent.glob("*.txt"))
         hint = f"; there is {', '.join(others[:5])}" if others else f"; {LAYOUT}"
-        raise UserError(f"cannot read the list {file}: {error.strerror}{hint}") from error
+        raise UserError(
+            f"cannot read the list {file}: {error.strerror}{hint}; give the folder as "
+            "--data.root FOLDER"
+        ) from error
     if "\0" in text:
         raise UserError(f"the list {file} is not text in UTF-8")
     names = [words[0] for line in text.splitlines() if (words := line.split())]

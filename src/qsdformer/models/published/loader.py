@@ -120,7 +120,10 @@ def _recognise(state: State) -> Published:
     found = [published for published in PUBLISHED if published.recognises(state)]
     if not found:
         known = ", ".join(published.name for published in PUBLISHED)
-        raise UserError(f"{state.path}: the weights are of none of the known networks: {known}")
+        raise UserError(
+            f"{state.path}: the weights are of none of the known networks: {known}; a checkpoint "
+            "of qsd train is ours already and needs no import"
+        )
     if len(found) > 1:
         names = " or ".join(published.name for published in found)
         raise UserError(f"{state.path}: the weights could be of {names}: keep the keys of one")
