@@ -181,9 +181,8 @@ def test_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_pa
 
 def test_weights_too_large_for_an_evaluation_are_not_saved(tmp_path: Path) -> None:
     class Spoil(Callback):
-        def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
-            if trainer.global_step == 5:
-                module.model.head.bias.data.fill_(-3e38)[0] = 3e38
+        def on_validation_start(self, trainer: Any, module: Any) -> None:
+            module.evaluated.head.bias.data.fill_(-3e38)[0] = 3e38
 
     with pytest.raises(UserError, match="the evaluation loss is not finite after step 5, most"):
         run(small(tmp_path), callbacks=[Spoil()])
