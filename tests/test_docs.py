@@ -134,13 +134,13 @@ def test_the_python_about_exported_maps_runs() -> None:
     assert found["maps"]["mask"].shape == (2, 11, 88, 120)
 
 
-@pytest.mark.skipif(not native.available(), reason="the native engine was not built")
 def test_the_python_about_the_papers_convention_runs(capsys) -> None:
     found = python_of("energy.md", {})
     assert capsys.readouterr().out.startswith("8.6")
     assert all(value.is_meta for value in found["model"].parameters())
 
 
+@pytest.mark.skipif(not native.available(), reason="the native engine was not built")
 def test_the_python_about_the_native_engine_runs(lively) -> None:
     model = lively()
     qsdformer.export(model, Path("model.qsd"), info_for(model))

@@ -28,38 +28,32 @@ ADVICE = {
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(
+    path: str | os.PathLike[str], advice: str = "choose another folder"
+) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place once the block has succeeded.
 
     The temporary file is removed if the block fails. An operating-system error while writing
-    becomes a `UserError` that names `path`; what stood there before is left as it was. A link
-    stays one: the file that it leads to is written. A device or pipe is written to.
+    becomes a `UserError` that names `path` and ends with `advice`, unless its reason has another;
+    what stood there before is left as it was. A link stays one: the file that it leads to is
+    written. A device or pipe is written to.
     """
-    target = Path(path)
-    special = _is_special(target)
-    if not special:
-        target = Path(os.path.realpath(target))
+    finish, target = _take_place, Path(os.path.realpath(path))
+    folder = target.parent
+    if is_special(path):
+        finish, target, folder = _copy, Path(path), Path(tempfile.gettempdir())
     try:
-        if not special:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        folder = None if special else target.parent
+        folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(PARTIAL, f".{target.name}.", folder)
         os.close(handle)
     except OSError as error:
-        raise _cannot_write(Path(path), error) from error
+        raise _cannot_write(path, error, advice) from error
     temporary = Path(name)
     try:
         yield temporary
-        if special:
-            with temporary.open("rb") as source, target.open("wb", buffering=0) as sink:
-                shutil.copyfileobj(source, sink)
-            return
-        temporary.chmod(0o666 & ~_umask())
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        finish(temporary, target)
     except OSError as error:
-        raise _cannot_write(Path(path), error) from error
+        raise _cannot_write(path, error, advice) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -70,7 +64,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     try:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if _is_special(target):
+        if is_special(target):
             if not os.access(target, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             return
@@ -81,7 +75,16 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         with tempfile.NamedTemporaryFile(suffix=PARTIAL, prefix=f".{target.name}.", dir=folder):
             pass
     except OSError as error:
-        raise _cannot_write(target, error) from error
+        raise _cannot_write(path, error) from error
+
+
+def is_special(path: str | os.PathLike[str]) -> bool:
+    """Whether there is something at `path` that is neither a file nor a folder."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # not there, or no possible name
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def is_partial(path: Path) -> bool:
@@ -113,7 +116,7 @@ def exported_kind(path: str | os.PathLike[str]) -> str | None:
 
     `UserError` for a device or pipe, which cannot be read twice.
     """
-    if _is_special(Path(path)):
+    if is_special(path):
         raise UserError(f"{path} is no file but a device or a pipe: give a file")
     try:
         with Path(path).open("rb") as file:
@@ -129,19 +132,24 @@ def kind_of_bytes(head: bytes) -> str | None:
     return ".onnx" if head.startswith(b"\x08") and b"qsdformer" in head[:16] else None
 
 
-def _cannot_write(path: Path, error: OSError) -> UserError:
+def _take_place(temporary: Path, target: Path) -> None:
+    temporary.chmod(0o666 & ~_umask())
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(target)
+
+
+def _copy(temporary: Path, target: Path) -> None:
+    with temporary.open("rb") as source, target.open("wb", buffering=0) as sink:
+        shutil.copyfileobj(source, sink)
+
+
+def _cannot_write(
+    path: str | os.PathLike[str], error: OSError, advice: str = "choose another folder"
+) -> UserError:
     reason = error.strerror or str(error)
-    advice = ADVICE.get(error.errno or 0, "choose another folder")
-    return UserError(f"cannot write {path}: {reason}; {advice}")
-
-
-def _is_special(path: Path) -> bool:
-    """Whether there is something at `path` that is neither a file nor a folder."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError):  # not there, or no possible name
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+    advice = ADVICE.get(error.errno or 0, advice)
+    return UserError(f"cannot write {os.fspath(path)}: {reason}; {advice}")
 
 
 def _umask() -> int:

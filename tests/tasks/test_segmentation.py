@@ -309,7 +309,7 @@ def test_predict_draws_what_is_found_with_a_legend(
         *("one-2-mask.png", "one-2.png", "one-mask.png", "one.png")
     ]
     assert command(["predict", str(run / "best.ckpt"), str(grey), "--output", str(grey)]) == 2
-    assert "choose another folder" in capsys.readouterr().err
+    assert "choose another folder with --output" in capsys.readouterr().err
 
 
 def test_a_picture_never_overwrites_an_image_nor_another_picture(

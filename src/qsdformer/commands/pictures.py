@@ -49,5 +49,5 @@ class Pictures:
 
     def save(self, picture: Image.Image, path: Path) -> None:
         """Write a picture, whole or not at all; `UserError` if that cannot be done."""
-        with atomic_path(path) as temporary:
+        with atomic_path(path, "choose another folder with --output") as temporary:
             picture.save(temporary, format="PNG")

@@ -153,9 +153,9 @@ def _load(
 
     keys = given_keys(options)
     graph, compare = load_exported(options.model), None
-    if options.ledger and graph is not None:
-        raise UserError(f"--ledger is of a checkpoint, and {options.model} is none")
     if graph is not None:
+        if options.ledger:
+            raise UserError(f"--ledger is of a checkpoint, and {options.model} is none")
         check_exported(options.model, membrane_bits=options.membrane_bits)
     if graph is None:
         loaded, data = load_with_data(options.model, keys, options.images)

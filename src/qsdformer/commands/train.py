@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -41,12 +40,13 @@ def run(options: argparse.Namespace) -> int:
         raise UserError("give one of --resume and --overwrite, not both")
     from qsdformer.training import train
     from qsdformer.training.checkpointing import LAST
+    from qsdformer.training.run import is_worker
 
     try:
         train(recipe, resume=options.resume, overwrite=options.overwrite)
     except KeyboardInterrupt:
         last = Path(recipe.output) / LAST
-        if last.exists() and not int(os.environ.get("LOCAL_RANK", 0)):
+        if last.exists() and not is_worker(recipe):
             print(f"{last} is that of the last whole epoch; go on with --resume", file=sys.stderr)
         raise
     return 0

@@ -17,8 +17,6 @@ from qsdformer.errors import UserError, require
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qsdformer.data.preprocessing import Preprocessing
-
 SourceName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "image_folder"]
 EvaluateOn = Literal["test", "holdout"]
 Fit = Literal["crop", "stretch", "pad"]
@@ -69,8 +67,8 @@ def numbered_classes(count: int) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataInfo:
-    """What a model needs to know about its inputs; stored in checkpoints as plain values.
+class Preparation:
+    """How an image is prepared for a network.
 
     `image_size` is what the network sees: a square's side in pixels, or (height, width); `mean`
     and `std` are per channel, of pixels in [0, 1]. With `fit` crop an image is resized until it
@@ -81,12 +79,41 @@ class DataInfo:
 
     image_size: ImageSize
     channels: int
-    class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
     fit: Fit = "crop"
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width in pixels of what the network sees."""
+        return sides(self.image_size)
+
+    def require_possible(self) -> None:
+        """ValueError that names the field by which no image can be prepared."""
+        allowed = f"a whole number of pixels, 1 to {LARGEST_IMAGE}, or two: height and width"
+        require(self, "image_size", is_image_size(self.image_size), allowed)
+        require(self, "fit", self.fit in get_args(Fit), "crop, stretch or pad")
+        known = self.interpolation in INTERPOLATIONS
+        require(self, "interpolation", known, f"one of {', '.join(INTERPOLATIONS)}")
+        ok = isinstance(self.channels, int) and 1 <= self.channels <= LARGEST_CHANNELS
+        allowed = f"1 (grey), 3 (RGB), or of other data up to {LARGEST_CHANNELS}"
+        require(self, "channels", ok, allowed)
+        for field in ("mean", "std"):
+            values = getattr(self, field)
+            require(self, field, all(map(math.isfinite, values)), "finite numbers")
+            one_each = len(values) == self.channels
+            require(self, field, one_each, f"one value for each of {self.channels} channels")
+        require(self, "std", min(self.std) > 0, "above 0")
+        require(self, "crop_pct", SMALLEST_CROP <= self.crop_pct <= 1, f"{SMALLEST_CROP} to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataInfo(Preparation):
+    """What a model needs to know about its inputs; stored in checkpoints as plain values."""
+
+    class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -94,12 +121,7 @@ class DataInfo:
             object.__setattr__(self, name, values)
         object.__setattr__(self, "class_names", tuple(map(as_text, self.class_names)))
         object.__setattr__(self, "image_size", as_image_size(self.image_size))
-        require_preparable(self)
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """Height and width in pixels of what the network sees."""
-        return sides(self.image_size)
+        self.require_possible()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as stored in checkpoints; `fit` only where it is not crop."""
@@ -115,24 +137,6 @@ class DataInfo:
         if unknown:
             raise ValueError(f"unknown data information fields: {', '.join(unknown)}")
         return cls(**values)
-
-
-def require_preparable(one: DataInfo | Preprocessing) -> None:
-    """ValueError that names the field by which no image can be prepared."""
-    allowed = f"a whole number of pixels, 1 to {LARGEST_IMAGE}, or two: height and width"
-    require(one, "image_size", is_image_size(one.image_size), allowed)
-    require(one, "fit", one.fit in get_args(Fit), "crop, stretch or pad")
-    known = one.interpolation in INTERPOLATIONS
-    require(one, "interpolation", known, f"one of {', '.join(INTERPOLATIONS)}")
-    ok = isinstance(one.channels, int) and 1 <= one.channels <= LARGEST_CHANNELS
-    require(one, "channels", ok, f"1 (grey), 3 (RGB), or of other data up to {LARGEST_CHANNELS}")
-    for field in ("mean", "std"):
-        values = getattr(one, field)
-        require(one, field, all(map(math.isfinite, values)), "finite numbers")
-        one_each = len(values) == one.channels
-        require(one, field, one_each, f"one value for each of {one.channels} channels")
-    require(one, "std", min(one.std) > 0, "above 0")
-    require(one, "crop_pct", SMALLEST_CROP <= one.crop_pct <= 1, f"{SMALLEST_CROP} to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import struct
 import zlib
 from collections.abc import Container
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from qsdformer.errors import UserError
+from qsdformer.files import is_special
 
 # What Pillow's decoders raise on damaged files, beside OSError.
 DECODE_ERRORS = (
@@ -41,7 +41,7 @@ def open_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image.I
     if it is missing, damaged or not a regular file.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+        if is_special(path):
             raise OSError("not a regular file")  # which might be waited for without end
         with Image.open(path) as image:
             image.load()

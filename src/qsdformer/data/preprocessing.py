@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from qsdformer.data.base import INTERPOLATIONS, Fit, ImageSize, as_image_size, sides
+from qsdformer.data.base import INTERPOLATIONS, Preparation, as_image_size
 from qsdformer.data.decoding import in_channels, middle
 from qsdformer.errors import UserError
 
@@ -28,30 +28,15 @@ FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preprocessing:
+class Preprocessing(Preparation):
     """How an image file becomes the uint8 pixels of the graph.
 
-    With `fit` crop it is resized so that it covers image_size / crop_pct (of a square, its shorter
-    side is that long), then cropped at the centre; with stretch, resized to image_size; with pad,
-    by one factor to the largest that fits in it. With `placed`, (height, width), all this is for
-    that size in place of image_size. What is left on the right and below has the mean colour,
-    which is 0 once it is normalised. `mean` and `std` are those of pixels in [0, 1]; the graph's
-    first table has them folded in.
+    With `placed`, (height, width), an image is fitted into that size in place of image_size. What
+    is left on the right and below has the mean colour, which is 0 once it is normalised; the
+    graph's first table has `mean` and `std` folded in.
     """
 
-    image_size: ImageSize
-    channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bilinear"
-    crop_pct: float = 1.0
-    fit: Fit = "crop"
     placed: tuple[int, int] | None = None
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return sides(self.image_size)
 
     @property
     def inner(self) -> tuple[int, int]:
@@ -77,7 +62,7 @@ class Preprocessing:
 
         Sides that are not multiples of `multiple` are filled up to the next one.
         """
-        names = [f.name for f in dataclasses.fields(cls) if f.name not in ("image_size", "placed")]
+        names = [f.name for f in dataclasses.fields(Preparation) if f.name != "image_size"]
         filled = tuple(-(-side // multiple) * multiple for side in info.sides)
         return cls(
             **{name: getattr(info, name) for name in names},

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qsdformer.data.base import require_preparable
 from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.ops import (
@@ -315,6 +314,6 @@ def _fits(op: Op, ok: bool, what: str) -> None:
 
 
 def _check_preprocessing(pre: Preprocessing) -> None:
-    require_preparable(pre)
+    pre.require_possible()
     if not all(1 <= p <= s for p, s in zip(pre.inner, pre.sides, strict=True)):
         raise ValueError(f"images placed at {pre.placed} in {pre.image_size} pixels")

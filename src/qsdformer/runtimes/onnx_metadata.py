@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qsdformer.data.base import as_image_size, require_preparable
+from qsdformer.data.base import as_image_size
 from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
@@ -132,5 +132,5 @@ def read_metadata(found: Mapping[str, str]) -> Description:
     if tuple(heads) != (() if post is None else post.heads):
         raise ValueError(f"networks for regions are {list(heads)}")
     preprocessing = Preprocessing(**{**pre, **lists})
-    require_preparable(preprocessing)
+    preprocessing.require_possible()
     return Description(tuple(map(str, description["class_names"])), preprocessing, post, heads)

@@ -94,11 +94,10 @@ def _names(folder: Path, split: str) -> list[str]:
         text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         others = sorted(path.stem for path in file.parent.glob("*.txt"))
-        hint = f"; there is {', '.join(others[:5])}" if others else f"; {LAYOUT}"
-        raise UserError(
-            f"cannot read the list {file}: {error.strerror}{hint}; give the folder as "
-            "--data.root FOLDER"
-        ) from error
+        hint = f"{LAYOUT}; give the folder as --data.root FOLDER"
+        if others:
+            hint = f"there is {', '.join(others[:5])}"
+        raise UserError(f"cannot read the list {file}: {error.strerror}; {hint}") from error
     if "\0" in text:
         raise UserError(f"the list {file} is not text in UTF-8")
     names = [words[0] for line in text.splitlines() if (words := line.split())]
