@@ -154,6 +154,21 @@ def test_a_sweep_has_a_line_for_every_combination_and_marks_the_best(
         assert point["best"] == (not beaten)
 
 
+def test_the_sweeps_of_the_page_run_as_written(stored: Path, tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "accelerator.md"
+    sweeps = re.findall(
+        r'^qsd simulate CKPT --sweep "(.*?)"', page.read_text("utf-8"), re.MULTILINE
+    )
+    found = []
+    for keys in sweeps:
+        arguments = ("--images", "1", "--sweep", keys, "--json", tmp_path / "points.json")
+        assert simulate(stored / "spiking.ckpt", *arguments) == 0
+        found.append(json.loads((tmp_path / "points.json").read_text()))
+    assert [len(points) for points in found] == [18, 2]
+    counts, shared = found[1]
+    assert shared["millijoules"] != counts["millijoules"]  # less only in larger networks
+
+
 def test_the_ledgers_traffic_stands_beside_that_of_the_design(
     stored: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
