@@ -14,6 +14,7 @@ from PIL import Image
 from qsdformer import __version__
 from qsdformer.cli import COMMANDS, run
 from qsdformer.models.checkpoint import load_checkpoint, save_checkpoint
+from qsdformer.recipes import packaged_grids, packaged_recipes
 
 SMALL = [
     "--dims=[8,16,16,16]",
@@ -201,6 +202,48 @@ def test_eval_refuses_options_of_other_tasks(
             wanted = f"qsd: error: {words[0]} is for {other} models: leave it out\n"
             assert capsys.readouterr().err == wanted
     assert not (tmp_path / "found.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("trian digits", "'trian' is not a command: did you mean train?"),
+        ("digit", "'digit' is not a command: did you mean digits?"),
+        ("nonsense", "'nonsense' is not a command; qsd --help lists the commands"),
+        ("eval", "the following arguments are required: MODEL; qsd eval --help says more"),
+        ("eval x --lmit 3", "unknown option --lmit: did you mean --limit?"),
+        ("eval x --limit", "argument --limit: expected one argument; qsd eval --help says more"),
+        ("predict x.qsd a.png --tpo 3", "qsd predict does not take --tpo: did you mean --top?"),
+        ("recipes x", "qsd recipes does not take x; qsd recipes --help lists what it does"),
+    ],
+)
+def test_what_is_mistyped_is_one_line(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(words.split()) == 2
+    assert capsys.readouterr().err == f"qsd: error: {said}\n"
+
+
+def test_recipes_lists_those_to_train_before_the_grids(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    grids = lines.index("qsd ablate GRID:")
+    assert lines[0] == "qsd train RECIPE:"
+    assert [line.split()[0] for line in lines[1:grids]] == list(packaged_recipes())
+    assert [line.split()[0] for line in lines[grids + 1 :]] == list(packaged_grids())
+
+
+def test_what_only_training_uses_is_no_option_of_other_commands(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("eval", "analyze", "report", "export", "verify", "simulate"):
+        options = shown(name, "--help", capsys=capsys)
+        assert "--data.root" in options
+        assert "--data.mixup" not in options
+    assert "--data.mixup" in shown("train", "--help", capsys=capsys)
+    assert run(["eval", "x.ckpt", "--mixup", "0.5"]) == 2
+    wanted = "qsd: error: option --mixup is for qsd train, not for this command\n"
+    assert capsys.readouterr().err == wanted
 
 
 # Runs each of several commands and tells whether PyTorch had to be imported for any.

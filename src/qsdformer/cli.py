@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import importlib
 import importlib.util
@@ -93,7 +94,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(given: list[str], from_shell: bool) -> int:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="qsd",
         description="Low-bit spike-driven vision transformers.",
         allow_abbrev=False,
@@ -123,13 +124,34 @@ def _dispatch(given: list[str], from_shell: bool) -> int:
         return 0
     options, unknown = parser.parse_known_args(given)
     options.unknown = unknown
+    options.known = _options(commands.choices[str(chosen)])
     if unknown and not getattr(options, "takes_recipe_keys", False):
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        raise UserError(_not_taken(unknown[0], f"qsd {chosen}", options.known))
     return int(options.run(options) or 0)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Whose errors are one line, as all others of `qsd` are, and no usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help says more")
+
+
+def _options(command: argparse.ArgumentParser) -> list[str]:
+    """The long options of a command, without their dashes."""
+    return [name[2:] for name in command._option_string_actions if name.startswith("--")]
+
+
+def _not_taken(word: str, command: str, known: list[str]) -> str:
+    """What to say of the first word that a command does not know."""
+    option = word.partition("=")[0]
+    close = difflib.get_close_matches(option.removeprefix("--"), known, n=1)
+    hint = f": did you mean --{close[0]}?" if close else f"; {command} --help lists what it does"
+    return f"{command} does not take {option}{hint}"
+
+
 def _with_command(given: list[str]) -> list[str]:
-    """`RECIPE --help` as `train RECIPE --help`; a `UserError` for a recipe in a command's place."""
+    """`RECIPE --help` as `train RECIPE --help`; a `UserError` where no command is."""
     first = given[0] if given else ""
     if not first or first.startswith("-") or first in (name for name, *_ in COMMANDS):
         return given
@@ -140,7 +162,10 @@ def _with_command(given: list[str]) -> list[str]:
     elif first in packaged_grids():
         command = "ablate"
     else:
-        return given
+        known = [*(name for name, *_ in COMMANDS), *packaged_recipes(), *packaged_grids()]
+        close = difflib.get_close_matches(first, known, n=1, cutoff=0.6)
+        hint = f": did you mean {close[0]}?" if close else "; qsd --help lists the commands"
+        raise UserError(f"{first!r} is not a command{hint}")
     if not {*HELP} & set(given):
         raise UserError(f"{first} is a recipe, not a command: qsd {command} {first}")
     return [command, *given]

@@ -22,12 +22,16 @@ Section = TypeVar("Section")
 type_hints: Callable[[Any], dict[str, Any]] = functools.cache(get_type_hints)
 
 
-def option(default: Any, text: str, *, added: bool = False) -> Any:
-    """A dataclass field with a default and a line of help for the command line.
+def option(default: Any, text: str, *, added: bool = False, training: bool = False) -> Any:
+    """A dataclass field with a line of help for the command line and a default.
 
-    One that was `added` to a section later is not written where it is left at its default.
+    One that was `added` to a section later is not written where it is left at its default; one
+    of `training` matters to nothing else. Without a default (`...`) the field is required.
     """
-    return dataclasses.field(default=default, metadata={"help": text, "added": added})
+    metadata = {"help": text, "added": added, "training": training}
+    if default is ...:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def written(section: Any) -> dict[str, Any]:

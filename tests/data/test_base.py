@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from torch._utils import ExceptionWrapper
 
-from qsdformer.data.base import DataConfig, DataError, DataInfo, as_text
+from qsdformer.data.base import DataError, DataInfo, as_text
+from qsdformer.data.config import DataConfig
 
 INFO = DataInfo(image_size=32, channels=1, class_names=("a", "b"), mean=(0.5,), std=(0.25,))
 

@@ -32,16 +32,17 @@ REACHES_TEACHERS = textwrap.fill(
 def add_recipe_keys(
     parser: argparse.ArgumentParser, *, section: str | None = None
 ) -> Callable[[str], None]:
-    """An option for each recipe key, or for those of one section, shown with its default.
+    """An option for each recipe key, shown with its default.
 
-    Returns what makes the help show the values of a named recipe instead.
+    With a `section` for each of its keys, but those that matter to training alone. Returns what
+    makes the help show the values of a named recipe instead.
     """
     every = options()
     groups: dict[str, argparse._ArgumentGroup] = {}
     shown: list[tuple[argparse.Action, Option]] = []
     for option in every:
         name = option.path.rpartition(".")[0] or "run"
-        if section not in (None, name):
+        if section is not None and (section != name or option.training):
             continue
         if name not in groups:
             groups[name] = parser.add_argument_group(f"{name} keys, replacing the recipe's")
@@ -93,7 +94,7 @@ def given_keys(parsed: argparse.Namespace) -> dict[str, str]:
         if not word.startswith("--"):
             raise UserError(f"unexpected argument {word!r}: options are written --key value")
         key = word[2:].partition("=")[0]
-        path = resolve_key(key).path
+        path = resolve_key(key, parsed.known).path
         if hasattr(parsed, PREFIX + path):
             raise UserError(f"unknown option --{key}: did you mean --{path}?")
         raise UserError(f"option --{key} is for qsd train, not for this command")

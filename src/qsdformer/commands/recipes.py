@@ -12,9 +12,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print each packaged recipe's name and first line, those for `qsd ablate` last."""
-    files = {**packaged_recipes(), **packaged_grids()}
-    width = max(map(len, files))
-    for name, file in files.items():
-        print(f"{name:{width}}  {first_line(file)}")
+    """Print each packaged recipe's name and first line, and then those of the grids."""
+    recipes, grids = packaged_recipes(), packaged_grids()
+    width = max(map(len, (*recipes, *grids)))
+    for heading, files in (("qsd train RECIPE", recipes), ("qsd ablate GRID", grids)):
+        print(f"{heading}:")
+        for name, file in files.items():
+            print(f"  {name:{width}}  {first_line(file)}")
     return 0

@@ -8,15 +8,21 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from qsdformer.data.base import DataConfig, DataInfo
+from qsdformer.data.base import DataInfo
 
 if TYPE_CHECKING:
+    from qsdformer.data.config import DataConfig
     from qsdformer.data.images import load_images
     from qsdformer.data.module import DataModule
 
 __all__ = ["DataConfig", "DataInfo", "DataModule", "load_images"]
 
-_HOMES = {"DataModule": "qsdformer.data.module", "load_images": "qsdformer.data.images"}
+# Asked for by name, and loaded then; DataConfig too, as qsdformer-runtime reads no recipes.
+_HOMES = {
+    "DataConfig": "qsdformer.data.config",
+    "DataModule": "qsdformer.data.module",
+    "load_images": "qsdformer.data.images",
+}
 
 
 def __getattr__(name: str) -> Any:

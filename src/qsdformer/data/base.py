@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 from qsdformer.errors import UserError, require
@@ -17,7 +18,6 @@ from qsdformer.errors import UserError, require
 if TYPE_CHECKING:
     from torch import Tensor
 
-SourceName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "image_folder"]
 EvaluateOn = Literal["test", "holdout"]
 Fit = Literal["crop", "stretch", "pad"]
 ImageSize: TypeAlias = "int | tuple[int, int]"  # pixels: a square's side, or (height, width)
@@ -59,6 +59,15 @@ def is_image_size(value: Any) -> bool:
 def as_text(name: str) -> str:
     r"""A folder's name as text that can be written: UTF-8 in any locale, other bytes as \xff."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def existing_folder(root: str | os.PathLike[str], what: str, layout: str) -> Path:
+    """`root` as a folder that is there; the `UserError` for none says what is expected in it."""
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        advice = "give another as --data.root FOLDER"
+        raise UserError(f"{what} {folder} does not exist: {advice}; {layout}")
+    return folder
 
 
 def numbered_classes(count: int) -> tuple[str, ...]:
@@ -137,81 +146,6 @@ class DataInfo(Preparation):
         if unknown:
             raise ValueError(f"unknown data information fields: {', '.join(unknown)}")
         return cls(**values)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which images to train and evaluate on, and how training images are varied.
-
-    All sources but `image_folder` are held in memory, and it is with `in_memory`: their training
-    images are varied by `hflip` and `crop_padding`. Images decoded from a folder when they are
-    needed always go through timm's random resized crop and flip. `auto_augment`,
-    `random_erasing`, `mixup` and `cutmix` are for both.
-    """
-
-    name: SourceName
-    root: str | None = None  # the source's folder or archive; digits need none
-    download: bool = False  # fashion_mnist, cifar: torchvision's download, if no folder has it
-    # A side, or height and width. None: digits 32, fashion_mnist 28, cifar 32, image_folder 224,
-    # or 32 in memory
-    image_size: int | tuple[int, int] | None = None
-    in_memory: bool = False  # image_folder: hold all images in memory, resized once
-    skip_bad: bool = False  # leave unreadable images of a folder out instead of refusing to train
-    split: str = "val"  # the folder of images, beside train, of those evaluated on
-    train_limit: int | None = None  # train on this many images of a fixed permutation
-    evaluate_on: EvaluateOn = "test"  # holdout: training images that are left out of training
-    hflip: bool = False  # mirror every other image
-    crop_padding: int = 0  # pixels of black border before a random crop of the same size
-    auto_augment: str | None = None  # a timm policy, for example rand-m9-mstd0.5-inc1
-    random_erasing: float = 0.0  # probability that a box of the image becomes noise
-    mixup: float = 0.0  # alpha of the share of a second image added to each; 0: none
-    cutmix: float = 0.0  # alpha of the share of a second image pasted into each; 0: none
-    mixup_off_epoch: int | None = None  # neither mixup nor cutmix after so many epochs
-    workers: int = 0  # loader processes; 0 loads in the training process
-
-    def __post_init__(self) -> None:
-        for name, literal in (("name", SourceName), ("evaluate_on", EvaluateOn)):
-            allowed = get_args(literal)
-            require(self, name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
-        for name in ("train_limit", "mixup_off_epoch"):
-            value = getattr(self, name)
-            require(self, name, value is None or value >= 1, "at least 1, or none")
-        object.__setattr__(self, "image_size", as_image_size(self.image_size))
-        ok = self.image_size is None or is_image_size(self.image_size)
-        size = f"1 to {LARGEST_IMAGE} pixels, two such numbers (height, width), or none"
-        require(self, "image_size", ok, size)
-        for name in ("crop_padding", "workers"):
-            require(self, name, getattr(self, name) >= 0, "0 or more")
-        ok = self.split not in ("", ".", "..") and not {"/", "\0"} & set(self.split)
-        require(self, "split", ok, "the name of a folder, such as val or test")
-        ok = self.split == "val" or self.evaluate_on == "test"
-        require(self, "split", ok, "left out, or evaluate_on test: holdout has its own images")
-        require(self, "random_erasing", 0 <= self.random_erasing <= 1, "in [0, 1]")
-        for name in ("mixup", "cutmix"):
-            value = getattr(self, name)
-            require(self, name, math.isfinite(value) and value >= 0, "0 (off) or more")
-        self._check_source_options()
-
-    @property
-    def held_in_memory(self) -> bool:
-        """Whether all images are decoded once, before training."""
-        return self.name != "image_folder" or self.in_memory
-
-    def _check_source_options(self) -> None:
-        downloads = self.name in ("fashion_mnist", "cifar10", "cifar100")
-        folders = self.name in ("image_folder", "cifar10", "cifar100")
-        in_memory = "0: image_folder trains on random resized crops unless in_memory is true"
-        rules = {
-            "root": (None, self.name != "digits", "none: digits come with scikit-learn"),
-            "download": (False, downloads, "false: only fashion_mnist and cifar have one"),
-            "skip_bad": (False, folders, "false: only folders of images may have bad ones"),
-            "in_memory": (False, self.name == "image_folder", "false: this source always is"),
-            "split": ("val", folders, "val: only folders of images have others"),
-            "crop_padding": (0, self.held_in_memory, in_memory),
-        }
-        for name, (unused, usable, allowed) in rules.items():
-            ok = usable or getattr(self, name) == unused
-            require(self, name, ok, f"{allowed} (the data is {self.name})")
 
 
 class ImageDataset(Protocol):

@@ -18,8 +18,9 @@ import torchvision
 from torchvision.datasets.utils import download_url
 
 from qsdformer.data.archives import file_names, read_files
-from qsdformer.data.base import DataConfig, DataInfo, Source, bad_file
+from qsdformer.data.base import DataInfo, Source, bad_file
 from qsdformer.data.cifar_names import CIFAR10, CIFAR100
+from qsdformer.data.config import DataConfig
 from qsdformer.data.download import cache_folder, download_into
 from qsdformer.data.image_folder import load_in_memory
 from qsdformer.data.memory import Split, memory_source

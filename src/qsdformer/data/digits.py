@@ -7,7 +7,8 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from qsdformer.data.base import DataConfig, DataInfo, Source
+from qsdformer.data.base import DataInfo, Source
+from qsdformer.data.config import DataConfig
 from qsdformer.data.memory import Split, memory_source
 
 DEFAULT_SIZE = 32

@@ -18,7 +18,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from qsdformer.data.base import DataConfig, DataInfo, Source, bad_file
+from qsdformer.data.base import DataInfo, Source, bad_file
+from qsdformer.data.config import DataConfig
 from qsdformer.data.download import cache_folder, download_into
 from qsdformer.data.memory import Split, memory_source
 from qsdformer.errors import UserError

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from qsdformer.data.base import existing_folder
 from qsdformer.data.decoding import DECODE_ERRORS, find_images, open_image, reason_of
 from qsdformer.errors import UserError
 
@@ -136,9 +137,7 @@ def _some(bad: dict[str, str]) -> str:
 def _split_folder(root: str | None, split: str) -> Path:
     if root is None:
         raise UserError(f"image_folder needs a folder: give --data.root ROOT; {LAYOUT}")
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"image folder {folder} does not exist; {LAYOUT}")
+    folder = existing_folder(root, "image folder", LAYOUT)
     if not (folder / split).is_dir():
         raise UserError(f"image folder {folder} has no folder {split}; {LAYOUT}")
     return folder / split

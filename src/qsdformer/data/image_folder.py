@@ -15,7 +15,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from qsdformer.data.augment import image_keys
-from qsdformer.data.base import Batch, DataConfig, DataError, DataInfo, Source
+from qsdformer.data.base import Batch, DataError, DataInfo, Source
+from qsdformer.data.config import DataConfig
 from qsdformer.data.folders import ClassFolders, check_images, check_same_classes, scan_split
 from qsdformer.data.images import Transform, eval_transform, load_pixels, read_image
 from qsdformer.data.memory import Split, memory_source

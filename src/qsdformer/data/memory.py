@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qsdformer.data.augment import BatchAugment, crop_and_flip, erase, image_keys
-from qsdformer.data.base import Batch, DataConfig, DataInfo, Source
+from qsdformer.data.base import Batch, DataInfo, Source
+from qsdformer.data.config import DataConfig
 from qsdformer.data.images import normalise
 from qsdformer.data.policies import Policy, apply_policy, image_policy
 

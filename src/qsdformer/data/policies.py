@@ -17,7 +17,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from qsdformer.data.augment import Keys
-from qsdformer.data.base import DataConfig, DataInfo
+from qsdformer.data.base import DataInfo
+from qsdformer.data.config import DataConfig
 from qsdformer.data.seeding import keep_random_state, seed_everything
 from qsdformer.errors import UserError
 

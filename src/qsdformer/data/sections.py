@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from qsdformer.data.base import DataConfig, EvaluateOn
+from qsdformer.data.base import EvaluateOn
+from qsdformer.data.config import DataConfig
 from qsdformer.data.detection.config import DetectionData
 from qsdformer.data.segmentation.config import SegmentationData
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
-from qsdformer.data.base import DataConfig
+from qsdformer.data.config import DataConfig
 from qsdformer.errors import UserError
 from qsdformer.experiments.ablation_measure import evaluation_data, measure
 from qsdformer.experiments.ablation_report import (

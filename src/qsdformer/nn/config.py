@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from qsdformer.errors import require
+from qsdformer.parsing import option
 
 Neuron = Literal["ielif", "lif", "relu", "gelu"]
 Attention = Literal["spike", "softmax"]
@@ -60,27 +61,35 @@ class NetworkConfig:
     # Whole numbers that are at least 1.
     COUNTS: ClassVar[tuple[str, ...]] = ("in_channels", "heads", "time_steps")
 
-    in_channels: int = 3
-    num_classes: int = 1000
-    heads: int = 8
+    in_channels: int = option(3, "of the images")
+    num_classes: int = option(1000, "of the head; 0: none")
+    heads: int = option(8, "of attention")
 
     # Weight quantisation.
-    weight_bits: Bits = 4
-    stem_bits: Bits = 8
-    head_bits: Bits = 8
+    weight_bits: Bits = option(
+        4, "bits of weights, but those of the first convolution and the head"
+    )
+    stem_bits: Bits = option(8, "bits of the first convolution, which reads the image")
+    head_bits: Bits = option(8, "bits of the classifier")
 
     # Neurons.
-    neuron: Neuron = "ielif"
-    levels: int = 4
-    time_steps: int = 1
-    decay: float = 0.25  # IE-LIF membrane carry-over between time steps (beta)
-    tau: float = 2.0  # LIF membrane time constant, in time steps
-    threshold: float = 1.0  # LIF firing threshold
-    surrogate: Surrogate = "exp"
+    neuron: Neuron = option(
+        "ielif", "ielif: counts in training, binary spikes in inference; relu and gelu make an ANN"
+    )
+    levels: int = option(4, "D, the largest count of an IE-LIF neuron; 1 for LIF")
+    time_steps: int = option(1, "T; inference takes T*D binary steps")
+    decay: float = option(0.25, "of an IE-LIF membrane from one time step to the next (beta)")
+    tau: float = option(2.0, "LIF membrane time constant, in time steps")
+    threshold: float = option(1.0, "LIF firing threshold")
+    surrogate: Surrogate = option(
+        "exp", "gradient of IE-LIF outside its firing window: exp falls off, rect is 0"
+    )
 
     # Initial values that decide whether training starts at all.
-    rectify: Rectify = "qkv"  # which norms before neurons start centred in the firing window
-    residual_gain: float = 0.2  # scale of the last norm of each residual branch
+    rectify: Rectify = option(
+        "qkv", "which norms before neurons start centred in the firing window"
+    )
+    residual_gain: float = option(0.2, "scale that the last norm of each residual branch starts at")
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -180,11 +189,13 @@ class PyramidConfig(NetworkConfig):
     SHOWN: ClassVar[tuple[str, ...]] = ("dims", "depth")
     COUNTS: ClassVar[tuple[str, ...]] = (*NetworkConfig.COUNTS, "stem_kernel")
 
-    dims: tuple[int, int, int, int] = (64, 128, 256, 360)
-    depth: int = 8
-    stem_kernel: int = 7
-    stem_stride: int = 2
-    drop_path_rate: float = 0.0
+    dims: tuple[int, int, int, int] = option(
+        (64, 128, 256, 360), "widths of stages 1 to 4; the stem has half of the first"
+    )
+    depth: int = option(8, "transformer blocks")
+    stem_kernel: int = option(7, "side of the first convolution, an odd number of pixels")
+    stem_stride: int = option(2, "of the first convolution; 1 for small images")
+    drop_path_rate: float = option(0.0, "of the last transformer block; rises to it from 0")
 
     def _check_types(self) -> None:
         super()._check_types()
@@ -244,15 +255,19 @@ class ModelConfig(PyramidConfig):
         "fully_spiking": False,
     }
 
-    fully_spiking: bool = False  # a neuron before every convolution but the stem
+    fully_spiking: bool = option(False, "a neuron before every convolution but the stem")
 
     # Attention.
-    attention: Attention = "spike"
-    attention_scale: float | None = None  # None: 1/N for N tokens
-    attention_norm: bool = True  # batch norm between attention and its neuron
-    attention_gain: float = 1.0  # the neuron after attention emits gain * count / D
+    attention: Attention = option("spike", "spike: without softmax")
+    attention_scale: float | None = option(
+        None, "of attention; none: 1/N for N tokens, E-SpikeFormer 2/sqrt(width of a head)"
+    )
+    attention_norm: bool = option(True, "batch norm between attention and its neuron")
+    attention_gain: float = option(1.0, "the neuron after attention emits gain * count / D")
 
-    layer_scale: float | None = None  # initial layer scale of transformer blocks; None: no scale
+    layer_scale: float | None = option(
+        None, "initial layer scale of transformer blocks; none: no scale"
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """As stored since before there were other families: no "family", fields in that order."""

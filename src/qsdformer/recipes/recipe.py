@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args, get_origin
@@ -158,6 +158,7 @@ class Option:
     default: Any
     help: str
     added: bool = False  # to a section that had been there without it
+    training: bool = False  # matters to training alone
 
     @property
     def leaf(self) -> str:
@@ -196,6 +197,7 @@ def options() -> list[Option]:
                 default=None if item.default is dataclasses.MISSING else item.default,
                 help=item.metadata.get("help", ""),
                 added=section in DENSE or item.metadata.get("added", False),
+                training=item.metadata.get("training", False),
             )
     return list(found.values())
 
@@ -214,8 +216,11 @@ def named_by_leaf(leaf: str, every: Sequence[Option]) -> list[Option]:
     return [option for option in matches if not option.added] or matches
 
 
-def resolve_key(key: str) -> Option:
-    """The option named by a full path or a unique last part; dashes may stand for underscores."""
+def resolve_key(key: str, beside: Iterable[str] = ()) -> Option:
+    """The option named by a full path or a unique last part; dashes may stand for underscores.
+
+    The `UserError` for an unknown one names the nearest of all options and of those `beside`.
+    """
     wanted = key.replace("-", "_")
     every = options()
     for found in every:
@@ -230,7 +235,7 @@ def resolve_key(key: str) -> Option:
     if wanted.rpartition(".")[2] in FROM_DATA:
         raise UserError(f"--{key} is taken from the data: leave it out")
     names = [o.path for o in every] if "." in wanted else [o.leaf for o in every]
-    raise UserError(f"unknown option --{key}{nearest(wanted, names, '--')}")
+    raise UserError(f"unknown option --{key}{nearest(wanted, [*beside, *names], '--')}")
 
 
 def load_recipe(name: str, overrides: Mapping[str, str] | None = None) -> Recipe:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qsdformer.data.base import as_text
+from qsdformer.data.base import as_text, existing_folder
 from qsdformer.data.detection.records import (
     DetectionSet,
     Objects,
@@ -35,9 +35,7 @@ def read_coco(root: str | Path, split: str, *, segments: bool) -> DetectionSet:
     Objects of zero area, and those outside the image, are left out and counted, whatever outline
     they have. Raises `UserError` for a missing or damaged file, naming the annotation.
     """
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"folder {folder} does not exist; {LAYOUT}")
+    folder = existing_folder(root, "folder", LAYOUT)
     file = folder / "annotations" / f"instances_{split}.json"
     content = _load(file)
     names, ids = _categories(content, file)

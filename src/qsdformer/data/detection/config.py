@@ -27,17 +27,23 @@ class DetectionData:
         " the larger of its numbers (default: stretched to exactly image_size)",
     )
     train_sizes: tuple[int, ...] | None = option(
-        None, "shorter sides of which one is drawn for each training image; none: image_size"
+        None,
+        "shorter sides of which one is drawn for each training image; none: image_size",
+        training=True,
     )
     channels: int = option(3, "1: grey, 3: colour")
-    hflip: bool = option(False, "mirror every other training image")
-    vflip: bool = option(False, "turn every other training image upside down")
+    hflip: bool = option(False, "mirror every other training image", training=True)
+    vflip: bool = option(False, "turn every other training image upside down", training=True)
     random_crop: bool = option(
-        False, "the published crop of every other training image, of 384 to 600 pixels a side"
+        False,
+        "the published crop of every other training image, of 384 to 600 pixels a side",
+        training=True,
     )
-    skip_empty: bool = option(False, "do not train on images without objects")
-    min_size: int = option(1, "do not train on images with a shorter side, in pixels")
-    train_limit: int | None = option(None, "train on the first so many images")
+    skip_empty: bool = option(False, "do not train on images without objects", training=True)
+    min_size: int = option(
+        1, "do not train on images with a shorter side, in pixels", training=True
+    )
+    train_limit: int | None = option(None, "train on the first so many images", training=True)
     workers: int = option(0, "loader processes; 0 loads in the training process")
 
     def __post_init__(self) -> None:

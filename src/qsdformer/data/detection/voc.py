@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from qsdformer.data.base import as_text
+from qsdformer.data.base import as_text, existing_folder
 from qsdformer.data.decoding import EXTENSIONS, upright_size
 from qsdformer.data.detection.records import (
     DetectionSet,
@@ -41,9 +41,7 @@ def read_voc(
     counted; an annotation without the image's size is for that of its file. Raises `UserError` for
     what is missing or damaged.
     """
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"folder {folder} does not exist; {LAYOUT}")
+    folder = existing_folder(root, "folder", LAYOUT)
     trees = {name: _parse(_annotation(folder, name)) for name in _names(folder, split)}
     found = sorted({_name(item, name) for name, tree in trees.items() for item in _items(tree)})
     classes = tuple(found if class_names is None else class_names)

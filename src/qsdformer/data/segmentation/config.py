@@ -52,14 +52,22 @@ class SegmentationData:
     )
     skip_bad: bool = option(False, "leave unreadable files out instead of refusing to train")
     in_memory: bool = option(False, "keep decoded images and masks in memory")
-    train_limit: int | None = option(None, "train on this many images of a fixed permutation")
-    scale: tuple[float, float] = option((1.0, 1.0), "range of random factors on the size")
-    max_class_share: float = option(
-        1.0, "crops in which one class has more than this share are drawn anew, ten times at most"
+    train_limit: int | None = option(
+        None, "train on this many images of a fixed permutation", training=True
     )
-    hflip: bool = option(False, "mirror every other image")
+    scale: tuple[float, float] = option(
+        (1.0, 1.0), "range of random factors on the size", training=True
+    )
+    max_class_share: float = option(
+        1.0,
+        "crops in which one class has more than this share are drawn anew, ten times at most",
+        training=True,
+    )
+    hflip: bool = option(False, "mirror every other image", training=True)
     photometric: bool = option(
-        False, "random brightness, contrast, saturation and hue, as is usual for segmentation"
+        False,
+        "random brightness, contrast, saturation and hue, as is usual for segmentation",
+        training=True,
     )
     full_size: bool = option(
         False, "evaluate at the size of the mask files, to which logits are resized"

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from qsdformer.data.base import existing_folder
 from qsdformer.data.decoding import find_images
 from qsdformer.data.folders import find_bad
 from qsdformer.errors import UserError
@@ -92,9 +93,7 @@ def class_names_in(root: str | None) -> tuple[str, ...] | None:
 def _folders(root: str | None, split: str) -> tuple[Path, Path]:
     if root is None:
         raise UserError(f"images with masks need a folder: give --data.root ROOT; {EXPECTED}")
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"the folder {folder} does not exist; {EXPECTED}")
+    folder = existing_folder(root, "the folder", EXPECTED)
     for base in (folder, folder / ADE20K_FOLDER):
         for name in (split, OTHER_NAMES.get(split, split)):
             for layout in LAYOUTS:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from qsdformer.errors import require
 from qsdformer.models.registry import Family, register
 from qsdformer.nn.config import PyramidConfig, Rounding
+from qsdformer.parsing import option
 
 # Named sizes, after their numbers of parameters.
 SIZES: dict[str, dict[str, Any]] = {
@@ -25,11 +26,10 @@ class ESpikeFormerConfig(PyramidConfig):
 
     family: ClassVar[str] = "e_spikeformer"
 
-    # None: 2/sqrt(width of a head).
-    attention_scale: float | None = None
-    attention_norm: bool = False  # batch norm between attention and its neuron
-    count_units: bool = True  # membrane potential D gives D counts; else 1 does
-    rounding: Rounding = "even"  # of half counts
+    attention_scale: float | None = option(None, "none: 2/sqrt(width of a head)")
+    attention_norm: bool = option(False, "batch norm between attention and its neuron")
+    count_units: bool = option(True, "membrane potential D gives D counts; else 1 does")
+    rounding: Rounding = option("even", "of half counts")
 
     def _check_family(self) -> None:
         super()._check_family()

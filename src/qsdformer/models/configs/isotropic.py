@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from qsdformer.errors import require
 from qsdformer.nn.config import NetworkConfig, check_heads
+from qsdformer.parsing import option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +28,16 @@ class IsotropicConfig(NetworkConfig):
     SHOWN: ClassVar[tuple[str, ...]] = ("width", "depth", "heads", "pooling", "time_steps")
     COUNTS: ClassVar[tuple[str, ...]] = (*NetworkConfig.COUNTS, "depth", "mlp_ratio")
 
-    width: int = 512
-    depth: int = 8
-    mlp_ratio: int = 4  # hidden width of the MLPs, in widths
-    pooling: str = "1111"
+    width: int = option(512, "channels of the blocks")
+    depth: int = option(8, "transformer blocks")
+    mlp_ratio: int = option(4, "hidden width of the MLPs, in widths")
+    pooling: str = option(
+        "1111",
+        "four of 0 and 1: which of the stem's steps a max pool follows, that halves the grid",
+    )
 
-    attention_threshold: float = 0.5  # LIF firing threshold of the neuron inside attention
-    attention_norm: bool = False  # batch norm before that neuron
+    attention_threshold: float = option(0.5, "LIF firing threshold of the neuron inside attention")
+    attention_norm: bool = option(False, "batch norm before the neuron inside attention")
 
     def _check_family(self) -> None:
         ok = self.width >= 8 and self.width % 8 == 0

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from qsdformer.models.configs.isotropic import IsotropicConfig
 from qsdformer.models.registry import Family, register
+from qsdformer.parsing import option
 
 _CIFAR: dict[str, Any] = {"depth": 2, "pooling": "0011"}
 _EVENTS: dict[str, Any] = {"width": 256, "depth": 2, "in_channels": 2, "time_steps": 16}
@@ -39,7 +40,9 @@ class SDTConfig(IsotropicConfig):
 
     family: ClassVar[str] = "sdt"
 
-    dvs_mode: bool = False  # the extra max pools in attention of the published CIFAR10-DVS network
+    dvs_mode: bool = option(
+        False, "the extra max pools in attention of the published CIFAR10-DVS network"
+    )
 
 
 register(

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from qsdformer.errors import require
 from qsdformer.models.configs.isotropic import IsotropicConfig
 from qsdformer.models.registry import Family, register
+from qsdformer.parsing import option
 
 # Named sizes, by depth and width as in the publication.
 SIZES: dict[str, dict[str, Any]] = {
@@ -47,8 +48,8 @@ class SpikformerConfig(IsotropicConfig):
     family: ClassVar[str] = "spikformer"
     SHAPE: ClassVar[tuple[str, ...]] = (*IsotropicConfig.SHAPE, "qkv_bias")
 
-    attention_scale: float | None = 0.125  # None: 1/N for N tokens
-    qkv_bias: bool = False  # in the convolutions of q, k and v, as in the CIFAR network
+    attention_scale: float | None = option(0.125, "none: 1/N for N tokens")
+    qkv_bias: bool = option(False, "in the convolutions of q, k and v, as in the CIFAR network")
 
     def _check_family(self) -> None:
         super()._check_family()
