@@ -10,6 +10,7 @@ import csv
 import gzip
 import os
 import re
+import runpy
 import shlex
 import struct
 import subprocess
@@ -107,6 +108,16 @@ def test_the_documented_offspring_of_cifar10_small_are_trained_as_written(
         assert run(words) == 0, capsys.readouterr().err
     assert "weights from runs/cifar10-small/last.ckpt" in capsys.readouterr().out
     assert load("runs/cifar10-small-2bit/last.ckpt").config.weight_bits == 2
+    script = runpy.run_path(str(document.parents[1] / "benchmarks/cifar10_small.py"))
+    kept = document.parent / "results/cifar10-small.csv"
+    Path("rows.csv").write_bytes(kept.read_bytes())
+    script["main"](["--machine", "this one", "--csv", "rows.csv"])
+    with open("rows.csv", newline="") as written, kept.open(newline="") as before:
+        rows, old = list(csv.DictReader(written)), list(csv.DictReader(before))
+    assert [row["network"] for row in rows] == [row["network"] for row in old]
+    own = [row for row in rows if row["machine"] == "this one"]
+    assert [row["network"] for row in own] == list(script["NETWORKS"].values())
+    assert [bool(float(row["additions_m"]) or float(row["macs_m"])) for row in own] == [True] * 4
 
 
 @pytest.fixture(scope="module")
