@@ -4,8 +4,8 @@
 
 The page says by which commands the networks are trained, each into a folder of RUNS. A row each of
 those that are there: accuracies in training and on the evaluation split after the last epoch,
-minutes by the clock, processes, and size, work and energy as `qsd analyze` counts them, on the
-first 1,000 evaluation images. Rows of networks without a folder are kept as they are.
+minutes by the clock, processes, and size, work and energy as `qsd analyze` counts them. Rows of
+networks without a folder are kept as they are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qsdformer.experiments.ablation_measure import measure
+from qsdformer.experiments.ablation_measure import evaluation_data, measure
 from qsdformer.files import atomic_path
 from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.recipes.recipe import parse_recipe
@@ -29,7 +29,6 @@ NETWORKS = {
     "cifar10-small-sparse": "… and a penalty on active groups",
     "cifar10-small-2bit": "… and 2 bits",
 }
-IMAGES = 1000
 COLUMNS = ["network", "seed", "epochs", "accuracy", "train_accuracy", "minutes", "processes"]
 COLUMNS += ["parameters", "packed_kib", "additions_m", "macs_m", "bit_aware_uj", "active_groups"]
 COLUMNS += ["machine"]
@@ -42,7 +41,8 @@ def row_of(name: str, folder: Path, root: Path | None, machine: str) -> dict[str
     recipe = parse_recipe(load_checkpoint(checkpoint).recipe)
     if root is not None:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=str(root)))
-    measured = measure(recipe, checkpoint, IMAGES)
+    images = evaluation_data(recipe, 1).eval_size
+    measured = measure(recipe, checkpoint, images)
     with (folder / "metrics.csv").open(newline="") as file:
         trained = [row["train_accuracy"] for row in csv.DictReader(file) if row["val_accuracy"]]
     return {

@@ -224,6 +224,27 @@ def test_what_is_mistyped_is_one_line(
     assert capsys.readouterr().err == f"qsd: error: {said}\n"
 
 
+def test_a_grid_is_told_from_a_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bits.yaml").write_text("recipe: digits\nvariants:\n  - {name: one}\n")
+    said = {
+        "bits.yaml": "bits.yaml is a recipe, not a command: qsd ablate bits.yaml",
+        "train ablation-activity": "ablation-activity is a grid, not a recipe: qsd ablate "
+        "ablation-activity",
+        "train digits --schedule cosine": "option --schedule may mean train.schedule or "
+        "distill.schedule: give the full name",
+        "train fashion-scenes --train.label_smoothing 0.1": "train.label_smoothing: detectors' "
+        "losses have none, leave it out",
+    }
+    for words, line in said.items():
+        assert run(words.split()) == 2
+        assert capsys.readouterr().err == f"qsd: error: {line}\n"
+    assert run(["train", "x" * 300]) == 2
+    assert "no recipe 'xxx" in capsys.readouterr().err
+
+
 def test_recipes_lists_those_to_train_before_the_grids(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()

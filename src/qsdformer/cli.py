@@ -157,10 +157,10 @@ def _with_command(given: list[str]) -> list[str]:
         return given
     from qsdformer.recipes import packaged_grids, packaged_recipes
 
-    if first in packaged_recipes() or first.endswith((".yaml", ".yml")):
-        command = "train"
-    elif first in packaged_grids():
+    if first in packaged_grids() or _is_grid(first):
         command = "ablate"
+    elif first in packaged_recipes() or first.endswith((".yaml", ".yml")):
+        command = "train"
     else:
         known = [*(name for name, *_ in COMMANDS), *packaged_recipes(), *packaged_grids()]
         close = difflib.get_close_matches(first, known, n=1, cutoff=0.6)
@@ -169,6 +169,15 @@ def _with_command(given: list[str]) -> list[str]:
     if not {*HELP} & set(given):
         raise UserError(f"{first} is a recipe, not a command: qsd {command} {first}")
     return [command, *given]
+
+
+def _is_grid(path: str) -> bool:
+    """Whether a file is a grid for `qsd ablate`: it has variants."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return any(line.startswith("variants:") for line in file)
+    except OSError:
+        return False
 
 
 class _Help(argparse.Action):

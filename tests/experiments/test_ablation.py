@@ -177,7 +177,42 @@ def test_what_another_cell_needs_is_run_again_where_its_files_are_gone(grid: Gri
     assert ablation.cells_to_run(grid, cells, finished) == [Cell("ann", 0), Cell("fgd", 0)]
     assert ablation.cells_to_run(grid, cells, [*finished, Cell("fgd", 0)]) == []
     write_json(cell_folder(grid, Cell("ann", 0)) / "row.json", {})
+    assert ablation.cells_to_run(grid, cells, finished) == [Cell("ann", 0), Cell("fgd", 0)]
+    (cell_folder(grid, Cell("ann", 0)) / "last.ckpt").touch()
     assert ablation.cells_to_run(grid, cells, finished) == [Cell("fgd", 0)]
+
+
+def test_a_cell_that_is_trained_again_to_teach_keeps_its_row(grid: Grid) -> None:
+    write_rows(grid, [row(grid, "ann", 0, 0.75, label="another name")])
+    for seed, accuracy in ((0, 0.7), (1, 0.8)):
+        again = row(grid, "ann", seed, accuracy)
+        write_json(cell_folder(grid, Cell("ann", seed)) / "row.json", again)
+    rows = ablation.finished_rows(grid)
+    assert [float(rows[Cell("ann", seed)]["accuracy"]) for seed in (0, 1)] == [0.75, 0.8]
+    assert rows[Cell("ann", 0)]["label"] == "ANN fp32"
+
+
+def test_what_a_grid_would_leave_unused_is_one_line(grid: Grid) -> None:
+    without = dataclasses.replace(grid, variants=grid.variants[:2], compare=())
+    with pytest.raises(UserError, match=r"--distill.fgd_weight: no variant of this grid has a"):
+        with_output(without, None, {"distill.fgd_weight": "3"})
+    for key in ("seed", "output"):
+        own = dataclasses.replace(grid, overrides={**grid.overrides, key: "1"})
+        with pytest.raises(UserError, match=f"{key} is the cell's own: leave it out") as error:
+            ablation.cell_recipe(own, Cell("plain", 0))
+        assert str(error.value).count("variant plain: ") == 1
+
+
+def test_a_grid_over_a_recipe_without_a_model_starts_from_another_cell(tmp_path: Path) -> None:
+    (tmp_path / "bare.yaml").write_text("data: {name: digits}\n")
+    (tmp_path / "grid.yaml").write_text(
+        f"recipe: {tmp_path / 'bare.yaml'}\nreference: one\noutput: ~/out\nreuse: [~/other]\n"
+        "variants: [{name: one}, {name: two, start_from: one}]\n"
+    )
+    grid = load_grid(str(tmp_path / "grid.yaml"))
+    assert (grid.output, grid.reuse) == (str(Path.home() / "out"), (str(Path.home() / "other"),))
+    start = ablation.cell_recipe(grid, Cell("two", 3)).model.start_from
+    assert start == str(Path.home() / "out/cells/one-s3/last.ckpt")
 
 
 def test_variants_that_need_each_other_are_one_line(grid: Grid) -> None:
@@ -415,6 +450,8 @@ def test_what_another_grid_has_trained_is_taken_over_under_the_own_name(grid: Gr
     assert list(rows) == [Cell("unrectified", 0)]
     taken = rows[Cell("unrectified", 0)]
     assert (taken["label"], float(taken["accuracy"])) == ("not rectified", 0.5)
+    write_rows(grid, [row(grid, "plain", 0, 0.5, measured_images=9)])
+    assert not ablation.finished_rows(other)
     changed = with_output(other, None, {"train.epochs": "3"})
     assert not ablation.finished_rows(changed)
 

@@ -217,6 +217,21 @@ def test_the_classifier_can_be_replaced_and_removed():
         model.reset_classifier(3, global_pool="max")
 
 
+def test_a_new_classifier_is_like_the_rest_of_the_network():
+    model = timm.create_model("metaspikeformer_tiny", num_classes=5).to(torch.bfloat16).eval()
+    model.reset_classifier(7)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert not any(module.training for module in model.modules())
+
+
+def test_stages_that_are_pruned_are_announced_no_more():
+    model = timm.create_model("metaspikeformer_tiny")
+    model.prune_intermediate_layers([1])
+    maps = model.forward_intermediates(torch.rand(1, 3, 64, 64), intermediates_only=True)
+    assert [m.shape[1] for m in maps] == [info["num_chs"] for info in model.feature_info]
+    assert len(maps) == 2
+
+
 def test_timms_record_names_the_first_convolution_and_the_classifier(model):
     config = model.pretrained_cfg
     assert model.get_submodule(config["classifier"]) is model.head

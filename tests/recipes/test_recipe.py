@@ -391,7 +391,8 @@ def test_the_ade20k_recipe_is_the_published_one() -> None:
 
 def test_short_keys_go_on_meaning_the_backbones() -> None:
     assert resolve_key("neuron").path == "model.neuron"
-    assert resolve_key("schedule").path == "distill.schedule"
+    with pytest.raises(UserError, match=r"train\.schedule or distill\.schedule"):
+        resolve_key("schedule")  # the second alone would add a teacher
     assert resolve_key("segmentation.neuron").path == "segmentation.neuron"
     assert resolve_key("balance").path == "segmentation.balance"
     with pytest.raises(UserError, match=r"segmentation\.neck_width or detection\.neck_width"):

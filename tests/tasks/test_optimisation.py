@@ -16,6 +16,7 @@ from qsdformer.tasks.optimisation import (
     learning_rate,
     make_optimizer,
     parameter_groups,
+    rate_of,
     set_rate,
 )
 
@@ -112,6 +113,9 @@ def test_every_trained_parameter_is_in_one_group_whatever_the_groups() -> None:
 def test_layers_nearer_to_the_image_learn_more_slowly_and_the_head_as_told() -> None:
     model = segmenter()
     optimizer = make_optimizer(model, TrainConfig(layer_decay=0.5, head_lr=2.0))
+    set_rate(optimizer, 0.01)
+    assert optimizer.param_groups[0]["lr"] < 0.01
+    assert rate_of(optimizer) == pytest.approx(0.01)
     set_rate(optimizer, 0.1)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     found = {name: rates[id(p)] for name, p in model.named_parameters()}

@@ -184,6 +184,21 @@ def test_the_counterpart_takes_keys_too_and_a_mistake_in_them_is_one_line(tmp_pa
     with pytest.raises(UserError, match="the recipe of the teacher ann: unknown option") as error:
         teacher_recipe(tiny(tmp_path, teacher_keys="{lrr: 0.5}"), tmp_path)
     assert "\n" not in str(error.value)
+    assert right.seed == tiny(tmp_path).seed == 0
+    seeded = teacher_recipe(tiny(tmp_path, teacher_keys="{seed: 5}"), tmp_path)
+    assert seeded is not None
+    assert seeded.seed == 5
+    unused = {
+        "teacher_keys: leave output out": {"teacher_keys": "{output: x}"},
+        "teacher_weights is for teachers of timm": {"teacher_weights": "x.pth"},
+        "teacher_neuron is for the teacher ann": {
+            "distill.teacher": "digits-ann",
+            "teacher_neuron": "gelu",
+        },
+    }
+    for message, keys in unused.items():
+        with pytest.raises(UserError, match=message):
+            teacher_recipe(tiny(tmp_path, **keys), tmp_path)
     (tmp_path / "ann.ckpt").touch()
     trained = {"distill.teacher": str(tmp_path / "ann.ckpt"), "teacher_epochs": "3"}
     with pytest.raises(UserError, match=r"distill.teacher_epochs: .* is trained already"):
@@ -197,3 +212,18 @@ def test_a_distilled_recipe_trains_its_teacher_on_the_command_lines_budget(tmp_p
     stored = loaded.extra["recipe"]
     assert (loaded.extra["epoch"], stored["data"]["train_limit"]) == (1, 64)
     assert not loaded.model.config.is_spiking
+
+
+def test_the_counterpart_of_a_frozen_network_is_trained_whole(tmp_path: Path) -> None:
+    keys = {
+        "segmentation.frozen_stages": "2",
+        "segmentation.norm": "frozen",
+        "segmentation.neck_width": "16",
+    }
+    student = load_recipe("camvid", {**keys, "distill.teacher": "ann"})
+    teacher = teacher_recipe(student, tmp_path)
+    assert teacher is not None
+    assert teacher.segmentation is not None
+    assert teacher.segmentation.fields["neck_width"] == 16
+    config = teacher.config_for(in_channels=3, num_classes=11)
+    assert (config.frozen_stages, config.norm) == (0, "batch")

@@ -38,6 +38,7 @@ from qsdformer.experiments.grid import (
     Cell,
     Grid,
     Variant,
+    cell_checkpoint,
     cell_folder,
     cell_recipe,
     cell_values,
@@ -57,10 +58,9 @@ def run_cell(grid: Grid, cell: Cell, console: Console | None = None) -> Row:
     """Train and measure one cell in this process; leaves row.json in its folder."""
     recipe = cell_recipe(grid, cell)
     finished = train_once(recipe, console=console)
-    variant = grid.variant(cell.variant)
     row: Row = {
         "variant": cell.variant,
-        "label": variant.label or cell.variant,
+        "label": _label(grid, cell.variant),
         "seed": cell.seed,
         "accuracy": finished.score,
         "digest": digest(grid, cell.variant),
@@ -69,6 +69,11 @@ def run_cell(grid: Grid, cell: Cell, console: Console | None = None) -> Row:
     }
     write_json(_row_file(grid, cell), row)
     return row
+
+
+def _label(grid: Grid, variant: str) -> str:
+    """What a report calls a variant."""
+    return grid.variant(variant).label or variant
 
 
 def _row_file(grid: Grid, cell: Cell) -> Path:
@@ -96,20 +101,23 @@ def cells_to_run(grid: Grid, cells: Sequence[Cell], finished: Collection[Cell]) 
         if cell not in finished:
             wanted.add(cell)
         if cell in wanted:
-            wanted.update(
-                one for one in cells_before(grid, cell) if not _row_file(grid, one).exists()
-            )
+            wanted.update(one for one in cells_before(grid, cell) if not _is_there(grid, one))
     return [cell for cell in cells if cell in wanted]
+
+
+def _is_there(grid: Grid, cell: Cell) -> bool:
+    """Whether a cell is trained and measured, and others can learn or start from it."""
+    return _row_file(grid, cell).exists() and Path(cell_checkpoint(grid, cell)).exists()
 
 
 def finished_rows(grid: Grid) -> dict[Cell, Row]:
     """The rows of finished cells, from results.csv, the cells' folders, and grids to reuse.
 
-    Raises `UserError` if one was made by another recipe than the grid now has.
+    A cell that was trained once more, to teach, keeps the row that it has in results.csv. Raises
+    `UserError` if one was made by another recipe than the grid now has.
     """
-    rows = read_rows(Path(grid.output) / "results.csv")
-    for file in sorted((Path(grid.output) / "cells").glob("*/row.json")):
-        rows.append(_read_row(file))
+    files = sorted((Path(grid.output) / "cells").glob("*/row.json"))
+    rows = [*map(_read_row, files), *read_rows(Path(grid.output) / "results.csv")]
     found: dict[Cell, Row] = {}
     for row in rows:
         cell = Cell(str(row["variant"]), int(row["seed"]))
@@ -125,12 +133,15 @@ def finished_rows(grid: Grid) -> dict[Cell, Row]:
                 f"{grid.output} has a result of {cell} measured on {row[MEASURED]} images: set "
                 f"measure_images to that (it is {grid.measure_images}), or choose another output"
             )
-        found[cell] = row
+        found[cell] = {**row, "label": _label(grid, cell.variant)}
     return {**_reused_rows(grid), **found}
 
 
 def _reused_rows(grid: Grid) -> dict[Cell, Row]:
-    """Rows of the grids in `reuse` that trained, under whatever name, what this grid's cells do."""
+    """Rows of the grids in `reuse` that trained, under whatever name, what this grid's cells do.
+
+    Those that were measured on another number of images are left alone.
+    """
     by_digest: dict[str, list[Variant]] = {}
     for variant in grid.variants if grid.reuse else ():
         by_digest.setdefault(digest(grid, variant.name), []).append(variant)
@@ -138,11 +149,12 @@ def _reused_rows(grid: Grid) -> dict[Cell, Row]:
         Cell(variant.name, int(row["seed"])): {
             **row,
             "variant": variant.name,
-            "label": variant.label or variant.name,
+            "label": _label(grid, variant.name),
         }
         for folder in grid.reuse
         for row in read_rows(Path(folder) / "results.csv")
         for variant in by_digest.get(row.get("digest", ""), ())
+        if int(row.get(MEASURED) or grid.measure_images) == grid.measure_images
     }
 
 

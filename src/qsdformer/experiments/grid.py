@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,7 +133,7 @@ def load_grid(name: str) -> Grid:
     """A packaged grid by name, or one from a YAML file."""
     known = packaged_grids()
     path = known.get(name, Path(name))
-    if not path.is_file():
+    if not os.path.isfile(path):  # False for what cannot be a file's name, too
         raise UserError(f"no ablation {name!r}: neither a file nor {one_of(known, name)}")
     try:
         text = path.read_text(encoding="utf-8")
@@ -143,7 +144,9 @@ def load_grid(name: str) -> Grid:
         raise UserError(f"ablation {name}: must be a mapping with recipe, reference and variants")
     for number, variant in enumerate(values["variants"]):
         parse_section(Variant, f"variants[{number}]", variant)
-    return parse_section(Grid, "ablation", {"output": f"runs/{path.stem}", **values})
+    grid = parse_section(Grid, "ablation", {"output": f"runs/{path.stem}", **values})
+    folders = tuple(map(os.path.expanduser, grid.reuse))
+    return dataclasses.replace(grid, output=os.path.expanduser(grid.output), reuse=folders)
 
 
 def cell_folder(grid: Grid, cell: Cell) -> Path:
@@ -173,14 +176,21 @@ def cell_values(grid: Grid, cell: Cell) -> dict[str, Any]:
     values = recipe_values(grid.recipe)
     for level in (grid.overrides, variant.overrides):
         values = with_values(values, level)
+    own = {"seed", "output"}.intersection(map(_path, keys))
+    if own:
+        raise UserError(f"{min(own)} is the cell's own: leave it out of overrides")
     if any(key.startswith(DISTILL) for key in map(_path, keys)):
-        raise UserError(f"variant {cell.variant}: put distill keys into a distill section")
+        raise UserError("put distill keys into a distill section")
     values.pop("distill", None)  # the recipe's: here each variant says for itself
     if variant.distill is not None:
         teacher = teacher_name(grid, variant.distill)
         if teacher in grid.names:
             teacher = cell_checkpoint(grid, Cell(teacher, cell.seed))
-        values["distill"] = {**grid.distill, **variant.distill, "teacher": teacher}
+        values["distill"] = {
+            **grid.distill,
+            **variant.distill,
+            "teacher": os.path.expanduser(teacher),
+        }
     values = with_teacher_keys(values, {_path(key): value for key, value in keys.items()})
     return {**values, "seed": cell.seed, "output": str(cell_folder(grid, cell))}
 
@@ -195,7 +205,7 @@ def cell_recipe(grid: Grid, cell: Cell) -> Recipe:
         values = with_start_shape(cell_values(grid, cell))
         if start is not None:
             path = cell_checkpoint(grid, Cell(start, cell.seed))
-            values["model"] = {**values["model"], "start_from": path}
+            values["model"] = {**(values.get("model") or {}), "start_from": path}
         recipe = parse_recipe(values)
         if recipe.task != "classification":
             raise UserError(f"task={recipe.task}: must be classification, all that is measured")
@@ -265,6 +275,8 @@ def with_output(grid: Grid, output: str | None, overrides: Mapping[str, str]) ->
     values = dict(given_value(key, text) for key, text in overrides.items())
     distill = {k.removeprefix(DISTILL): v for k, v in values.items() if k.startswith(DISTILL)}
     others = {k: v for k, v in values.items() if not k.startswith(DISTILL)}
+    if distill and all(variant.distill is None for variant in grid.variants):
+        raise UserError(f"--{DISTILL}{min(distill)}: no variant of this grid has a teacher")
     forced = {k: v for k, v in others.items() if reaches_teacher(k)}
     variants = []
     for variant in grid.variants:
@@ -273,7 +285,7 @@ def with_output(grid: Grid, output: str | None, overrides: Mapping[str, str]) ->
     try:
         return dataclasses.replace(
             grid,
-            output=output or grid.output,
+            output=os.path.expanduser(output or grid.output),
             overrides={**grid.overrides, **others},
             distill={**grid.distill, **distill},
             variants=tuple(variants),

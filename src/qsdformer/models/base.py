@@ -56,12 +56,15 @@ class SpikingTransformer(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head for `num_classes` classes, on the device of the old weights; 0 removes it."""
+        """A new head for `num_classes` classes; 0 removes it.
+
+        It has the device and type of the other weights, and the network's mode.
+        """
         if global_pool not in (None, "", "avg"):
             raise ValueError(f"global_pool={global_pool!r}: only 'avg' is available")
         self.config = self.config.replace(num_classes=num_classes)
-        device = next(self.parameters()).device
-        self.head = self._make_head().to(device)
+        like = next(self.parameters())
+        self.head = self._make_head().to(like.device, like.dtype).train(self.training)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort parameters into stem and blocks, for layer-wise rates."""

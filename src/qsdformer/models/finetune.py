@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
@@ -31,20 +32,24 @@ def start_from(
 
     The averaged weights are taken where there are any. The first convolution is adapted to other
     channels, as timm does; a head for other classes is left out. Step sizes are taken where a
-    layer has as many bits as before, and otherwise start from the loaded weight. Raises
+    layer has as many bits as before, and otherwise start from the loaded weight. Of a network with
+    a neck and heads the backbone is taken. Raises
     `UserError` for a checkpoint that cannot be read or is mostly of another shape.
     """
     source = load_checkpoint(path)
-    own, offered = model.state_dict(), source.model.state_dict()
+    body = _body(source.model)
+    own, offered = model.state_dict(), body.state_dict()
     first = families()[model.config.family].first_conv
     changed = adapt_channels(offered, f"{first}.weight", info.channels)
-    other_classes = _other_classes(source, info)
+    other_classes = "no classifier there"
+    if body is source.model:
+        other_classes = _other_classes(source, info)
     fits = {
         key: value
         for key, value in fitting(own, offered).items()
         if not (other_classes and key.startswith(HEAD))
     }
-    restarted = drop_step_sizes(fits, source.model, model, first if changed else "")
+    restarted = drop_step_sizes(fits, body, model, first if changed else "")
     share = share_of(own, fits)
     if share < LEAST_SHARE:
         raise UserError(
@@ -106,6 +111,12 @@ def adapt_channels(state: dict[str, Tensor], first: str, channels: int) -> bool:
     else:  # which timm leaves as they are, or refuses
         state[first] = weight.sum(1, keepdim=True).repeat(1, channels, 1, 1) / channels
     return True
+
+
+def _body(model: Any) -> nn.Module:
+    """A classifier, or the backbone of a network with a neck and heads."""
+    whole: nn.Module = model
+    return whole if isinstance(whole, SpikingTransformer) else model.body
 
 
 def _other_classes(source: Loaded, info: DataInfo) -> str:

@@ -130,7 +130,7 @@ class PyramidTransformer(SpikingTransformer):
         self.neuron = make_neuron(config)
         self.head = self._make_head()
         # One entry per stride; the last stride's map is the end of the last stage there.
-        self.feature_stages = (0, 1, 2, 4)
+        self.feature_stages: tuple[int, ...] = (0, 1, 2, 4)
         self.feature_info = [
             {"num_chs": widths[stage], "reduction": reduction, "module": f"stages.{stage}"}
             for stage, reduction in zip(self.feature_stages, config.reductions, strict=True)
@@ -213,7 +213,10 @@ class PyramidTransformer(SpikingTransformer):
     ) -> list[int]:
         """Drop the stages after the last wanted feature map, and the head."""
         wanted = self._feature_indices(indices)
-        self.stages = self.stages[: self.feature_stages[max(wanted)] + 1]
+        kept = max(wanted) + 1
+        self.stages = self.stages[: self.feature_stages[kept - 1] + 1]
+        self.feature_stages = self.feature_stages[:kept]
+        self.feature_info = self.feature_info[:kept]
         if prune_head:
             self.reset_classifier(0)
         return wanted

@@ -70,7 +70,7 @@ class NetworkConfig:
         4, "bits of weights, but those of the first convolution and the head"
     )
     stem_bits: Bits = option(8, "bits of the first convolution, which reads the image")
-    head_bits: Bits = option(8, "bits of the classifier")
+    head_bits: Bits = option(8, "bits of a classifier; dense tasks have predictor_bits")
 
     # Neurons.
     neuron: Neuron = option(

@@ -38,7 +38,7 @@ from qsdformer.parsing import (
     type_hints,
     written,
 )
-from qsdformer.recipes import packaged_recipes
+from qsdformer.recipes import packaged_grids, packaged_recipes
 from qsdformer.recipes.dense import (
     FROM_ELSEWHERE,
     SECTIONS,
@@ -211,9 +211,13 @@ def _widened(option: Option, kind: Any) -> Option:
 
 
 def named_by_leaf(leaf: str, every: Sequence[Option]) -> list[Option]:
-    """The options that the last part of a path may mean: those added later come second."""
+    """The options that the last part of a path may mean.
+
+    Those added later come second, but for training's, which every recipe has.
+    """
     matches = [option for option in every if option.leaf == leaf]
-    return [option for option in matches if not option.added] or matches
+    first = [o for o in matches if not o.added or o.path.startswith("train.")]
+    return first or matches
 
 
 def resolve_key(key: str, beside: Iterable[str] = ()) -> Option:
@@ -387,6 +391,8 @@ def parse_recipe(values: Mapping[str, Any]) -> Recipe:
         )
     # Impossible sizes are found here, before any data is read; 3 and 1000 stand for the data's.
     recipe.config_for(in_channels=3, num_classes=1000)
+    if recipe.task == "detection" and recipe.train.label_smoothing > 0:
+        raise UserError("train.label_smoothing: detectors' losses have none, leave it out")
     if recipe.dense is not None and recipe.distill is not None and recipe.distill.logit_weight > 0:
         raise UserError(
             f"distill.logit_weight={recipe.distill.logit_weight}: {task} learns from the teacher's "
@@ -455,7 +461,9 @@ def _family(name: str) -> Family:
 def _read(name: str) -> tuple[str, str]:
     known = packaged_recipes()
     path = known.get(name, Path(name))
-    if not path.is_file():
+    if name in packaged_grids():
+        raise UserError(f"{name} is a grid, not a recipe: qsd ablate {name}")
+    if not os.path.isfile(path):  # False for what cannot be a file's name, too
         raise UserError(f"no recipe {name!r}: neither a file nor {one_of(known, name)}")
     try:
         return path.read_text(encoding="utf-8"), path.stem

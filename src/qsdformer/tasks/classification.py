@@ -25,7 +25,7 @@ class Classification(NetworkTask):
         classes = max(2, self.model.num_classes)
         self.top1 = MulticlassAccuracy(classes, average="micro")
         self.top5 = MulticlassAccuracy(classes, average="micro", top_k=min(5, classes))
-        self.val_loss = MeanMetric()
+        self.val_loss = MeanMetric(nan_strategy="disable")  # NaN is to show, not to be left out
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Loss, accuracy and the extra losses of images (B, C, H, W) with labels (B,)."""

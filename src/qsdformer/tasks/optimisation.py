@@ -45,6 +45,12 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
         group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
+def rate_of(optimizer: Optimizer) -> float:
+    """The recipe's rate that `set_rate` was given last."""
+    group = optimizer.param_groups[0]
+    return float(group["lr"] / group.get("lr_scale", 1.0))
+
+
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """Optimiser groups: tensors of two or more dimensions decay, the others do not.
 

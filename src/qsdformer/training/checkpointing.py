@@ -15,6 +15,7 @@ from torch import Tensor
 from qsdformer.errors import UserError
 from qsdformer.models import checkpoint as files
 from qsdformer.recipes.tasks import Measures
+from qsdformer.tasks.optimisation import rate_of
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 
@@ -96,7 +97,7 @@ class NonFiniteGuard(Callback):
         """Note whether this step's loss was finite; look at the notes when it is time."""
         loss = outputs["loss"].detach()
         step = trainer.global_step
-        self._rates[step] = trainer.optimizers[0].param_groups[0]["lr"]
+        self._rates[step] = rate_of(trainer.optimizers[0])
         if self._first_bad is None:
             self._first_bad = torch.full((), -1, dtype=torch.int64, device=loss.device)
         newly_bad = ~torch.isfinite(loss) & (self._first_bad < 0)
@@ -125,8 +126,8 @@ class NonFiniteGuard(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look before the epoch's checkpoints, at what the last step has made, too."""
         self.check_weights(trainer, pl_module)
-        measured = trainer.callback_metrics.get("val_loss", torch.zeros(()))
-        bad = (~torch.isfinite(measured)).to(torch.int64)
+        measured = trainer.callback_metrics.get("val_loss", torch.zeros(()))  # of detectors: none
+        bad = (~torch.isfinite(measured)).to(pl_module.device, torch.int64)  # NCCL takes no others
         if int(trainer.strategy.reduce(bad, reduce_op="max")):
             step = trainer.global_step
             self._stop(trainer, f"the evaluation loss is not finite after step {step}")

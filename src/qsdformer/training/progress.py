@@ -25,6 +25,7 @@ from torch import Tensor
 from qsdformer.errors import UserError
 from qsdformer.files import write_text
 from qsdformer.recipes.tasks import Measures
+from qsdformer.tasks.optimisation import rate_of
 
 
 def say(console: Console, line: str) -> None:
@@ -191,7 +192,7 @@ class Metrics(Callback):
         self.latest = self._record(trainer, row)
 
     def _record(self, trainer: Trainer, values: dict[str, Any]) -> dict[str, Any]:
-        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        lr = rate_of(trainer.optimizers[0])
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": lr, **values}
         if trainer.is_global_zero:
             self.file.append({k: _short(v) for k, v in row.items()})

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from qsdformer.data import DataInfo
 from qsdformer.errors import UserError
 from qsdformer.models.registry import family_of
+from qsdformer.recipes.dense import DenseRecipe
 from qsdformer.recipes.derived import names_recipe
 from qsdformer.recipes.learning import DistillConfig
 from qsdformer.recipes.recipe import (
@@ -17,6 +20,7 @@ from qsdformer.recipes.recipe import (
     recipe_with,
     with_values,
 )
+from qsdformer.recipes.tasks import DENSE
 from qsdformer.tasks.teachers import TIMM_PREFIX, Teacher, checkpoint_teacher, timm_teacher
 
 
@@ -27,7 +31,18 @@ def counterpart(recipe: Recipe) -> Recipe:
     fields = {k: v for k, v in recipe.model.fields.items() if k in shared}
     fields["neuron"] = recipe.distill.teacher_neuron
     model = ModelRecipe(name=recipe.model.name, ann=True, fields=fields)
-    return dataclasses.replace(recipe, model=model, distill=None, activity=None)
+    own: dict[str, Any] = {
+        name: _from_scratch(part) for name in DENSE if (part := getattr(recipe, name))
+    }
+    return dataclasses.replace(recipe, model=model, distill=None, activity=None, **own)
+
+
+def _from_scratch(part: DenseRecipe) -> DenseRecipe:
+    """A dense section without what keeps weights and statistics that a pretrained network has."""
+    fields = {key: value for key, value in part.fields.items() if key != "frozen_stages"}
+    if fields.get("norm") == "frozen":
+        del fields["norm"]
+    return dataclasses.replace(part, fields=fields)
 
 
 def teacher_recipe(recipe: Recipe, folder: Path) -> Recipe | None:
@@ -39,6 +54,7 @@ def teacher_recipe(recipe: Recipe, folder: Path) -> Recipe | None:
         return None
     config = recipe.distill
     keys = dict(config.teacher_keys or {})
+    _check_used(config, keys)
     if config.teacher_epochs is not None:
         keys["train.epochs"] = config.teacher_epochs
     if config.teacher != "ann" and not names_recipe(config.teacher):
@@ -56,7 +72,8 @@ def teacher_recipe(recipe: Recipe, folder: Path) -> Recipe | None:
             wanted = recipe_with(config.teacher, keys)
     except UserError as error:
         raise UserError(f"the recipe of the teacher {config.teacher}: {error}") from error
-    return dataclasses.replace(wanted, seed=recipe.seed, output=str(folder))
+    seed = wanted.seed if "seed" in keys else recipe.seed
+    return dataclasses.replace(wanted, seed=seed, output=str(folder))
 
 
 def load_teacher(config: DistillConfig, info: DataInfo, trained: Path | None) -> Teacher:
@@ -68,6 +85,18 @@ def load_teacher(config: DistillConfig, info: DataInfo, trained: Path | None) ->
         model = config.teacher.removeprefix(TIMM_PREFIX)
         return timm_teacher(model, info, config.features, config.teacher_weights)
     return checkpoint_teacher(trained or config.teacher, info, config.features)
+
+
+def _check_used(config: DistillConfig, keys: Mapping[str, Any]) -> None:
+    """`UserError` for keys that the teacher at hand has no use for."""
+    default = DistillConfig()
+    for_timm = config.teacher.startswith(TIMM_PREFIX)
+    if not for_timm and config.teacher_weights != default.teacher_weights:
+        raise UserError("distill.teacher_weights is for teachers of timm: leave it out")
+    if config.teacher != "ann" and config.teacher_neuron != default.teacher_neuron:
+        raise UserError("distill.teacher_neuron is for the teacher ann: leave it out")
+    if "output" in keys:
+        raise UserError("distill.teacher_keys: leave output out: the student's folder has it")
 
 
 def _check_there(config: DistillConfig) -> None:

@@ -61,7 +61,7 @@ def detection(**fields: Any) -> DetectionConfig:
 def made(config: DenseConfig) -> Any:
     """The network of a configuration, in training mode, always with the same weights."""
     torch.manual_seed(0)
-    return build_dense(config, INFO).train()
+    return build_dense(config, INFO)
 
 
 def settled(config: DenseConfig) -> Any:

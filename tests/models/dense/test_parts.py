@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from models.dense.small import DETECTORS, HEADS, detection, made, objects, pixels, segmentation
+from models.dense.small import (
+    DETECTORS,
+    HEADS,
+    detection,
+    made,
+    normalised,
+    objects,
+    pixels,
+    segmentation,
+)
 from qsdformer.analysis.information import packed_bytes_by_tensor
 from qsdformer.models.dense.building import build_dense
 from qsdformer.models.dense.config import DetectionConfig
@@ -110,3 +119,14 @@ def test_the_documented_shares_are_those_of_the_networks() -> None:
         lines.append(f"| {part} | {' | '.join(cells)} |")
     assert all(line in text for line in lines), lines
     assert all(f" {total / 1e6:.1f} MB |" in text for total in totals)
+
+
+@pytest.mark.parametrize("fields", [{"norm": "frozen"}, {"frozen_stages": 2}])
+def test_what_is_frozen_keeps_its_statistics_from_the_start(fields: dict[str, Any]) -> None:
+    network = made(segmentation(**fields))  # nobody has called train()
+    stages = network.body.stages[: fields.get("frozen_stages")]
+    norms = [m for m in stages.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    before = [norm.running_mean.clone() for norm in norms]
+    network(normalised(pixels()))
+    assert norms
+    assert all(torch.equal(a, norm.running_mean) for a, norm in zip(before, norms, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.dense.small import (
     DETECTORS,
+    INFO,
     backbone,
     detection,
     made,
@@ -26,6 +28,7 @@ from qsdformer.errors import UserError
 from qsdformer.models.building import build
 from qsdformer.models.checkpoint import save_checkpoint
 from qsdformer.models.dense.starting import start_backbone
+from qsdformer.models.finetune import start_from
 from qsdformer.models.published import import_reference
 from qsdformer.nn.quantizers import initial_step_size
 from qsdformer.recipes.dense import SECTIONS
@@ -113,6 +116,18 @@ def test_a_classifier_of_grey_images_starts_a_network_of_coloured_ones(tmp_path:
     weight = network.body.stages[0].downsample.conv.weight
     expected = grey.stages[0].downsample.conv.weight
     assert torch.allclose(weight.sum(dim=1, keepdim=True), expected, atol=1e-6)
+
+
+def test_a_classifier_starts_from_a_dense_networks_backbone(tmp_path: Path) -> None:
+    network = made(segmentation())
+    save_checkpoint(tmp_path / "dense.ckpt", network, INFO)
+    model = classifier()
+    info = dataclasses.replace(INFO, class_names=("a", "b", "c"))
+    lines = start_from(model, tmp_path / "dense.ckpt", info)
+    assert any("(no classifier there)" in line for line in lines)
+    body = network.body.state_dict()
+    own = model.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in body.items() if key in own)
 
 
 def test_a_published_checkpoint_starts_a_backbone(fixtures: Path, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ class Backbone(nn.Module):
         self.frozen_stages = frozen_stages
         for stage in self.body.stages[:frozen_stages]:
             stage.requires_grad_(False)
+        self.train()  # nothing else need ever call it: a new module is in training mode already
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Maps from fine to coarse; `UserError` for images whose sides do not fit."""
