@@ -88,7 +88,7 @@ def _load_file(
 
 
 def spread(batches: Iterable[Tensor], count: int) -> Tensor:
-    """So many images, taken evenly from all: folders of classes give one class after the other."""
+    """So many images, taken evenly from all."""
     whole = torch.cat(list(batches))
     return whole[torch.linspace(0, len(whole) - 1, count).long()]
 

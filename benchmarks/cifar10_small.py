@@ -14,10 +14,11 @@ import argparse
 import csv
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from qsdformer.experiments.ablation_measure import evaluation_data, measure
+from qsdformer.experiments.ablation_measure import measure
 from qsdformer.files import atomic_path
 from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.recipes.recipe import parse_recipe
@@ -41,8 +42,7 @@ def row_of(name: str, folder: Path, root: Path | None, machine: str) -> dict[str
     recipe = parse_recipe(load_checkpoint(checkpoint).recipe)
     if root is not None:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=str(root)))
-    images = evaluation_data(recipe, 1).eval_size
-    measured = measure(recipe, checkpoint, images)
+    measured = measure(recipe, checkpoint, sys.maxsize)  # on all evaluation images
     with (folder / "metrics.csv").open(newline="") as file:
         trained = [row["train_accuracy"] for row in csv.DictReader(file) if row["val_accuracy"]]
     return {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import importlib
 import importlib.util
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from qsdformer import __version__
-from qsdformer.errors import UserError, is_out_of_memory, one_line
+from qsdformer.errors import UserError, did_you_mean, is_out_of_memory, one_line
 from qsdformer.process import restart_with_allocator_settings
 
 # Name, module below qsdformer.commands, one line of help.
@@ -38,6 +37,7 @@ TRAINING = ("train", "quickstart")
 DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 HELP = ("-h", "--help")
+LIKENESS = 0.6  # of a mistyped word to what was meant; there is --help for the others
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -145,8 +145,8 @@ def _options(command: argparse.ArgumentParser) -> list[str]:
 def _not_taken(word: str, command: str, known: list[str]) -> str:
     """What to say of the first word that a command does not know."""
     option = word.partition("=")[0]
-    close = difflib.get_close_matches(option.removeprefix("--"), known, n=1)
-    hint = f": did you mean --{close[0]}?" if close else f"; {command} --help lists what it does"
+    question = did_you_mean(option.removeprefix("--"), known, "--", LIKENESS)
+    hint = f": {question}" if question else f"; {command} --help lists what it does"
     return f"{command} does not take {option}{hint}"
 
 
@@ -157,14 +157,16 @@ def _with_command(given: list[str]) -> list[str]:
         return given
     from qsdformer.recipes import packaged_grids, packaged_recipes
 
-    if first in packaged_grids() or _is_grid(first):
+    if first in packaged_grids():
         command = "ablate"
-    elif first in packaged_recipes() or first.endswith((".yaml", ".yml")):
+    elif first in packaged_recipes():
         command = "train"
+    elif first.endswith((".yaml", ".yml")):
+        command = "ablate" if _is_grid(first) else "train"
     else:
         known = [*(name for name, *_ in COMMANDS), *packaged_recipes(), *packaged_grids()]
-        close = difflib.get_close_matches(first, known, n=1, cutoff=0.6)
-        hint = f": did you mean {close[0]}?" if close else "; qsd --help lists the commands"
+        question = did_you_mean(first, known, cutoff=LIKENESS)
+        hint = f": {question}" if question else "; qsd --help lists the commands"
         raise UserError(f"{first!r} is not a command{hint}")
     if not {*HELP} & set(given):
         raise UserError(f"{first} is a recipe, not a command: qsd {command} {first}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Bad input: the message is one line saying what is wrong and what to do about it.
@@ -14,6 +17,15 @@ def require(config: object, name: str, ok: bool, allowed: str) -> None:
     """ValueError saying what field `name` of `config` holds and what is allowed, unless `ok`."""
     if not ok:
         raise ValueError(f"{name}={getattr(config, name)!r}: must be {allowed}")
+
+
+def did_you_mean(given: str, names: Iterable[str], prefix: str = "", cutoff: float = 0.5) -> str:
+    """A question for the nearest of `names`, which are shown with `prefix`; empty if none is near.
+
+    `cutoff` is the least likeness, in [0, 1].
+    """
+    close = difflib.get_close_matches(given, list(names), n=1, cutoff=cutoff)
+    return f"did you mean {prefix}{close[0]}?" if close else ""
 
 
 def one_line(error: object, longest: int | None = 200) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import re
@@ -14,7 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from qsdformer.errors import UserError
+from qsdformer.errors import UserError, did_you_mean
 
 Section = TypeVar("Section")
 
@@ -128,14 +127,15 @@ def refuse_unknown(prefix: str, values: Mapping[str, Any], allowed: list[str]) -
 
 
 def nearest(key: str, names: Iterable[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(key, list(names), n=1, cutoff=0.5)
-    return f": did you mean {prefix}{close[0]}?" if close else f"; known: {', '.join(names)}"
+    names = list(names)
+    question = did_you_mean(key, names, prefix)
+    return f": {question}" if question else f"; known: {', '.join(names)}"
 
 
 def one_of(names: Iterable[str], given: str) -> str:
-    close = difflib.get_close_matches(given, list(names), n=1, cutoff=0.5)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    return f"one of {', '.join(names)}{hint}"
+    names = list(names)
+    question = did_you_mean(given, names)
+    return f"one of {', '.join(names)}" + (f" ({question})" if question else "")
 
 
 def _mistyped(path: str, kind: Any, value: Any) -> UserError:

@@ -1,4 +1,4 @@
-"""`benchmarks/pareto.py`: means, fronts and the picture, from hand-made rows."""
+"""`benchmarks/pareto.py`: means, fronts and the picture, from hand-made rows and kept ones."""
 
 from __future__ import annotations
 
@@ -39,3 +39,15 @@ def test_rows_without_energies_are_one_line(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(SCRIPT), str(results)], capture_output=True)
     assert done.returncode == 2
     assert done.stderr.count(b"\n") == 1
+
+
+def test_the_architectures_of_the_page_are_the_kept_rows(tmp_path: Path) -> None:
+    root = SCRIPT.parents[1]
+    kept, picture = root / "docs/results/ablation-cifar10-architectures.csv", tmp_path / "a.png"
+    table = runpy.run_path(str(SCRIPT.with_name("cost_table.py")))["lines"](kept)
+    page = (root / "docs/cifar10.md").read_text(encoding="utf-8").splitlines()
+    assert len(table) == 8
+    assert set(table) <= set(page)
+    command = [sys.executable, str(SCRIPT), str(kept), "--output", str(picture)]
+    subprocess.run(command, check=True, capture_output=True)
+    assert picture.stat().st_size > 10_000

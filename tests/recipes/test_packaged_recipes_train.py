@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
 import os
 import re
 import runpy
@@ -120,6 +121,22 @@ def test_the_documented_offspring_of_cifar10_small_are_trained_as_written(
     assert [bool(float(row["additions_m"]) or float(row["macs_m"])) for row in own] == [True] * 4
 
 
+def test_the_documented_anns_of_one_block_are_trained_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = Path(__file__).parents[2] / "docs/cifar10.md"
+    lines = re.findall(r"^qsd (train \S+ --ann .*)$", document.read_text("utf-8"), re.MULTILINE)
+    write_tiny_cifar10(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    small = {"data.root": "data", "batch_size": "10", "width": "16", "heads": "2", "epochs": "1"}
+    assert len(lines) == 3
+    for number, line in enumerate(lines):
+        _, recipe, *words = shlex.split(line)
+        limit = {"train_limit": "20"} if "--train_limit" in words else {}
+        in_processes(recipe, {**small, **limit, "output": str(number)}, *words)
+        assert json.loads(Path(f"{number}/result.json").read_text())["parameters"] > 0
+
+
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path | None]:
     """Makes the files of a data source once."""
@@ -178,10 +195,10 @@ def shrunk(name: str, output: Path, root: Callable[[str], Path | None]) -> dict[
     return keys if folder is None else {**keys, "data.root": str(folder)}
 
 
-def in_processes(name: str, keys: dict[str, str]) -> None:
-    """Train by the command, which starts the other processes."""
+def in_processes(name: str, keys: dict[str, str], *words: str) -> None:
+    """Train by the command, which starts the other processes; `keys` come after `words`."""
     source = str(Path(qsdformer.__file__).parents[1])
-    command = [sys.executable, "-m", "qsdformer", "train", name]
+    command = [sys.executable, "-m", "qsdformer", "train", name, *words]
     command += [f"--{key}={value}" for key, value in keys.items()]
     environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

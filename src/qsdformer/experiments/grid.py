@@ -24,8 +24,10 @@ from qsdformer.recipes.recipe import (
     Recipe,
     given_value,
     parse_recipe,
+    read_named,
     recipe_values,
     resolve_key,
+    with_home,
     with_values,
 )
 
@@ -131,20 +133,13 @@ class Cell:
 
 def load_grid(name: str) -> Grid:
     """A packaged grid by name, or one from a YAML file."""
-    known = packaged_grids()
-    path = known.get(name, Path(name))
-    if not os.path.isfile(path):  # False for what cannot be a file's name, too
-        raise UserError(f"no ablation {name!r}: neither a file nor {one_of(known, name)}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read ablation {name}: {error}") from error
+    text, stem = read_named(name, "ablation", packaged_grids())
     values = load_yaml(text, f"ablation {name}")
     if not isinstance(values, dict) or not isinstance(values.get("variants"), list):
         raise UserError(f"ablation {name}: must be a mapping with recipe, reference and variants")
     for number, variant in enumerate(values["variants"]):
         parse_section(Variant, f"variants[{number}]", variant)
-    grid = parse_section(Grid, "ablation", {"output": f"runs/{path.stem}", **values})
+    grid = parse_section(Grid, "ablation", {"output": f"runs/{stem}", **values})
     folders = tuple(map(os.path.expanduser, grid.reuse))
     return dataclasses.replace(grid, output=os.path.expanduser(grid.output), reuse=folders)
 
@@ -186,13 +181,9 @@ def cell_values(grid: Grid, cell: Cell) -> dict[str, Any]:
         teacher = teacher_name(grid, variant.distill)
         if teacher in grid.names:
             teacher = cell_checkpoint(grid, Cell(teacher, cell.seed))
-        values["distill"] = {
-            **grid.distill,
-            **variant.distill,
-            "teacher": os.path.expanduser(teacher),
-        }
+        values["distill"] = {**grid.distill, **variant.distill, "teacher": teacher}
     values = with_teacher_keys(values, {_path(key): value for key, value in keys.items()})
-    return {**values, "seed": cell.seed, "output": str(cell_folder(grid, cell))}
+    return with_home({**values, "seed": cell.seed, "output": str(cell_folder(grid, cell))})
 
 
 def cell_recipe(grid: Grid, cell: Cell) -> Recipe:

@@ -37,7 +37,7 @@ def start_from(
     `UserError` for a checkpoint that cannot be read or is mostly of another shape.
     """
     source = load_checkpoint(path)
-    body = _body(source.model)
+    body = body_of(source.model)
     own, offered = model.state_dict(), body.state_dict()
     first = families()[model.config.family].first_conv
     changed = adapt_channels(offered, f"{first}.weight", info.channels)
@@ -113,7 +113,7 @@ def adapt_channels(state: dict[str, Tensor], first: str, channels: int) -> bool:
     return True
 
 
-def _body(model: Any) -> nn.Module:
+def body_of(model: Any) -> nn.Module:
     """A classifier, or the backbone of a network with a neck and heads."""
     whole: nn.Module = model
     return whole if isinstance(whole, SpikingTransformer) else model.body

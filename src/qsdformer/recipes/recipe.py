@@ -301,13 +301,19 @@ def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     merged = {**base, **own, **{k: {**base[k], **own[k]} for k in both}}
     if isinstance(own.get("model"), dict):
         merged["model"] = _merged_model(base["model"] if "model" in both else {}, own["model"])
+    return with_home(merged)
+
+
+def with_home(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's plain values in whose paths ~ is the home folder."""
+    found = dict(values)
     for section, key in PATHS:
-        place = merged.get(section)
+        place = found.get(section)
         if isinstance(place, dict) and isinstance(place.get(key), str):
-            merged[section] = {**place, key: os.path.expanduser(place[key])}
-    if isinstance(merged.get("output"), str):
-        merged["output"] = os.path.expanduser(merged["output"])
-    return merged
+            found[section] = {**place, key: os.path.expanduser(place[key])}
+    if isinstance(found.get("output"), str):
+        found["output"] = os.path.expanduser(found["output"])
+    return found
 
 
 def _merged_model(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -459,13 +465,20 @@ def _family(name: str) -> Family:
 
 
 def _read(name: str) -> tuple[str, str]:
-    known = packaged_recipes()
-    path = known.get(name, Path(name))
     if name in packaged_grids():
         raise UserError(f"{name} is a grid, not a recipe: qsd ablate {name}")
+    return read_named(name, "recipe", packaged_recipes())
+
+
+def read_named(name: str, what: str, packaged: Mapping[str, Path]) -> tuple[str, str]:
+    """The text of a packaged file or of one at a path, and its name without its ending.
+
+    `what` it is stands in the `UserError` for one that is missing or cannot be read.
+    """
+    path = packaged.get(name, Path(name))
     if not os.path.isfile(path):  # False for what cannot be a file's name, too
-        raise UserError(f"no recipe {name!r}: neither a file nor {one_of(known, name)}")
+        raise UserError(f"no {what} {name!r}: neither a file nor {one_of(packaged, name)}")
     try:
         return path.read_text(encoding="utf-8"), path.stem
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read recipe {name}: {error}") from error
+        raise UserError(f"cannot read {what} {name}: {error}") from error

@@ -20,7 +20,6 @@ from qsdformer.recipes.recipe import (
     recipe_with,
     with_values,
 )
-from qsdformer.recipes.tasks import DENSE
 from qsdformer.tasks.teachers import TIMM_PREFIX, Teacher, checkpoint_teacher, timm_teacher
 
 
@@ -31,9 +30,9 @@ def counterpart(recipe: Recipe) -> Recipe:
     fields = {k: v for k, v in recipe.model.fields.items() if k in shared}
     fields["neuron"] = recipe.distill.teacher_neuron
     model = ModelRecipe(name=recipe.model.name, ann=True, fields=fields)
-    own: dict[str, Any] = {
-        name: _from_scratch(part) for name in DENSE if (part := getattr(recipe, name))
-    }
+    own: dict[str, Any] = {}
+    if recipe.dense is not None:
+        own = {recipe.task: _from_scratch(recipe.dense)}
     return dataclasses.replace(recipe, model=model, distill=None, activity=None, **own)
 
 

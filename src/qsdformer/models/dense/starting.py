@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qsdformer.errors import UserError
 from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.models.dense.base import DenseNetwork
-from qsdformer.models.finetune import adapt_channels, drop_step_sizes, names_in_line
+from qsdformer.models.finetune import adapt_channels, body_of, drop_step_sizes, names_in_line
 from qsdformer.models.registry import families
 
 CLASSIFIER = "head."
@@ -34,7 +34,7 @@ def start_backbone(network: DenseNetwork, path: str | os.PathLike[str]) -> list[
     of another shape.
     """
     whole: nn.Module = load_checkpoint(path).model
-    source: nn.Module = whole.body if isinstance(whole, DenseNetwork) else whole
+    source = body_of(whole)
     body, config = network.body, network.body.config
     there: Any = source.config
     if there.family != config.family:
