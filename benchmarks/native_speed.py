@@ -201,12 +201,15 @@ def draw(rows: Sequence[dict[str, float]], points: Sequence[dict[str, str]], pat
 
 
 def add(path: Path, rows: Sequence[Mapping[str, str | float]]) -> None:
-    """Appends to a CSV file, or begins one."""
+    """Appends to a CSV file, or begins one; one of other columns is left as it is."""
     if not rows:
         return
+    columns = list(rows[0])
     new = not path.exists()
+    if not new and list((read(path) or [{}])[0]) != columns:
+        raise SystemExit(f"{path}: its columns are not {', '.join(columns)}; name another file")
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(file, fieldnames=columns)
         if new:
             writer.writeheader()
         writer.writerows(rows)

@@ -68,3 +68,16 @@ def test_a_line_that_a_text_shows_is_understood(
     monkeypatch.setattr(sys, "argv", shlex.split(line))
     with pytest.raises(Understood):
         runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
+
+
+def test_times_are_added_to_a_table_of_the_same_columns_alone(tmp_path: Path) -> None:
+    add = runpy.run_path(str(ROOT / "benchmarks" / "native_speed.py"))["add"]
+    table, other = tmp_path / "times.csv", tmp_path / "other.csv"
+    add(table, [{"active": 40.0, "native": 2.0}])
+    add(table, [{"active": 20.0, "native": 1.5}])
+    assert table.read_text("utf-8").split() == ["active,native", "40.0,2.0", "20.0,1.5"]
+    for text in ("name,active\n", "name,active\na,1\n", ""):
+        other.write_text(text, "utf-8")
+        with pytest.raises(SystemExit, match="its columns are not active, native; name another"):
+            add(other, [{"active": 40.0, "native": 2.0}])
+        assert other.read_text("utf-8") == text

@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from qsdformer.analysis.energy import COST_MODELS
 from qsdformer.cli import run
+from qsdformer.data import DataConfig, DataModule
+from qsdformer.models.building import create_model
+from qsdformer.models.checkpoint import save_checkpoint
 
 
 def analyze(*arguments: str | Path) -> int:
@@ -23,6 +28,34 @@ def test_rates_operations_entropy_and_energy_are_shown(
         assert text in shown
     for model in COST_MODELS.values():
         assert model.title in shown
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_neurons_whose_counts_say_nothing_are_named(
+    norm: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sums after attention beyond the firing window, and neurons kept from firing by their norm."""
+    data = DataModule(DataConfig(name="digits"), batch_size=32)
+    torch.manual_seed(0)
+    fields = {"in_channels": 1, "num_classes": 10, "count_units": False, "attention_norm": norm}
+    model = create_model("e_spikeformer_tiny", **fields, attention_scale=9.0)
+    for name, module in model.named_modules():
+        if name.endswith("sepconv.norm1"):
+            torch.nn.init.constant_(module.bias, -9.0)
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0  # one batch makes the statistics
+    images, _ = next(iter(data.val_dataloader()))
+    with torch.no_grad():
+        model.train()(images)
+    recipe = {"data": {"name": "digits"}, "seed": 0}
+    save_checkpoint(tmp_path / "model.ckpt", model, data.info, {"recipe": recipe})
+    assert analyze(tmp_path / "model.ckpt", "--limit", "16") == 0
+    out = " ".join(capsys.readouterr().out.split())  # lines are wrapped
+    assert re.search(r"silent, firing rate below 0.01: (?:\S+ 0.00\d, ){4}and \d+ more ", out)
+    assert "stages.0.blocks.0.sepconv.neuron2 0.000, " in out.partition("silent, ")[2]
+    saturated = "saturated, firing rate 0.9 or more: stages.3.blocks.0.attention.attention_neuron "
+    advice = "--attention_norm true trains with a norm"
+    assert [text in out for text in (saturated, advice)] == [not norm] * 2
 
 
 def test_csv_and_json_hold_every_row_and_the_ratios_to_the_first(

@@ -47,3 +47,16 @@ def test_e_spikeformer_chooses_its_neurons_units_and_rounding():
     assert firing_window(config) == (4.0, pytest.approx(2.4))
     plain = make_neuron(config.replace(count_units=False, rounding="up"))
     assert (plain.window, plain.rounding) == (1.0, "up")
+
+
+def test_normed_potentials_use_few_counts_in_units_of_counts():
+    """What docs/families.md says of the start: 93 % of normal potentials give 0 or 1."""
+    u = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0))
+
+    def shares(window: float) -> list[float]:
+        counts = spike_count(u, 4, window, "even").long()
+        return (torch.bincount(counts, minlength=5) / len(u)).tolist()
+
+    # Six standard errors of a share of a million are 0.003 at most.
+    assert shares(4.0) == pytest.approx([0.691, 0.242, 0.061, 0.006, 0.0002], abs=3e-3)
+    assert shares(1.0) == pytest.approx([0.550, 0.096, 0.088, 0.076, 0.191], abs=3e-3)

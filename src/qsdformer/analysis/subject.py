@@ -22,6 +22,10 @@ from qsdformer.tasks.evaluation import first_images
 from qsdformer.tasks.network_images import network_batches
 from qsdformer.tasks.stored import load_with_data
 
+# Firing rates beyond which counts say next to nothing: nearly all are D, or 0.
+SATURATED = 0.9
+SILENT = 0.01
+
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
@@ -67,6 +71,16 @@ class Analysis:
     def entropies(self) -> dict[str, float]:
         """Entropy in bits of the counts of q, k and v, all blocks together."""
         return self.measured.entropies
+
+    @property
+    def saturated(self) -> dict[str, float]:
+        """Firing rates of the neurons that nearly always give their largest count."""
+        return {name: rate for name, rate in self.rates.items() if rate >= SATURATED}
+
+    @property
+    def silent(self) -> dict[str, float]:
+        """Firing rates of the neurons that hardly ever fire."""
+        return {name: rate for name, rate in self.rates.items() if rate < SILENT}
 
 
 def load_subject(checkpoint: str, keys: Mapping[str, str], batch_size: int) -> Subject:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from qsdformer.analysis.energy import COST_MODELS, CostModel, cost_model
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qsdformer.analysis.subject import Analysis
 
 FILE_WIDTH = 140  # columns of output that goes to a file or a pipe
+NAMED = 4  # neurons of a kind that the summary names
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,9 +138,33 @@ def _summary(analysis: Analysis) -> str:
         f"synaptic operations an image: {exact:,.0f} exact, {estimate:,.0f} as papers estimate "
         f"({off}); MACs on real input: {ledger.macs:,.0f}\n"
         f"entropy in bits: {entropies}\n"
+        f"{_at_the_ends(analysis)}"
         f"parameters: {ledger.parameters:,}; packed {ledger.packed_bytes / 1024:,.0f} KiB, "
         f"{ledger.float_bytes / ledger.packed_bytes:.1f} times smaller than in fp32"
     )
+
+
+def _at_the_ends(analysis: Analysis) -> str:
+    """Lines that name the neurons whose counts say next to nothing; none where there are none."""
+    from qsdformer.analysis.subject import SATURATED, SILENT
+
+    text = _named(f"saturated, firing rate {SATURATED} or more", analysis.saturated)
+    text += _named(f"silent, firing rate below {SILENT}", analysis.silent)
+    attention = any(".attention." in f".{name}" for name in analysis.saturated)
+    config = getattr(analysis.model, "config", None)
+    if attention and getattr(config, "attention_norm", None) is False:
+        text += "--attention_norm true trains with a norm before the neuron of attention\n"
+    return text
+
+
+def _named(what: str, neurons: Mapping[str, float]) -> str:
+    """A line of at most `NAMED` neurons with their firing rates; none for none."""
+    if not neurons:
+        return ""
+    parts = [f"{name} {rate:.3f}" for name, rate in neurons.items()][:NAMED]
+    if len(neurons) > NAMED:
+        parts.append(f"and {len(neurons) - NAMED} more")
+    return f"{what}: {', '.join(parts)}\n"
 
 
 def _values(
