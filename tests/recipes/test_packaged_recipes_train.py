@@ -137,6 +137,29 @@ def test_the_documented_anns_of_one_block_are_trained_as_written(
         assert json.loads(Path(f"{number}/result.json").read_text())["parameters"] > 0
 
 
+def test_the_documented_windows_of_e_spikeformer_are_trained_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = Path(__file__).parents[2] / "docs/cifar10.md"
+    text = document.read_text("utf-8")
+    lines = re.findall(r"^qsd train (cifar10-e-spikeformer-tiny .*)$", text, re.MULTILINE)
+    write_tiny_cifar10(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    small = ["--data.root=data", "--batch_size=10", "--dims=[4,6,8,8]", "--heads=2", "--epochs=1"]
+    found = []
+    for number, line in enumerate(lines):
+        words = ["train", *shlex.split(line), *small, "--train_limit=20", f"--output={number}"]
+        assert run(words) == 0
+        config = load(f"{number}/last.ckpt").config
+        found.append((config.count_units, config.attention_norm, config.rectify))
+    assert found == [
+        (False, True, "qkv"),
+        (True, True, "qkv"),
+        (True, True, "all"),
+        (True, False, "qkv"),
+    ]
+
+
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path | None]:
     """Makes the files of a data source once."""
