@@ -134,7 +134,12 @@ def test_the_documented_anns_of_one_block_are_trained_as_written(
         _, recipe, *words = shlex.split(line)
         limit = {"train_limit": "20"} if "--train_limit" in words else {}
         output = words[words.index("--output") + 1] if "--output" in words else str(number)
-        in_processes(recipe, {**small, **limit, "output": output}, *words)
+        keys = {**small, **limit, "output": output}
+        if "--devices" in words:
+            in_processes(recipe, keys, *words)
+        else:
+            given = [f"--{key}={value}" for key, value in keys.items()]
+            assert run(["train", recipe, *words, *given]) == 0
         assert json.loads(Path(f"{output}/result.json").read_text())["parameters"] > 0
 
 
