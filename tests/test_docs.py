@@ -35,7 +35,8 @@ def blocks(document: Path, language: str = "[a-z]*") -> list[str]:
 def commands() -> list[str]:
     """Every line of the documents' blocks that begins with `qsd`, without its comment."""
     lines = [line for doc in DOCUMENTS for block in blocks(doc) for line in block.splitlines()]
-    return [line.removeprefix("$ ") for line in lines if re.match(r"(\$ )?qsd ", line)]
+    pattern = r"(?:\$ )?(?:[A-Z_]+=\S+ )*(qsd .*)"  # variables before it are of the shell
+    return [found[1] for line in lines if (found := re.match(pattern, line))]
 
 
 class Checked(Exception):
@@ -66,7 +67,9 @@ def test_a_documented_command_is_understood(
     expected = SystemExit if "--help" in words else Checked
     if "--weight_bits 9" in line:  # shown for its error
         assert run(words) == 2
-        assert capsys.readouterr().err in (ROOT / "README.md").read_text(encoding="utf-8")
+        error = capsys.readouterr().err
+        assert error.startswith("qsd: error: ")
+        assert error in (ROOT / "README.md").read_text(encoding="utf-8")
         return
     with pytest.raises(expected) as caught:
         run(words)

@@ -70,6 +70,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     assert str(path) in str(caught.value)
 
 
+def test_a_refused_permission_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="Permission denied") as caught:
+        _write_half(tmp_path / "file", PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_write_permission_is_named(tmp_path):
     folder = tmp_path / "locked"

@@ -17,7 +17,7 @@ SOURCES = Path(qsdformer.__file__).parent
 def test_deployment_and_analysis_name_no_architecture(room: str) -> None:
     names = [family.name for family in families().values()]
     networks = [family.network.__name__ for family in families().values()]
-    pattern = re.compile(r"\b(" + "|".join([*names, *networks]) + r")\b")
+    pattern = re.compile("|".join([*names, *networks]), re.IGNORECASE)
     files = sorted((SOURCES / room).rglob("*.py"))
     assert files
     found = {f.name: pattern.findall(f.read_text(encoding="utf-8")) for f in files}

@@ -109,7 +109,7 @@ def test_the_ledgers_memory_model_is_a_bitmap_read_once() -> None:
     assert lines["spikes read"].simulated == lines["spikes read"].ledger
     assert lines["spikes written"].simulated == lines["spikes written"].ledger
     assert lines["weights read"].ledger == simulation.weight_bits
-    assert lines["sums in accumulators"].ledger == 0
+    assert lines["sums in accumulators"].simulated > 0  # which the ledger knows nothing of
     synaptic = sum(stage.synaptic for stage in simulation.stages)
     assert synaptic == pytest.approx(ledger.synaptic_operations, rel=1e-3)
 

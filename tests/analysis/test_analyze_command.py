@@ -115,7 +115,9 @@ def test_an_empty_data_set_gives_one_line(
         (tmp_path / part / "zero").mkdir(parents=True)
     keys = ["--data.name", "image_folder", "--data.root", str(tmp_path)]
     assert analyze(runs / "spiking" / "best.ckpt", *keys) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "holds no images" in error
 
 
 def test_a_file_that_cannot_be_written_is_named(

@@ -72,11 +72,16 @@ def test_reading_batches_draws_nothing_from_the_global_generator(build: Build) -
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_evaluation_is_in_order_complete_and_never_augmented(build: Build) -> None:
-    module = build()
-    first, second = (list(loader()) for loader in (module.val_dataloader, module.test_dataloader))
+def test_evaluation_is_complete_and_never_augmented(build: Build) -> None:
+    """Variation is of the seed, evaluation is not: the same images in the same order."""
+    module, other = build(), build(seed=1)
+    first, second, third = (
+        list(loader())
+        for loader in (module.val_dataloader, module.test_dataloader, other.val_dataloader)
+    )
     assert sum(len(labels) for _, labels in first) == module.eval_size
     assert all(equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(equal(a, b) for a, b in zip(first, third, strict=True))
 
 
 def test_the_last_incomplete_training_batch_is_left_out(build: Build) -> None:
@@ -110,9 +115,21 @@ def test_holdout_of_a_folder_is_not_augmented(image_root: Path) -> None:
     config = DataConfig(
         name="image_folder", root=str(image_root), image_size=24, evaluate_on="holdout"
     )
-    module = DataModule(config, batch_size=4)
-    assert (module.train_size, module.eval_size) == (11, 1)
-    first, second = (next(iter(module.val_dataloader())) for _ in range(2))
+    modules = [DataModule(config, batch_size=4, seed=seed) for seed in (0, 1)]
+    assert (modules[0].train_size, modules[0].eval_size) == (11, 1)
+    first, second = (next(iter(module.val_dataloader())) for module in modules)
+    assert equal(first, second)
+
+
+def test_holdout_in_memory_is_not_augmented(fashion_folder: Path) -> None:
+    varied = {"hflip": True, "crop_padding": 2, "random_erasing": 0.5}
+    config = DataConfig(
+        name="fashion_mnist", root=str(fashion_folder), evaluate_on="holdout", **varied
+    )
+    first, second = (
+        next(iter(DataModule(config, batch_size=45, seed=seed).val_dataloader())) for seed in (0, 1)
+    )
+    assert len(first[1]) == 5
     assert equal(first, second)
 
 

@@ -14,11 +14,12 @@ from qsdformer import create_model
 from qsdformer.errors import UserError
 from qsdformer.graph import reference
 from qsdformer.graph.check import check_graph
-from qsdformer.graph.formats import fixed_point
+from qsdformer.graph.formats import fixed_point, thresholds
 from qsdformer.graph.lowering import lower
 from qsdformer.graph.ops import IELIF, INT32_MAX, Conv, Normalise, Rescale
 from qsdformer.nn import IELIF as Neuron
 from qsdformer.nn import LIF, QuantConv2d, QuantLinear, SpikingNeuron
+from qsdformer.nn.neurons import spike_count
 from qsdformer.runtimes.binary import multi_bit
 from qsdformer.runtimes.executors import normalised
 from qsdformer.runtimes.verify import count_differences
@@ -143,12 +144,15 @@ def test_a_black_border_is_what_padding_adds(lively):
     )
 
 
-def test_thresholds_are_the_counts_of_the_neuron():
-    d, one = 3, 1 << 22
-    thresholds = tuple(-((1 - 2 * k) * one // (2 * d)) for k in range(1, d + 1))
-    for k, threshold in enumerate(thresholds, start=1):
-        assert np.floor(d * threshold / one + 0.5) == k
-        assert np.floor(d * (threshold - 1) / one + 0.5) == k - 1
+@pytest.mark.parametrize("rounding", ["up", "even"])
+@pytest.mark.parametrize("levels", [1, 3, 4])
+def test_thresholds_are_the_counts_of_the_neuron(levels, rounding):
+    neuron, one = Neuron(levels=levels, rounding=rounding), 1 << 22
+    found = thresholds(neuron, one)
+    assert len(found) == levels
+    for k, threshold in enumerate(found, start=1):
+        potentials = torch.tensor([threshold, threshold - 1], dtype=torch.float64) / one
+        assert spike_count(potentials, levels, 1.0, rounding).tolist() == [k, k - 1]
 
 
 def test_graphs_name_neurons_and_layers_as_the_model(lively):

@@ -518,5 +518,5 @@ def test_a_model_or_a_part_in_training_mode_is_refused():
 
 @pytest.mark.parametrize("images", [(3, 16, 16), (2, 3)])
 def test_images_must_have_a_batch_and_channels(images: Any):
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"\(B, C, H, W\) or \(T, B, C, H, W\)"):
         trace(settled(ResNet), images)

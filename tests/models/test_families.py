@@ -213,6 +213,7 @@ def test_sdts_mask_stays_binary_at_many_levels():
     with torch.no_grad(), tap(model, name, inputs=True) as before, tap(model, "*q_neuron") as q:
         model(torch.randn(2, 3, 32, 32))
     kept = before[name] > 0
+    assert 0 < kept.sum() < kept.numel()
     assert torch.equal(before[name][kept], q["blocks.0.attention.q_neuron"][kept])
 
 

@@ -137,6 +137,8 @@ def test_silent_pixels_and_rows_are_skipped_exactly(
 ):
     monkeypatch.setenv("QSD_NATIVE_EVENTS", way)
     graph = wide_graph(kernel)
+    if way == "always" and native.of_graph(graph).isa not in ("avx512vnni", "amx"):
+        pytest.skip("these kernels know no events")
     pixels = np.zeros((2, 1, SIZE, SIZE), np.uint8)
     pixels[:, :, 5:20] = 255 * (np.random.default_rng(0).random((2, 1, 15, SIZE)) < share)
     if share:

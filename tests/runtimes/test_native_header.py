@@ -60,5 +60,6 @@ def test_functions_take_as_many_arguments_as_in_the_header():
     assert len(functions) >= 9
     for name, arguments in functions:
         types = getattr(library, name).argtypes
-        if types is not None:
+        if name not in ("qsd_abi", "qsd_class_name"):  # which take nothing, and what C makes of it
+            assert types is not None, name
             assert len(types) == len(arguments.split(",")), name

@@ -138,6 +138,8 @@ def test_a_full_disk_leaves_the_old_file_whole(graph, tmp_path, monkeypatch):
     path.write_bytes(b"old")
 
     def full(self, data):
+        with self.open("wb") as file:
+            file.write(data[:10])
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full)

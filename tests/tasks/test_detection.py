@@ -156,6 +156,7 @@ def test_eval_measures_what_training_did(
     assert [entry["class"] for entry in values["classes"]] == ["cat", "dog", "bird"]
     assert values["images"] == 3
     entries = json.loads(results.read_text())
+    assert entries
     assert {entry["category_id"] for entry in entries} <= {3, 17, 90}
     assert {entry["image_id"] for entry in entries} <= {1, 2, 3}
     assert all(entry["segmentation"]["size"] == [40, 48] for entry in entries)

@@ -137,7 +137,6 @@ def test_whole_images_of_any_size_are_padded_and_cropped_again() -> None:
     ("length", "window", "overlap", "starts"),
     [
         (8, 8, 0.5, [0]),
-        (4, 8, 0.5, [-4]),
         (12, 8, 0.5, [0, 4]),
         (13, 8, 0.5, [0, 4, 5]),
         (16, 8, 0.0, [0, 8]),
@@ -146,8 +145,6 @@ def test_whole_images_of_any_size_are_padded_and_cropped_again() -> None:
 def test_windows_cover_all_with_the_wanted_overlap(
     length: int, window: int, overlap: float, starts: list[int]
 ) -> None:
-    if length < window:
-        window, starts = length, [0]
     assert window_starts(length, window, overlap) == starts
 
 
@@ -157,6 +154,36 @@ def test_windows_give_the_mean_of_all_that_see_a_pixel() -> None:
     logits = Segmenter(network=network, window=(8, 8), overlap=0.5)(flat)
     assert torch.equal(logits, flat)  # a mean of equal values, whatever their number
     assert network.shapes == [(8, 8)] * 2 * 4
+
+
+def test_a_pixel_of_two_windows_has_the_mean_of_their_logits() -> None:
+    """The network's logits are the number of its call: 0 above, 1 below."""
+
+    class Numbered(Coordinates):
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            number = len(self.shapes)
+            return {"mask": torch.full_like(super().forward(images)["mask"], number)}
+
+    logits = Segmenter(network=Numbered(), window=(8, 8), overlap=0.5)(torch.zeros(1, 3, 12, 8))
+    assert logits.shape == (1, 2, 12, 8)
+    assert logits[0, 0, :, 0].tolist() == [0.0] * 4 + [0.5] * 4 + [1.0] * 4
+    assert torch.equal(logits, logits[:, :1, :, :1].expand_as(logits))
+
+
+def test_an_image_smaller_than_the_window_is_looked_at_as_far_as_it_reaches() -> None:
+    network, image = Coordinates(), torch.rand(1, 3, 4, 12)
+    logits = Segmenter(network=network, window=(8, 8), overlap=0.5)(image)
+    assert network.shapes == [(4, 8)] * 2
+    left, right = (
+        scaled(nn.functional.avg_pool2d(image[:, :2, :, at : at + 8], 2), (4, 8)) for at in (0, 4)
+    )
+    middle = (left[..., 4:] + right[..., :4]) / 2
+    expected = torch.cat([left[..., :4], middle, right[..., 4:]], dim=3)
+    torch.testing.assert_close(logits, expected)
+
+
+def test_windows_are_as_the_recipe_says() -> None:
+    network = Coordinates()
     section = SegmentationRecipe(inference="slide", overlap=0.25)
     info = DataInfo(
         image_size=(8, 12), channels=3, class_names=("a", "b"), mean=(0.0,) * 3, std=(1.0,) * 3

@@ -11,9 +11,11 @@ from recording import Record
 from rich.console import Console
 from torch._inductor.exc import InductorError
 
+from qsdformer.data import DataModule
 from qsdformer.errors import UserError
 from qsdformer.models.checkpoint import load, load_checkpoint
 from qsdformer.recipes.recipe import Recipe, load_recipe
+from qsdformer.tasks.evaluation import evaluate
 from qsdformer.training import TrainResult, train
 
 SMALL = {
@@ -114,6 +116,9 @@ def test_checkpoints_hold_the_evaluated_weights_and_all_that_eval_needs(
     assert loaded.extra["epoch"] == result.best_epoch
     assert loaded.extra["recipe"]["data"]["name"] == "digits"
     model = load(folder / "best.ckpt")
+    batches = DataModule(small(folder).data, batch_size=64).val_dataloader()
+    measured = evaluate(model, batches, torch.device("cpu")).top1
+    assert measured == pytest.approx(result.best)  # of averaged weights
     assert model.data_info is not None
     assert model.data_info.class_names == tuple("0123456789")
 

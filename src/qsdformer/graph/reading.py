@@ -122,8 +122,6 @@ class _Reader:
 
     def _image(self, node: fx.Node) -> None:
         shape = shape_of(node).shape
-        if len(shape) not in (4, 5):
-            raise UserError(f"images of shape {tuple(shape)}: (B, C, H, W) or (T, B, C, H, W)")
         framed = len(shape) == 5
         step = Step(
             name="image",

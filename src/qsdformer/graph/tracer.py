@@ -302,6 +302,8 @@ def record(model: nn.Module, shape: tuple[int, ...]) -> tuple[fx.Graph, nn.Modul
     busy = next((n for n, m in model.named_modules() if m.training), None)
     if busy is not None:
         raise UserError(f"{called(busy)} is in training mode: call model.eval() first")
+    if len(shape) not in (4, 5):
+        raise UserError(f"images of shape {shape}: (B, C, H, W) or (T, B, C, H, W)")
     root = _Root(model)
     tracer = _Tracer(torch.empty(shape, device="meta"), root)
     with _unchanged(model), torch.no_grad():

@@ -84,12 +84,16 @@ def test_recomputing_blocks_changes_no_gradient(name: str) -> None:
     for recompute in (False, True):
         network = made(NETWORKS[name])
         network.set_grad_checkpointing(recompute)
+        calls: list[int] = []
+        block = network.body.stages[3].blocks[0]
+        block.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         if name == "segmentation":
             loss = network(pixels().float() / 255)["mask"].square().mean()
         else:
             torch.manual_seed(3)
             loss = sum(network(list(pixels().float() / 255), objects(2)).values())
         loss.backward()
+        assert len(calls) == 1 + recompute
         found.append({n: p.grad for n, p in network.named_parameters()})
     # Sums in another order: float32.
     assert all(torch.allclose(found[0][n], g, rtol=1e-3, atol=1e-5) for n, g in found[1].items())
