@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import resource
 import subprocess
 import sys
@@ -330,8 +329,9 @@ def test_a_bare_command_shows_the_help_and_a_recipe_alone_what_to_type(
 
 def test_help_shows_every_command() -> None:
     done = command("--help")
+    shown_help = " ".join(done.stdout.split())  # lines are broken
     for name, _, summary in COMMANDS:
-        assert re.search(rf"^    {name} +{re.escape(summary)}", done.stdout, re.MULTILINE), name
+        assert f" {name} {summary}" in shown_help
     assert command("--version").stdout.strip() == f"qsd {__version__}"
 
 
