@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from data.detection_files import voc_object, write_voc
 from PIL import Image
 
@@ -34,7 +35,11 @@ def scenes(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory) -> Path:
     path: Path = tmp_path_factory.mktemp("segmenter") / "model.ckpt"
-    save_checkpoint(path, settled(segmentation_config()), info_of(SIZE))
+    network = settled(segmentation_config())
+    with torch.no_grad():  # classes that are equally frequent, so that no figure is of one alone
+        logits = network(torch.randn(4, 3, *SIZE))["mask"]
+        network.head.predictor.bias -= logits.mean((0, 2, 3))
+    save_checkpoint(path, network, info_of(SIZE))
     return path
 
 
@@ -58,6 +63,7 @@ def test_an_exported_segmenter_repeats_the_figures_of_its_checkpoint(
     found = evaluated(exported, scenes, capsys)
     assert found["images"] == expected["images"] == 4
     assert expected["miou"] > 0.05
+    assert all(entry["iou"] > 0 for entry in expected["classes"])
     # A pixel may change its class where two logits are equal but for rounding.
     assert found["miou"] == pytest.approx(expected["miou"], abs=2e-3)
     assert found["pixel_accuracy"] == pytest.approx(expected["pixel_accuracy"], abs=2e-3)
@@ -102,7 +108,7 @@ def test_a_filled_up_segmenter_repeats_the_figures_too(segmenter, scenes, tmp_pa
     expected = evaluated(segmenter, scenes, capsys, *size)
     found = evaluated(out, scenes, capsys)
     # What is filled up is the mean colour in whole pixel values, and 0 in the checkpoint.
-    assert found["miou"] == pytest.approx(expected["miou"], abs=0.02)
+    assert found["miou"] == pytest.approx(expected["miou"], abs=5e-3)
 
 
 def test_verify_and_bench_take_dense_networks(segmenter, scenes, capsys):
