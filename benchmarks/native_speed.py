@@ -206,8 +206,11 @@ def add(path: Path, rows: Sequence[Mapping[str, str | float]]) -> None:
         return
     columns = list(rows[0])
     new = not path.exists()
-    if not new and list((read(path) or [{}])[0]) != columns:
-        raise SystemExit(f"{path}: its columns are not {', '.join(columns)}; name another file")
+    if not new:
+        with path.open(newline="") as file:
+            known = csv.DictReader(file).fieldnames
+        if known != columns:
+            raise SystemExit(f"{path}: its columns are not {', '.join(columns)}; name another file")
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=columns)
         if new:

@@ -76,6 +76,9 @@ def test_times_are_added_to_a_table_of_the_same_columns_alone(tmp_path: Path) ->
     add(table, [{"active": 40.0, "native": 2.0}])
     add(table, [{"active": 20.0, "native": 1.5}])
     assert table.read_text("utf-8").split() == ["active,native", "40.0,2.0", "20.0,1.5"]
+    other.write_text("active,native\n", "utf-8")
+    add(other, [{"active": 40.0, "native": 2.0}])
+    assert other.read_text("utf-8").split() == ["active,native", "40.0,2.0"]
     for text in ("name,active\n", "name,active\na,1\n", ""):
         other.write_text(text, "utf-8")
         with pytest.raises(SystemExit, match="its columns are not active, native; name another"):

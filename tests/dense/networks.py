@@ -14,6 +14,7 @@ from qsdformer.models.dense.base import DenseNetwork
 from qsdformer.models.dense.building import build_dense
 from qsdformer.models.dense.config import DenseConfig, DetectionConfig, SegmentationConfig
 from qsdformer.models.dense.maps import convolutional_part
+from qsdformer.models.dense.segmentation import SemanticFPN
 from qsdformer.models.registry import model_config
 from qsdformer.tasks.deployment import deployable
 
@@ -76,6 +77,16 @@ def settled(config: DenseConfig, size: ImageSize = 32) -> DenseNetwork:
                 side = head.info.image_size
                 head.part(0.5 + 0.5 * torch.randn(20, head.info.channels, side, side))
     return network.eval()
+
+
+def balanced_segmenter(sides: tuple[int, int]) -> DenseNetwork:
+    """A segmenter whose classes are about equally frequent, so that no figure is of one alone."""
+    network = settled(segmentation_config())
+    assert isinstance(network, SemanticFPN)
+    with torch.no_grad():
+        logits = network(torch.randn(4, 3, *sides))["mask"]
+        network.head.predictor.bias -= logits.mean((0, 2, 3))
+    return network
 
 
 def write_scenes(root: Path, size: tuple[int, int], *, count: int, block: int = 1) -> Path:

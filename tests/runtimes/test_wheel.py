@@ -27,7 +27,7 @@ BUILT = (
     "CMakeInit.txt",
     "*.egg-info",
 )
-UNREACHABLE = ("ConnectionError", "NewConnectionError", "Temporary failure", "Max retries")
+UNREACHABLE = ("ConnectionError", "Temporary failure", "Max retries")
 
 slow = pytest.mark.slow
 needs_compiler = pytest.mark.skipif(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FILE_WIDTH = 140  # columns of output that goes to a file or a pipe
 NAMED = 4  # neurons of a kind that the summary names
+AFTER_PRODUCT = ("attention_neuron", "mask_neuron")  # what attention_norm comes before
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,9 +151,9 @@ def _at_the_ends(analysis: Analysis) -> str:
 
     text = _named(f"saturated, firing rate {SATURATED} or more", analysis.saturated)
     text += _named(f"silent, firing rate below {SILENT}", analysis.silent)
-    attention = any(".attention." in f".{name}" for name in analysis.saturated)
+    after_product = any(name.endswith(AFTER_PRODUCT) for name in analysis.saturated)
     config = getattr(analysis.model, "config", None)
-    if attention and getattr(config, "attention_norm", None) is False:
+    if after_product and getattr(config, "attention_norm", None) is False:
         text += "--attention_norm true trains with a norm before the neuron of attention\n"
     return text
 
