@@ -118,6 +118,22 @@ def test_the_tiny_size_has_about_half_a_million_parameters(family):
     assert 300_000 < parameters(f"{family}_tiny", 10) < 600_000
 
 
+@pytest.mark.parametrize("family", ["sdt", "spikformer"])
+def test_the_stem_may_have_other_widths(family, tmp_path):
+    def channels(model):
+        return [(step.conv.in_channels, step.conv.out_channels) for step in model.stem.convs]
+
+    published = small(family)
+    assert channels(published) == [(3, 2), (2, 4), (4, 8), (8, 16)]
+    # Files of published stems are those of before there were others.
+    assert "stem_widths" not in published.config.to_dict()
+    model = small(family, stem_widths=[5, 12, 7])
+    assert channels(model) == [(3, 5), (5, 12), (12, 7), (7, 16)]
+    assert channels(building.build(model.config.ann())) == channels(model)
+    save(model, tmp_path / "model.ckpt")
+    assert load(tmp_path / "model.ckpt").config.stem_widths == (5, 12, 7)
+
+
 def test_event_sizes_take_frames_of_two_channels():
     model = create_model("sdt_cifar10dvs_2_256", width=16, heads=2, time_steps=2).eval()
     assert model.config.dvs_mode
@@ -328,6 +344,9 @@ def test_a_field_of_another_family_is_refused_with_its_owner():
         (SDTConfig, {"pooling": "111"}, "pooling='111': must be four of 0 and 1"),
         (SDTConfig, {"pooling": 1111}, "pooling=1111: must be four of 0 and 1"),
         (SDTConfig, {"width": 100}, "width=100: must be a multiple of 8"),
+        (SDTConfig, {"stem_widths": (8, 8)}, r"stem_widths=\(8, 8\): must be three numbers from 1"),
+        (SDTConfig, {"stem_widths": (8, 8, 0)}, "stem_widths=.*must be three numbers from 1 to 65"),
+        (SDTConfig, {"stem_widths": 8}, "stem_widths=8: must be three numbers from 1 to 65536, or"),
         (SDTConfig, {"heads": 7}, "heads=7 does not divide the block width 512"),
         (SDTConfig, {"dvs_mode": 1}, "dvs_mode=1: must be true or false"),
         (SpikformerConfig, {"attention_scale": 0.0}, "attention_scale=0.0: must be above 0"),

@@ -48,11 +48,10 @@ def test_an_ann_of_the_same_class_teaches_a_student(name, neuron, tmp_path):
 
 
 def test_the_counterpart_shares_the_shape_and_nothing_about_spikes(tmp_path):
-    fields = {"pooling": "0011", "attention_norm": True, "levels": 8}
+    shape = {"pooling": "0011", "stem_widths": [2, 4, 8]}
+    fields = {**shape, "attention_norm": True, "levels": 8}
     recipe = parse_recipe(values("sdt_tiny", tmp_path, **fields))
-    assert counterpart(recipe).model.fields == {
-        **SHAPES["sdt_tiny"], "pooling": "0011", "neuron": "relu"
-    }  # fmt: skip
+    assert counterpart(recipe).model.fields == {**SHAPES["sdt_tiny"], **shape, "neuron": "relu"}
 
 
 @pytest.mark.parametrize(

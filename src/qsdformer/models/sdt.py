@@ -48,7 +48,7 @@ class SDT(IsotropicTransformer):
     def __init__(self, config: SDTConfig) -> None:
         super().__init__(
             config,
-            MembraneStem(config, config.width, config.pooling),
+            MembraneStem(config, config.stem_channels, config.pooling),
             [Block(config) for _ in range(config.depth)],
             make_neuron(config),
         )

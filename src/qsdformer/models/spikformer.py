@@ -67,7 +67,7 @@ class Spikformer(IsotropicTransformer):
     def __init__(self, config: SpikformerConfig) -> None:
         super().__init__(
             config,
-            SpikeStem(config, config.width, config.pooling),
+            SpikeStem(config, config.stem_channels, config.pooling),
             [Block(config) for _ in range(config.depth)],
             nn.Identity(),
         )

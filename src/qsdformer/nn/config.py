@@ -200,7 +200,7 @@ class PyramidConfig(NetworkConfig):
     def _check_types(self) -> None:
         super()._check_types()
         four = isinstance(self.dims, (tuple, list)) and len(self.dims) == 4
-        require(self, "dims", four and all(map(_is_whole, self.dims)), "four widths >= 2")
+        require(self, "dims", four and all(map(is_whole, self.dims)), "four widths >= 2")
         object.__setattr__(self, "dims", tuple(self.dims))
 
     def _check_family(self) -> None:
@@ -294,7 +294,7 @@ class ModelConfig(PyramidConfig):
 
 def are_bits(value: Any) -> bool:
     """Whether weights can have so many bits."""
-    return value is None or value == TERNARY or (_is_whole(value) and MIN_BITS <= value <= MAX_BITS)
+    return value is None or value == TERNARY or (is_whole(value) and MIN_BITS <= value <= MAX_BITS)
 
 
 def bits_text(bits: Bits) -> str:
@@ -329,7 +329,8 @@ def completed(
     return {**decided, **fields}
 
 
-def _is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """Whether a value is an integer, which true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -339,7 +340,7 @@ def _is_finite(value: Any) -> bool:
 
 # How a value of an annotated type is checked, and what is allowed.
 _CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {
-    int: (_is_whole, "a whole number"),
+    int: (is_whole, "a whole number"),
     float: (_is_finite, "a finite number"),
     float | None: (lambda value: value is None or _is_finite(value), "a finite number"),
     bool: (lambda value: isinstance(value, bool), "true or false"),

@@ -1,11 +1,14 @@
 """Stems of max-pooled 3x3 convolutions ("spiking patch splitting") of Spikformer and SDT v1.
 
 Sources: Spikformer (Zhou et al., ICLR 2023); Spike-driven Transformer (Yao et al., NeurIPS 2023).
-Five convolutions without bias: four widen the map to 1/8, 1/4, 1/2 and all of the width, a max
-pool may follow each; the fifth adds a position-dependent term. Tensors are (T*B, C, H, W).
+Five convolutions without bias: four widen the map, as published to 1/8, 1/4, 1/2 and all of the
+width, a max pool may follow each; the fifth adds a position-dependent term. `channels` are those
+after the four. Tensors are (T*B, C, H, W).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -48,9 +51,11 @@ class _PooledStem(nn.Module):
     A still image passes the first convolution once and is then repeated.
     """
 
-    def __init__(self, config: NetworkConfig, width: int, pooling: str, role: NormRole) -> None:
+    def __init__(
+        self, config: NetworkConfig, channels: Sequence[int], pooling: str, role: NormRole
+    ) -> None:
         super().__init__()
-        widths = (config.in_channels, width // 8, width // 4, width // 2, width)
+        widths = (config.in_channels, *channels)
         self.input = TimeInput(config.time_steps, config.in_channels, repeat=False)
         self.repeat = TimeRepeat(config.time_steps)
         self.convs = nn.ModuleList(
@@ -64,7 +69,7 @@ class _PooledStem(nn.Module):
         )
         self.neurons = nn.ModuleList(make_neuron(config) for _ in range(4))
         self.pools = nn.ModuleList(halving_pool(flag == "1") for flag in pooling)
-        self.position = ConvNorm(config, width, width, bits=config.weight_bits, role=role)
+        self.position = ConvNorm(config, widths[4], widths[4], bits=config.weight_bits, role=role)
 
     def _steps(self, images: Tensor, count: int) -> Tensor:
         """The first `count` steps, whose pools act on the neurons' values."""
@@ -81,11 +86,11 @@ class MembraneStem(_PooledStem):
     Its output is a membrane potential too.
     """
 
-    def __init__(self, config: NetworkConfig, width: int, pooling: str) -> None:
-        super().__init__(config, width, pooling, "branch_end")
+    def __init__(self, config: NetworkConfig, channels: Sequence[int], pooling: str) -> None:
+        super().__init__(config, channels, pooling, "branch_end")
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C_in, H, W) or (T, B, C_in, H, W) to (T*B, width, H', W').
+        """(B, C_in, H, W) or (T, B, C_in, H, W) to (T*B, channels[3], H', W').
 
         The sides are halved, and rounded up, by every pool.
         """
@@ -99,12 +104,12 @@ class SpikeStem(_PooledStem):
     Its output is the sum of two neurons' values, counts in 0..2D.
     """
 
-    def __init__(self, config: NetworkConfig, width: int, pooling: str) -> None:
-        super().__init__(config, width, pooling, "neuron")
+    def __init__(self, config: NetworkConfig, channels: Sequence[int], pooling: str) -> None:
+        super().__init__(config, channels, pooling, "neuron")
         self.position_neuron = make_neuron(config)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C_in, H, W) or (T, B, C_in, H, W) to (T*B, width, H', W').
+        """(B, C_in, H, W) or (T, B, C_in, H, W) to (T*B, channels[3], H', W').
 
         The sides are halved, and rounded up, by every pool.
         """

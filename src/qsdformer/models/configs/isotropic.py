@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from qsdformer.errors import require
-from qsdformer.nn.config import NetworkConfig, check_heads
+from qsdformer.nn.config import LARGEST_WIDTH, NetworkConfig, check_heads, is_whole
 from qsdformer.parsing import option
 
 
@@ -24,6 +24,7 @@ class IsotropicConfig(NetworkConfig):
         "depth",
         "mlp_ratio",
         "pooling",
+        "stem_widths",
     )
     SHOWN: ClassVar[tuple[str, ...]] = ("width", "depth", "heads", "pooling", "time_steps")
     COUNTS: ClassVar[tuple[str, ...]] = (*NetworkConfig.COUNTS, "depth", "mlp_ratio")
@@ -35,9 +36,32 @@ class IsotropicConfig(NetworkConfig):
         "1111",
         "four of 0 and 1: which of the stem's steps a max pool follows, that halves the grid",
     )
+    stem_widths: tuple[int, int, int] | None = option(
+        None, "channels after the stem's first three steps; none: 1/8, 1/4 and 1/2 of width"
+    )
 
     attention_threshold: float = option(0.5, "LIF firing threshold of the neuron inside attention")
     attention_norm: bool = option(False, "batch norm before the neuron inside attention")
+
+    @property
+    def stem_channels(self) -> tuple[int, int, int, int]:
+        """Channels after each of the stem's four steps; the last are the blocks'."""
+        width = self.width
+        return *(self.stem_widths or (width // 8, width // 4, width // 2)), width
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only; published stems are stored as they were before there were others."""
+        values = super().to_dict()
+        return {k: v for k, v in values.items() if not (k == "stem_widths" and v is None)}
+
+    def _check_types(self) -> None:
+        super()._check_types()
+        widths = self.stem_widths
+        if widths is not None:
+            three = isinstance(widths, (tuple, list)) and len(widths) == 3
+            ok = three and all(is_whole(w) and 1 <= w <= LARGEST_WIDTH for w in widths)
+            require(self, "stem_widths", ok, f"three numbers from 1 to {LARGEST_WIDTH}, or none")
+            object.__setattr__(self, "stem_widths", tuple(widths))
 
     def _check_family(self) -> None:
         ok = self.width >= 8 and self.width % 8 == 0
