@@ -1,7 +1,10 @@
-"""Training speed of the tiny network: eager, compiled and its ANN, side by side in one process.
+"""Training speed of a network: eager, compiled and its ANN, side by side in one process.
 
-    python benchmarks/training_speed.py [--threads 2] [--batch 128] [--steps 20] [--no-compile]
+    python benchmarks/training_speed.py [--recipe NAME] [--threads 2] [--batch 128] [--steps 20]
+                                        [--no-compile] [--bf16]
 
+The network is that of a recipe, on random images of its data set's shape. --bf16 times
+`--precision bf16-mixed` as well, which is slow where the processor has no such multiplications.
 Prints images/s (median over steps, with quartiles) and ratios to eager. The arms take turns, a
 few steps each, so that a machine whose speed drifts treats them alike.
 """
@@ -17,35 +20,43 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from qsdformer import MetaSpikeFormer, create_model
+from qsdformer.models.building import build
 from qsdformer.process import restart_with_allocator_settings
-from qsdformer.recipes.learning import TrainConfig
+from qsdformer.recipes.recipe import Recipe, load_recipe
 from qsdformer.tasks.optimisation import make_optimizer
 
-SIDE, CLASSES = 28, 10
+# Channels and side of the images of each data set.
+SHAPES = {"fashion_mnist": (1, 28), "cifar10": (3, 32), "digits": (1, 8)}
+CLASSES = 10
 
 
 def make_step(
-    batch: int, *, ann: bool = False, bits: int | None = 4, compiled: bool = False
+    recipe: Recipe,
+    batch: int,
+    *,
+    ann: bool = False,
+    fp32: bool = False,
+    compiled: bool = False,
+    bf16: bool = False,
 ) -> Callable[[], None]:
-    """One optimiser step of the tiny network on random 28x28 images."""
+    """One optimiser step of the recipe's network on random images."""
     torch.manual_seed(0)
-    model = create_model("metaspikeformer_tiny", in_channels=1, num_classes=CLASSES)
-    if bits is None:
-        fields = {"weight_bits": None, "stem_bits": None, "head_bits": None}
-        model = MetaSpikeFormer(model.config.replace(**fields))
-    if ann:
-        model = MetaSpikeFormer(model.config.ann())
-    model = model.to(memory_format=torch.channels_last)
-    images = torch.randn(batch, 1, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
+    channels, side = SHAPES[recipe.data.name]
+    config = recipe.model.config(in_channels=channels, num_classes=CLASSES)
+    if fp32:
+        config = config.replace(weight_bits=None, stem_bits=None, head_bits=None)
+    model = build(config.ann() if ann else config).to(memory_format=torch.channels_last)
+    images = torch.randn(batch, channels, side, side).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, CLASSES, (batch,))
-    optimizer = make_optimizer(model, TrainConfig())
+    optimizer = make_optimizer(model, recipe.train)
     if compiled:
         model.compile()
 
     def step() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(model(images), labels, label_smoothing=0.1).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(model(images), labels, label_smoothing=0.1)
+        loss.backward()
         optimizer.step()
 
     return step
@@ -54,20 +65,28 @@ def make_step(
 def main() -> None:
     """Time the arms in turns and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="fashion-mnist-tiny", help="whose network it is")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each arm")
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--bf16", action="store_true")
     options = parser.parse_args()
     restart_with_allocator_settings()
     torch.set_num_threads(options.threads)
+    recipe, batch = load_recipe(options.recipe), options.batch
+    if recipe.data.name not in SHAPES:
+        parser.error(f"--recipe {options.recipe}: its images must be of {', '.join(SHAPES)}")
     arms = {
-        "4-bit, eager": make_step(options.batch),
-        "fp32 weights, eager": make_step(options.batch, bits=None),
-        "ANN, eager": make_step(options.batch, ann=True),
+        "4-bit, eager": make_step(recipe, batch),
+        "fp32 weights, eager": make_step(recipe, batch, fp32=True),
+        "ANN, eager": make_step(recipe, batch, ann=True),
     }
     if not options.no_compile:
-        arms["4-bit, torch.compile"] = make_step(options.batch, compiled=True)
+        arms["4-bit, torch.compile"] = make_step(recipe, batch, compiled=True)
+    if options.bf16:
+        arms["4-bit, bf16-mixed"] = make_step(recipe, batch, bf16=True)
+        arms["ANN, bf16-mixed"] = make_step(recipe, batch, ann=True, bf16=True)
     for name, step in arms.items():
         begin = time.perf_counter()
         for _ in range(3):
