@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +90,40 @@ def test_predict_names_classes(
     assert {entry["class"] for entry in first["classes"]} <= set("0123456789")
     assert run(words) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_predict_holds_few_large_images_at_a_time(
+    trained: Path, digit_png: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["predict", str(trained / "best.ckpt"), *[str(digit_png)] * 5]
+    held: list[int] = []
+
+    def noted(model: Any, info: Any) -> Any:
+        def predict(opened: Any) -> Any:
+            held.append(len(opened))
+            return []
+
+        return predict
+
+    monkeypatch.setattr("qsdformer.commands.predict._classes", lambda classify: noted(0, 0))
+    assert run(words) == 0
+    monkeypatch.setattr("qsdformer.commands.predict.MOST_PIXELS", 100)  # of 8x8 pixels each
+    assert run(words) == 0
+    assert held == [5, 2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--min-score", "0.5"], "--min-score is for detection models: leave it out"),
+        (["--output", "x"], "--output is for segmentation and detection models: leave it out"),
+    ],
+)
+def test_predict_refuses_options_of_other_tasks(
+    given: list[str], said: str, trained: Path, digit_png: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(["predict", str(trained / "best.ckpt"), str(digit_png), *given]) == 2
+    assert capsys.readouterr().err == f"qsd: error: {said}\n"
 
 
 def test_predict_takes_folders_and_goes_on_after_a_bad_file(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from variants import info_for
 
 from qsdformer.cli import run
 from qsdformer.models.checkpoint import save_checkpoint
@@ -41,6 +44,21 @@ def test_an_output_that_is_an_input_is_one_line_and_nothing_is_lost(
     assert "is what is read and would be overwritten: choose another" in error
     assert error.count("\n") == 1
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_what_goes_to_standard_output_is_the_file_alone(lively, tmp_path: Path) -> None:
+    model = lively()
+    save_checkpoint(tmp_path / "a.ckpt", model, info_for(model))
+    words = [sys.executable, "-m", "qsdformer", "export", str(tmp_path / "a.ckpt")]
+    subprocess.run([*words, str(tmp_path / "a.qsd")], check=True, capture_output=True)
+    expected = (tmp_path / "a.qsd").read_bytes()
+    words += ["/dev/stdout", "--format", "qsd"]
+    piped = subprocess.run(words, check=True, capture_output=True)
+    assert piped.stdout == expected
+    assert b"/dev/stdout: written, for the checkpoint's" in piped.stderr
+    with (tmp_path / "b.qsd").open("wb") as file:
+        subprocess.run(words, check=True, stdout=file, stderr=subprocess.DEVNULL)
+    assert (tmp_path / "b.qsd").read_bytes() == expected
 
 
 def test_two_outputs_in_one_file_and_ones_that_cannot_be_written_are_said_before_the_work(

@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 
 import qsdformer
-from qsdformer.graph.artifact import load_artifact
-from qsdformer.runtimes.runnable import runnable
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -24,12 +22,11 @@ def main() -> None:
     for name in ("v1_published", "v1_lif_t4"):
         stored = np.load(FIXTURES / f"{name}.npz")
         images = stored["images"].repeat(4, axis=2).repeat(4, axis=3)
-        graph = load_artifact(FIXTURES / f"{name}.qsd")
         for threads in (1, 2):
-            fastest = runnable(graph, threads)
-            assert np.array_equal(fastest.run(images), stored["logits"]), name
-            ran = fastest.runtime
-        assert np.array_equal(graph.run(images), stored["logits"]), name
+            graph = qsdformer.load(FIXTURES / f"{name}.qsd", threads=threads)
+            assert np.array_equal(graph.run(images), stored["logits"]), name
+            ran = graph.runtime
+        assert np.array_equal(graph.reference.run(images), stored["logits"]), name
     print(Path(qsdformer.__file__).parent)
     print(ran)
     if "--reference" not in sys.argv[1:]:

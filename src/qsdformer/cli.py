@@ -61,9 +61,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         print(f"qsd: error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        # qsdformer-runtime lacks parts of qsdformer even where torch is there.
-        own = (error.name or "").startswith("qsdformer.")
-        if not own and importlib.util.find_spec("torch") is not None:
+        # qsdformer-runtime lacks parts of qsdformer, and what those need, even beside torch.
+        parts = ("torch", "qsdformer.models")
+        if all(importlib.util.find_spec(name) is not None for name in parts):
             raise
         print(
             f"qsd: error: this needs {error.name}, which is not installed: pip install qsdformer "

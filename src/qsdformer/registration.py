@@ -7,17 +7,24 @@ an import hook waits for it and registers the models right after it.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
 TIMM = "timm"
-MODELS = "qsdformer.models.families"  # importing it registers what it defines
+PACKAGE = "qsdformer.models"  # qsdformer-runtime is without it
+MODELS = f"{PACKAGE}.families"  # importing it registers what it defines
 
 
 def register_with_timm() -> None:
-    """Register our models in timm, now if it is imported, else when it will be."""
+    """Register our models in timm, now if it is imported, else when it will be.
+
+    Nothing is done where the models are not installed.
+    """
+    if importlib.util.find_spec(PACKAGE) is None:
+        return
     if TIMM in sys.modules:
         importlib.import_module(MODELS)
     elif not any(isinstance(finder, _AfterTimm) for finder in sys.meta_path):

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from qsdformer.analysis.energy import COST_MODELS
+from qsdformer.analysis.subject import load_subject
 from qsdformer.cli import run
 from qsdformer.data import DataConfig, DataModule
 from qsdformer.models.building import create_model
 from qsdformer.models.checkpoint import save_checkpoint
+from qsdformer.tasks.stored import BATCH
 
 
 def analyze(*arguments: str | Path) -> int:
@@ -62,6 +64,13 @@ def test_neurons_whose_counts_say_nothing_are_named(
     assert "stages.3.blocks.0.attention.q_neuron 1.000" in saturated
     assert ("stages.3.blocks.0.attention.attention_neuron " in saturated) == (not norm)
     assert ("--attention_norm true trains with a norm" in out) == (not norm)
+
+
+def test_images_at_a_time_are_those_of_the_task_unless_said(runs: Path) -> None:
+    checkpoint = str(runs / "spiking" / "best.ckpt")
+    assert load_subject(checkpoint, {}).data.eval_batch_size == BATCH["classification"] == 256
+    assert load_subject(checkpoint, {}, 7).data.eval_batch_size == 7
+    assert BATCH["segmentation"] == BATCH["detection"] == 16
 
 
 def test_csv_and_json_hold_every_row_and_the_ratios_to_the_first(

@@ -43,6 +43,8 @@ def test_the_published_formula_is_followed_at_a_published_size() -> None:
     rate = 0.2
     expected = 4.6 * stem + 0.9 * others * rate * 4
     assert papers_energy(network, (224, 224), rate, cost_model("papers")) == pytest.approx(expected)
+    rates = (papers_energy(network, (224, 224), one, cost_model("papers")) for one in (1, 1.0))
+    assert len(set(rates)) == 1
     with_inner = papers_energy(network, (224, 224), rate, cost_model("papers-inner"))
     assert with_inner == pytest.approx(expected + 4.6 * inner)
 

@@ -76,6 +76,8 @@ def test_the_image_size_of_a_description_can_be_replaced():
 def test_a_file_called_onnx_is_one(tmp_path):
     model, path = settled(ResNet), tmp_path / "model.onnx"
     graph = qsd.export(model, path, INFO, runtime="openvino")
+    with pytest.raises(UserError, match="runtime='openvino' is for ONNX files: leave it out"):
+        qsd.export(graph, path.with_suffix(".qsd"), runtime="openvino")
     expected = graph.run(pixels().numpy()) * graph.logit_scale
     np.testing.assert_allclose(load_onnx(path).logits(pixels().numpy()), expected, atol=1e-4)
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -137,6 +139,47 @@ print(*sorted(n for n in foreign if hasattr(sys.modules.get(n), "__path__")))
     assert left_out
     assert not left_out & set(packages.split())
     assert foreign == ""
+
+
+def test_the_runtime_distribution_loads_artifacts_beside_timm_and_refuses_checkpoints(
+    graph, tmp_path
+):
+    root = Path(__file__).parents[2]
+    left_out = tomllib.loads((root / "runtime/pyproject.toml").read_text())
+    names = [p.strip("*/") for p in left_out["tool"]["scikit-build"]["wheel"]["exclude"]]
+    whole = root / "src/qsdformer"
+
+    def excluded(folder, entries):
+        return [e for e in entries if e in names and (Path(folder) / e).is_dir()]
+
+    shutil.copytree(whole, tmp_path / "qsdformer", ignore=excluded)
+    export(graph, tmp_path / "it.qsd")
+    (tmp_path / "it.ckpt").write_text("no artifact")
+    code = f"""
+import sys
+before = {{"timm": "import timm", "qsdformer": "import qsdformer"}}
+exec(before[sys.argv[1]]); exec(before[sys.argv[2]])
+import qsdformer
+assert qsdformer.__file__.startswith({str(tmp_path)!r})
+from qsdformer.errors import UserError
+assert qsdformer.load({str(tmp_path / "it.qsd")!r}).reference.ops
+try:
+    qsdformer.load({str(tmp_path / "it.ckpt")!r})
+except UserError as error:
+    print(error)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for order in (("timm", "qsdformer"), ("qsdformer", "timm")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *order],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+            env=environment,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "this needs qsdformer.models for a checkpoint, which is not inst" in done.stdout
 
 
 def test_what_needs_torch_says_so_in_one_line_where_there_is_none(monkeypatch, capsys):

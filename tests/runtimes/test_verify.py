@@ -154,6 +154,15 @@ def test_the_table_has_a_line_for_each_execution(lively):
     assert dataclasses.replace(report, rows=()).ok
 
 
+def test_an_executor_that_was_named_and_is_not_installed_is_refused(lively, monkeypatch):
+    model = lively()
+    absent = Executor(name="absent", factory=lambda model, graph: None)
+    monkeypatch.setitem(EXECUTORS, "absent", absent)
+    assert verify(model, random_pixels(model), info_for(model)).missing == ("absent",)
+    with pytest.raises(UserError, match="executor 'absent' is not installed: leave it out"):
+        verify(model, random_pixels(model), info_for(model), executors=["integer", "absent"])
+
+
 def test_executors_have_one_name_each_and_unknown_ones_are_refused(lively):
     model = lively()
     with pytest.raises(ValueError, match="registered already"):

@@ -86,7 +86,8 @@ def write_csv(
 ) -> None:
     """A line for each operation of each ledger, whole or not at all."""
     columns = ["model", *ROW_FIELDS, "deviation", *(f"{m.name}_pj" for m in models)]
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    how: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    with atomic_path(path) as temporary, temporary.open("w", **how) as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for ledger in ledgers:

@@ -121,8 +121,9 @@ def papers_energy(
     cost models "papers" and "papers-inner", which know no exact counts.
     """
     found = operations(model, image_size)
-    by_name = {op.source: rates for op in found if op.source} if isinstance(rates, float) else rates
-    return sum(cost.energies(spiking_rows(found, None, by_name)))
+    if not isinstance(rates, Mapping):
+        rates = {op.source: rates for op in found if op.source}
+    return sum(cost.energies(spiking_rows(found, None, rates)))
 
 
 def spiking_rows(

@@ -67,7 +67,6 @@ class Measured:
         return {name: histogram_entropy(h) for name, h in histograms.items()}
 
 
-@torch.inference_mode()
 def measure(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Any]],
@@ -80,33 +79,53 @@ def measure(
     labels are not looked at. Raises `UserError` for a model without spiking neurons and without
     images.
     """
-    if not spiking_neurons(model):
-        raise UserError(
-            "this model has no spiking neurons: it is an ANN; give a spiking checkpoint, whose "
-            "ANN twin is shown with --twins"
-        )
-    model.eval().to(device)
-    tracings, result = Tracings(model), Measured()
+    measurement = Measurement(model, device, post)
     for images, labels in batches:
-        traced = tracings.of(images)
+        measurement.add(images, labels)
+    return measurement.finish()
+
+
+class Measurement:
+    """What `measure` does, for batches that come one by one."""
+
+    def __init__(
+        self, model: nn.Module, device: torch.device | str = "cpu", post: Post | None = None
+    ) -> None:
+        if not spiking_neurons(model):
+            raise UserError(
+                "this model has no spiking neurons: it is an ANN; give a spiking checkpoint, whose "
+                "ANN twin is shown with --twins"
+            )
+        self.device, self.post = device, post
+        self.tracings = Tracings(model.eval().to(device))
+        self.result = Measured()
+
+    @torch.inference_mode()
+    def add(self, images: Tensor, labels: Any) -> None:
+        """Run the model on one batch, and add what it does."""
+        result, traced = self.result, self.tracings.of(images)
         meter = _Meter(traced, result)
-        with exact_float32(device):
-            found = traced.walk(images.to(device), meter.do)
+        with exact_float32(self.device):
+            found = traced.walk(images.to(self.device), meter.do)
         if has_logits(traced):
             (logits,) = found.values()
             result.correct = (result.correct or 0) + int((logits.argmax(1).cpu() == labels).sum())
-        if post is not None:
+        if self.post is not None:
             named = {name: value.cpu() for name, value in found.items()}
-            result.post.add(post, named, (images.shape[-2], images.shape[-1]))
+            result.post.add(self.post, named, (images.shape[-2], images.shape[-1]))
         result.images += images.shape[-4]
         result.size = (images.shape[-2], images.shape[-1])
         result.frames = images.shape[0] if images.dim() == 5 else None
-    if not result.images:
-        raise UserError("no images to measure spikes on: the data set is empty")
-    for sums in (result.spikes, result.active):
-        for name, total in sums.items():
-            sums[name] = total.long().cpu()
-    return result
+
+    def finish(self) -> Measured:
+        """The sums, on the CPU."""
+        result = self.result
+        if not result.images:
+            raise UserError("no images to measure spikes on: the data set is empty")
+        for sums in (result.spikes, result.active):
+            for name, total in sums.items():
+                sums[name] = total.long().cpu()
+        return result
 
 
 def firing_rates(measured: Measured) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The heads of an R-CNN in the ledger: they run once for each region, of which images have many.
 
-The detector runs in floating point on images of a set; what RoIAlign reads is kept, and measured in
-the heads as images are in a network. Their rows are scaled to an image by its mean number of
+The detector runs in floating point on images of a set; what RoIAlign reads is measured in the heads
+batch by batch, as images are in a network. Their rows are scaled to an image by its mean number of
 regions.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qsdformer.analysis.energy import Row
 from qsdformer.analysis.ledger import make_ledger
-from qsdformer.analysis.measure import measure
+from qsdformer.analysis.measure import Measurement
 from qsdformer.analysis.post import DECODE, PAIR, RESIZE, SCORE, PostWork
 from qsdformer.graph.post import BOX, MASK, RegionPost
 from qsdformer.tasks.deployment import Deployable
@@ -38,24 +38,30 @@ def add_regions(
     network: Any = found.network
     post = found.post
     assert isinstance(post, RegionPost)
-    regions: dict[str, list[Tensor]] = {name: [] for name in found.heads}
+    device = next(network.parameters()).device
+    heads = {name: Measurement(head.part, device) for name, head in found.heads.items()}
+    values = dict.fromkeys(heads, 0)  # that a region has
     proposals: list[int] = []  # of each image
     images = 0
     for shown, _ in batches:
-        device = next(network.parameters()).device
+        regions: dict[str, list[Tensor]] = {name: [] for name in heads}
         with _kept(network, regions, proposals):
-            results = network.eval()([image.to(device) for image in shown])
+            sizes = [(image.shape[-2], image.shape[-1]) for image in shown]
+            results = network.eval().detect([image.to(device) for image in shown], sizes)
+        for name, kept in regions.items():
+            for read in filter(len, kept):
+                heads[name].add(read, None)
+                values[name] = read[0].numel()
         images += len(shown)
         if post.has_masks:
             _note_masks(post, work, [result["boxes"] for result in results])
     _note_suppression(post, work, proposals)
     rows: list[Row] = []
     for name, head in found.heads.items():
-        read = [values for values in regions[name] if len(values)]
-        if not read:
+        if not values[name]:
             continue
-        measured = measure(head.part, ((values, None) for values in read), read[0].device)
-        _note_regions(post, name, work, measured.images, read[0][0].numel())
+        measured = heads[name].finish()
+        _note_regions(post, name, work, measured.images, values[name])
         ledger = make_ledger(name, head.part, measured)
         rows += [_of_image(row, measured.images / images, images) for row in ledger.rows]
     return tuple(rows)

@@ -83,10 +83,13 @@ class Analysis:
         return {name: rate for name, rate in self.rates.items() if rate < SILENT}
 
 
-def load_subject(checkpoint: str, keys: Mapping[str, str], batch_size: int) -> Subject:
+def load_subject(
+    checkpoint: str, keys: Mapping[str, str], batch_size: int | None = None
+) -> Subject:
     """A checkpoint and the data it was trained with, some `data.*` keys replaced.
 
-    Raises `UserError` for an ANN and for data that does not fit.
+    `batch_size` is by default that of its task. Raises `UserError` for an ANN and for data that
+    does not fit.
     """
     subject = load_run(checkpoint, keys, batch_size)
     try:
@@ -96,7 +99,7 @@ def load_subject(checkpoint: str, keys: Mapping[str, str], batch_size: int) -> S
     return subject
 
 
-def load_run(checkpoint: str, keys: Mapping[str, str], batch_size: int) -> Subject:
+def load_run(checkpoint: str, keys: Mapping[str, str], batch_size: int | None = None) -> Subject:
     """As `load_subject`, but an ANN is welcome."""
     loaded, data = load_with_data(checkpoint, keys, batch_size)
     found = deployable(loaded.model, loaded.info or data.info)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Mapping, Sequence
 
 from qsdformer.errors import UserError
 
@@ -35,15 +36,30 @@ def share(text: str) -> float:
 
 
 def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--batch-size` and `--device`, for commands that run a model over a dataset."""
+    """`--batch-size`, None where it is not given, and `--device`.
+
+    For commands that run a model over a dataset.
+    """
     parser.add_argument(
         "--batch-size",
         type=positive,
-        default=256,
         metavar="N",
         help="images at a time (default: 256, or 16 of those with masks or boxes)",
     )
     add_device_argument(parser)
+
+
+def check_task(
+    options: argparse.Namespace, task: str, of_task: Mapping[str, Sequence[str]]
+) -> None:
+    """`UserError` for an option given that models of this task do not have.
+
+    `of_task` says of options, by their names, which tasks they are for.
+    """
+    for name, tasks in of_task.items():
+        if getattr(options, name) not in (None, False) and task not in tasks:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} is for {' and '.join(tasks)} models: leave it out")
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +75,7 @@ def add_threads_argument(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=positive,
         metavar="N",
-        help="processor threads (default: one for each core)",
+        help="processor threads (default: one for each core; of exported files 16 at most)",
     )
 
 

@@ -24,7 +24,6 @@ MODULES = {
     "segmentation": "qsdformer.commands.segmentation",
     "detection": "qsdformer.commands.detection",
 }
-BATCH = 16  # images at a time, where --batch-size is not given
 
 
 def evaluate_dense(options: argparse.Namespace, loaded: Loaded, device: torch.device) -> None:

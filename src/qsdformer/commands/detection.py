@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from qsdformer.commands.dense import BATCH
 from qsdformer.commands.found import Found, Predict
 from qsdformer.commands.outputs import check_outputs
 from qsdformer.commands.pictures import Pictures
@@ -38,7 +37,7 @@ def evaluate(options: argparse.Namespace, loaded: Loaded, device: torch.device) 
     from qsdformer.tasks.detecting import detector_on
     from qsdformer.tasks.stored import data_of
 
-    data = data_of(loaded, options.model, given_keys(options), options.batch_size or BATCH)
+    data = data_of(loaded, options.model, given_keys(options), options.batch_size)
     config: Any = loaded.model.config
     detect = detector_on(loaded.model, device)
     _evaluate(options, cast(Any, data), detect, masks=config.has_masks)
@@ -49,7 +48,7 @@ def evaluate_exported(options: argparse.Namespace, model: IntegerGraph | OnnxMod
     from qsdformer.commands.exported_data import data_for
     from qsdformer.commands.running import announce, in_fastest_runtime
 
-    data = data_for(options.model, model, given_keys(options), options.batch_size or BATCH)
+    data = data_for(options.model, model, given_keys(options), options.batch_size)
     runner = in_fastest_runtime(model, options.threads)
     announce(runner)
     post: Any = model.post

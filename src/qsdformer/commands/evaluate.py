@@ -14,9 +14,9 @@ from qsdformer.commands.arguments import (
     add_limit,
     add_threads_argument,
     check_exported,
+    check_task,
 )
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
-from qsdformer.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,10 +26,13 @@ if TYPE_CHECKING:
     from qsdformer.runtimes.onnx_predict import OnnxModel
     from qsdformer.tasks.evaluation import Evaluation
 
-BATCH = 256  # images at a time, of those that are classified
 Activity = Mapping[str, Mapping[str, float]]
 # Options that are for models of one task.
-OF_TASK = {"activity": "classification", "inference": "segmentation", "results": "detection"}
+OF_TASK = {
+    "activity": ["classification"],
+    "inference": ["segmentation"],
+    "results": ["detection"],
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +63,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="detection: write all that is found in COCO's result format (default: nothing)",
     )
     add_recipe_keys(parser, section="data")
-    parser.set_defaults(batch_size=None)  # it depends on the task
 
 
 def run(options: argparse.Namespace) -> int:
@@ -89,11 +91,11 @@ def _evaluate_checkpoint(options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     loaded = load_checkpoint(options.model)
-    _check_options(options, loaded.task)
+    check_task(options, loaded.task, OF_TASK)
     if loaded.task != "classification":
         evaluate_dense(options, loaded, device)
         return
-    data = data_of(loaded, options.model, keys, options.batch_size or BATCH)
+    data = data_of(loaded, options.model, keys, options.batch_size)
     batches = first_images(data.val_dataloader(), options.limit)
     result = evaluate(loaded.model, _shown(batches, data, options), device)
     activity = _activity(loaded.model, data, options.limit) if options.activity else None
@@ -105,17 +107,18 @@ def _evaluate_exported(options: argparse.Namespace, model: IntegerGraph | OnnxMo
     import torch
 
     from qsdformer.commands.dense import evaluate_exported
-    from qsdformer.commands.exported_data import data_for, pixel_batches, task_of
+    from qsdformer.commands.exported_data import data_for, pixel_batches
     from qsdformer.commands.running import announce, in_fastest_runtime
+    from qsdformer.runtimes.exported import task_of
     from qsdformer.runtimes.native_activity import NativeActivity
     from qsdformer.tasks.evaluation import evaluate_logits
 
     check_exported(options.model, device=options.device)
-    _check_options(options, task_of(model))
+    check_task(options, task_of(model), OF_TASK)
     if model.post is not None:
         evaluate_exported(options, model)
         return
-    data = data_for(options.model, model, given_keys(options), options.batch_size or BATCH)
+    data = data_for(options.model, model, given_keys(options), options.batch_size)
     runner = in_fastest_runtime(model, options.threads)
     counter = NativeActivity(runner) if options.activity else None
     announce(runner)
@@ -126,13 +129,6 @@ def _evaluate_exported(options: argparse.Namespace, model: IntegerGraph | OnnxMo
     batches = _shown(pixel_batches(data, options.limit), data, options)
     result = evaluate_logits(logits_of, batches)
     _print(options, data, result, counter.shares(result.images) if counter else None)
-
-
-def _check_options(options: argparse.Namespace, task: str) -> None:
-    """`UserError` for an option that a model of this task does not have."""
-    for name, needed in OF_TASK.items():
-        if getattr(options, name) not in (None, False) and task != needed:
-            raise UserError(f"--{name} is for {needed} models: leave it out")
 
 
 def _shown(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsdformer.commands.arguments import image_size
-from qsdformer.commands.outputs import check_outputs
+from qsdformer.commands.outputs import beside, check_outputs
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.errors import UserError
 from qsdformer.runtimes.sessions import PACKAGES
@@ -72,11 +72,13 @@ def run(options: argparse.Namespace) -> int:
         note = "is written as a .qsd file; --format says it, or makes an ONNX file"
         print(f"note: {options.out} {note}", file=sys.stderr)
     weights = sum(v.numel() * v.element_size() for v in loaded.model.state_dict().values())
-    size = sum(file.stat().st_size for file in files)
     others = f" with {' and '.join(str(f) for f in files[:-1])} beside it" if files[:-1] else ""
+    size = sum(file.stat().st_size for file in files)
+    # A device or pipe has no size.
+    smaller = f"{size:,} bytes, {weights / size:.2f} times smaller than" if size else "written, for"
     print(
-        f"{options.out}{others}: {size:,} bytes, {weights / size:.2f} times smaller than the "
-        f"checkpoint's {weights:,} bytes of fp32 weights"
+        f"{options.out}{others}: {smaller} the checkpoint's {weights:,} bytes of fp32 weights",
+        file=beside(options.out),
     )
     return 0
 

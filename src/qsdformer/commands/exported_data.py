@@ -15,6 +15,7 @@ from qsdformer.errors import UserError
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.post import DetectionPost, RegionPost, SegmentationPost
 from qsdformer.runtimes.executors import to_pixels
+from qsdformer.runtimes.exported import task_of
 from qsdformer.runtimes.onnx_predict import OnnxModel
 from qsdformer.tasks.evaluation import check_fits, first_images
 from qsdformer.tasks.network_images import network_batches
@@ -36,13 +37,8 @@ def info_of(model: IntegerGraph | OnnxModel) -> DataInfo:
     )
 
 
-def task_of(model: IntegerGraph | OnnxModel) -> str:
-    """What an exported model is for."""
-    return "classification" if model.post is None else model.post.task
-
-
 def data_for(
-    path: str, model: IntegerGraph | OnnxModel, keys: Mapping[str, str], batch_size: int
+    path: str, model: IntegerGraph | OnnxModel, keys: Mapping[str, str], batch_size: int | None
 ) -> DataModule:
     """The data that `keys` name; a `UserError` if they name none, or none that fits the model."""
     info, task = info_of(model), task_of(model)

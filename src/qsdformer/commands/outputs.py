@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from qsdformer.errors import UserError
 from qsdformer.files import check_writable
@@ -30,6 +33,16 @@ def check_outputs(
     for output in given:
         if any(_same(output, file) for file in read):
             raise UserError(f"{output} is what is read and would be overwritten: choose another")
+
+
+def beside(output: str) -> TextIO:
+    """Where to say something about an output just written: not into it, nor where a pipe reads."""
+    written = os.stat(output)
+    try:
+        shown = os.path.samestat(written, os.fstat(sys.stdout.fileno()))
+    except (OSError, ValueError):  # no file at all
+        shown = False
+    return sys.stderr if shown or not Path(output).is_file() else sys.stdout
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from qsdformer.commands.arguments import add_threads_argument, check_exported, positive, share
+from qsdformer.commands.arguments import (
+    add_threads_argument,
+    check_exported,
+    check_task,
+    positive,
+    share,
+)
 from qsdformer.commands.found import Found, Predict
 from qsdformer.data.decoding import EXTENSIONS, find_images, open_image
 from qsdformer.errors import UserError
@@ -21,7 +27,12 @@ if TYPE_CHECKING:
 
     from qsdformer.models.checkpoint import Loaded
 
-BATCH = 64  # images held in memory at a time
+# Of images held in memory at a time, and of their pixels: a photo may have 12 million.
+MOST_IMAGES, MOST_PIXELS = 64, 2**24
+DRAWN = ["segmentation", "detection"]
+# Options that are for models of some tasks, and what they are where they are not given.
+OF_TASK = {"top": ["classification"], "output": DRAWN, "min_score": ["detection"]}
+DEFAULTS = {"top": 5, "output": "predictions", "min_score": 0.3}
 
 
 # The likeliest (class name, probability) pairs of each image.
@@ -39,9 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top",
         type=positive,
-        default=5,
         metavar="N",
-        help="classes to show for each image (default: 5)",
+        help="classification: classes to show for each image (default: 5)",
     )
     parser.add_argument(
         "--device",
@@ -51,7 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_threads_argument(parser)
     parser.add_argument(
         "--output",
-        default="predictions",
         metavar="DIR",
         help="folder for pictures of what a segmentation or detection model finds "
         "(default: predictions)",
@@ -59,7 +68,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-score",
         type=share,
-        default=0.3,
         metavar="X",
         help="detection: draw and name what is at least this likely (default: 0.3)",
     )
@@ -71,18 +79,17 @@ def run(options: argparse.Namespace) -> int:
     paths = options.images = _image_paths(options.images)
     predict = _predictor(options)
     entries = []
-    failed = 0
-    for start in range(0, len(paths), BATCH):
-        opened = _open(paths[start : start + BATCH])
-        failed += len(paths[start : start + BATCH]) - len(opened)
-        for found in predict(opened) if opened else []:
+    predicted = 0
+    for opened in _opened(paths):
+        predicted += len(opened)
+        for found in predict(opened):
             if options.json:
                 entries.append(found.entry)
             else:
                 print(found.line)
     if options.json:
         print(json.dumps(entries))
-    return 2 if failed else 0
+    return 2 if predicted < len(paths) else 0
 
 
 def _image_paths(given: Sequence[str]) -> list[str]:
@@ -99,25 +106,41 @@ def _image_paths(given: Sequence[str]) -> list[str]:
     return paths
 
 
-def _open(paths: Sequence[str]) -> list[tuple[str, Image.Image]]:
-    """The images that can be read; the others are named on standard error."""
-    opened = []
+def _opened(paths: Sequence[str]) -> Iterator[list[tuple[str, Image.Image]]]:
+    """The images that can be read, some at a time; the others are named on standard error."""
+    opened, pixels = [], 0
     for path in paths:
         try:
-            opened.append((path, open_image(path)))
+            image = open_image(path)
         except UserError as error:
             print(f"qsd: error: {error}", file=sys.stderr)
-    return opened
+            continue
+        opened.append((path, image))
+        pixels += image.width * image.height
+        if len(opened) == MOST_IMAGES or pixels >= MOST_PIXELS:
+            yield opened
+            opened, pixels = [], 0
+    if opened:
+        yield opened
+
+
+def _choose_options(options: argparse.Namespace, task: str) -> None:
+    """Refuse what is not for models of this task, and fill in what was not given."""
+    check_task(options, task, OF_TASK)
+    for name, value in DEFAULTS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
 
 
 def _predictor(options: argparse.Namespace) -> Predict:
     """What predicts with the model in a file, as its task is; exported files need no PyTorch."""
     from qsdformer.commands.running import announce, in_fastest_runtime
-    from qsdformer.runtimes.exported import load_exported
+    from qsdformer.runtimes.exported import load_exported, task_of
 
     exported = load_exported(options.model, options.threads)
     if exported is not None:
         check_exported(options.model, device=options.device)
+        _choose_options(options, task_of(exported))
         model = in_fastest_runtime(exported, options.threads)
         announce(model)
         if model.post is not None:
@@ -135,6 +158,7 @@ def _predictor(options: argparse.Namespace) -> Predict:
     if options.threads:
         torch.set_num_threads(options.threads)
     loaded = load_checkpoint(options.model)
+    _choose_options(options, loaded.task)
     if loaded.task != "classification":
         return dense_predictor(options, loaded, device)
     return _classes(_checkpoint_classifier(options, loaded, device))

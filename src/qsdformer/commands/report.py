@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qsdformer.commands.arguments import add_device_argument, add_limit
-from qsdformer.commands.outputs import check_outputs
+from qsdformer.commands.outputs import beside, check_outputs
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.files import write_text
 
@@ -55,7 +55,8 @@ def run(options: argparse.Namespace) -> int:
     device = pick_device(options.device)
     text = build(options.runs, given_keys(options), options.limit, device, simulated)
     write_text(options.output, text)
-    print(f"{options.output}: {len(text) / 1024:,.0f} KiB; open it in a browser")
+    line = f"{options.output}: {len(text) / 1024:,.0f} KiB; open it in a browser"
+    print(line, file=beside(options.output))
     return 0
 
 

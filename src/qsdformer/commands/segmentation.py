@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from qsdformer.commands.dense import BATCH
 from qsdformer.commands.found import Found, Predict
 from qsdformer.commands.pictures import Pictures
 from qsdformer.commands.recipe_keys import given_keys
@@ -40,7 +39,7 @@ def evaluate(options: argparse.Namespace, loaded: Loaded, device: torch.device) 
     from qsdformer.tasks.segmenting import segmenter_on
     from qsdformer.tasks.stored import data_of
 
-    data = data_of(loaded, options.model, given_keys(options), options.batch_size or BATCH)
+    data = data_of(loaded, options.model, given_keys(options), options.batch_size)
     segmenter = _segmenter(loaded, options.inference, device)
     _evaluate(options, data, segmenter_on(segmenter, device))
 
@@ -50,7 +49,7 @@ def evaluate_exported(options: argparse.Namespace, model: IntegerGraph | OnnxMod
     from qsdformer.commands.exported_data import data_for
     from qsdformer.commands.running import announce, in_fastest_runtime
 
-    data = data_for(options.model, model, given_keys(options), options.batch_size or BATCH)
+    data = data_for(options.model, model, given_keys(options), options.batch_size)
     runner = in_fastest_runtime(model, options.threads)
     announce(runner)
     _evaluate(options, data, _exported_segmenter(runner, options.inference))

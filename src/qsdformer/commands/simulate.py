@@ -143,11 +143,11 @@ def _load(
     """
     import numpy as np
 
-    from qsdformer.commands.exported_data import data_for, pixel_batches, task_of
+    from qsdformer.commands.exported_data import data_for, pixel_batches
     from qsdformer.data.preprocessing import Preprocessing
     from qsdformer.graph.integer import IntegerGraph
     from qsdformer.graph.lowering import lower
-    from qsdformer.runtimes.exported import load_exported
+    from qsdformer.runtimes.exported import load_exported, task_of
     from qsdformer.tasks.deployment import deployable, parts_beside
     from qsdformer.tasks.stored import load_with_data
 

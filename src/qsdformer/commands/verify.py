@@ -135,11 +135,11 @@ class _Subject:
 
 
 def _load(options: argparse.Namespace) -> _Subject:
-    from qsdformer.commands.exported_data import data_for, task_of
+    from qsdformer.commands.exported_data import data_for
     from qsdformer.data.preprocessing import Preprocessing
     from qsdformer.devices import pick_device
     from qsdformer.graph.integer import IntegerGraph
-    from qsdformer.runtimes.exported import load_exported
+    from qsdformer.runtimes.exported import load_exported, task_of
     from qsdformer.tasks.deployment import deployable, lowered
     from qsdformer.tasks.stored import load_with_data
 

@@ -231,7 +231,8 @@ try:
         kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 except OSError:
     import resource
-    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    kib = peak / 1024 if sys.platform == "darwin" else peak  # macOS counts bytes
 print(kib / 1024)
 """
 

@@ -25,3 +25,8 @@ def load_exported(
     if kind == ".onnx":
         return load_onnx(path, threads or 0)
     return load_artifact(path) if kind == ".qsd" else None
+
+
+def task_of(model: IntegerGraph | OnnxModel) -> str:
+    """What an exported model is for."""
+    return "classification" if model.post is None else model.post.task

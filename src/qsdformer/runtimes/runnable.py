@@ -40,9 +40,9 @@ class Engine(Protocol):
 class RunnableGraph(IntegerGraph):
     """An integer graph with `run`, and all that is made of it, in the fastest runtime here.
 
-    That works on `threads`, by default on all cores, or on fewer where memory does not suffice for
-    so many. The native engine gives the integers of the `reference`; so do others but for a count
-    now and then, and only where not `exact`.
+    That works on `threads`, by default on all cores up to 16, or on fewer where memory does not
+    suffice for so many. The native engine gives the integers of the `reference`; so do others but
+    for a count now and then, and only where not `exact`.
     """
 
     threads: int | None = None

@@ -276,6 +276,8 @@ def _prepare(
     with one_tracing(whole):
         for name in chosen:
             run = EXECUTORS[name].factory(whole, graph)
+            if run is None and names is not None:
+                raise UserError(f"executor {name!r} is not installed: leave it out")
             if run is None:
                 missing.append(name)
             else:

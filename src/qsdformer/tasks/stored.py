@@ -29,16 +29,19 @@ from qsdformer.tasks.choice import data_module, data_options
 from qsdformer.tasks.evaluation import check_fits
 
 SIZE = "data.image_size"
+# Images at a time where nobody says how many: maps and boxes are of larger ones.
+BATCH = {"classification": 256, "segmentation": 16, "detection": 16}
 Section = TypeVar("Section", DetectionData, SegmentationData)
 # A kind of data of each task, for reading keys that all of its kinds have.
 FOLDERS = {"classification": "image_folder", "segmentation": MASK_FOLDER, "detection": "coco"}
 
 
 def load_with_data(
-    path: str, keys: Mapping[str, str], batch_size: int
+    path: str, keys: Mapping[str, str], batch_size: int | None = None
 ) -> tuple[Loaded, DataModule]:
     """A checkpoint, and the data it was trained with, some `data.*` keys replaced.
 
+    `batch_size` is by default that of its task, in `BATCH`.
     Raises `UserError` for a checkpoint without a recipe where `keys` name no data, and for data
     that does not fit the model.
     """
@@ -47,7 +50,7 @@ def load_with_data(
 
 
 def data_of(
-    loaded: Loaded, path: str | Path, keys: Mapping[str, str], batch_size: int
+    loaded: Loaded, path: str | Path, keys: Mapping[str, str], batch_size: int | None = None
 ) -> DataModule:
     """The data of the checkpoint at `path`, as `load_with_data` gives it."""
     recipe = {"task": loaded.task, **loaded.recipe}
@@ -61,7 +64,7 @@ def stored_data(
     recipe: Mapping[str, Any],
     keys: Mapping[str, str],
     info: DataInfo | None,
-    batch_size: int,
+    batch_size: int | None = None,
 ) -> DataModule:
     """The data of a model file: its recipe's, some keys replaced.
 
@@ -76,7 +79,7 @@ def stored_data(
     section = DetectionRecipe.parse(recipe["detection"]) if "detection" in recipe else None
     module = data_module(task)(
         config,
-        batch_size=batch_size,
+        batch_size=batch_size or BATCH[task],
         seed=seed,
         evaluate_as=info,
         **data_options(task, section),

@@ -34,7 +34,6 @@ SAMPLES = 8
 RASTER_NEURONS = 96  # of each layer shown
 BEST, LAST = "best.ckpt", "last.ckpt"
 LOSSES = ("train_loss", "val_loss")
-DENSE_BATCH = 16  # images at a time of dense networks, which are larger
 SCORE = "score"  # the curve of what the run is judged by
 
 
@@ -96,7 +95,7 @@ def collect(
     keys: Mapping[str, str],
     *,
     limit: int | None,
-    batch_size: int,
+    batch_size: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Run:
     """Read and measure the run at `path`, a run folder or a checkpoint; its model ends on the CPU.
@@ -105,8 +104,6 @@ def collect(
     """
     checkpoint, folder = locate(path)
     subject = load_run(str(checkpoint), keys, batch_size)
-    if subject.task != "classification":
-        subject.data.eval_batch_size = min(DENSE_BATCH, batch_size)
     name = folder.resolve().name if checkpoint.name in (BEST, LAST) else checkpoint.stem
     common: dict[str, Any] = {
         "name": name,

@@ -25,8 +25,6 @@ from qsdformer.errors import UserError
 from qsdformer.nn.config import bits_text
 from qsdformer.nn.taps import spiking_neurons
 
-BATCH_SIZE = 128
-
 
 def build(
     paths: Sequence[str],
@@ -41,9 +39,7 @@ def build(
     `more` makes further HTML about the first run.
     Raises `UserError` for runs that cannot be read and for a first run without neurons.
     """
-    runs = [
-        collect(path, keys, limit=limit, batch_size=BATCH_SIZE, device=device) for path in paths
-    ]
+    runs = [collect(path, keys, limit=limit, device=device) for path in paths]
     counts = Counter(run.name for run in runs)
     runs = [  # runs of one name are told apart by where they are
         dataclasses.replace(run, name=path) if counts[run.name] > 1 else run
