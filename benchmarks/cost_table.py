@@ -13,6 +13,7 @@ from statistics import mean, stdev
 
 from qsdformer.experiments.ablation_report import read_rows
 
+WORK = ("parameters", "packed_bytes", "additions", "macs")
 ENERGIES = ("uj_papers", "uj_papers_inner", "uj_bit_aware", "uj_memory")
 
 
@@ -20,11 +21,13 @@ def lines(path: Path) -> list[str]:
     """The rows of the table, one a variant, in the file's order."""
     rows = read_rows(path)
     found = []
+    lacking = [k for k in (*WORK, *ENERGIES) if not all(row.get(k) for row in rows)]
+    if lacking:
+        raise SystemExit(f"{path} lacks values of {lacking[0]}: run qsd ablate again to add them")
     for name in dict.fromkeys(row["variant"] for row in rows):
         own = [row for row in rows if row["variant"] == name]
         means = {
-            key: mean(float(row[key]) for row in own)
-            for key in ("accuracy", "parameters", "packed_bytes", "additions", "macs", *ENERGIES)
+            key: mean(float(row[key]) for row in own) for key in ("accuracy", *WORK, *ENERGIES)
         }
         accuracy = f"{100 * means['accuracy']:.2f}"
         if len(own) > 1:

@@ -58,7 +58,7 @@ def points(rows: list[Row]) -> list[Point]:
             "energy": average("uj_bit_aware"),
         }
         spread = stdev(measured) if len(measured) > 1 else 0.0
-        twin = average("uj_twin_skip") if own[0]["uj_twin_skip"] else None
+        twin = average("uj_twin_skip") if own[0].get("uj_twin_skip") else None
         found.append(Point(str(own[0]["label"]), costs, mean(measured), spread, twin))
     return found
 

@@ -21,12 +21,13 @@ import torch
 from torch.nn import functional as F
 
 from qsdformer.models.building import build
+from qsdformer.nn.config import bits_text
 from qsdformer.process import restart_with_allocator_settings
 from qsdformer.recipes.recipe import Recipe, load_recipe
 from qsdformer.tasks.optimisation import make_optimizer
 
-# Channels and side of the images of each data set.
-SHAPES = {"fashion_mnist": (1, 28), "cifar10": (3, 32), "digits": (1, 8)}
+# Channels and side of the images of each data set, where the recipe says no other.
+SHAPES = {"fashion_mnist": (1, 28), "cifar10": (3, 32), "digits": (1, 32)}
 CLASSES = 10
 
 
@@ -42,11 +43,14 @@ def make_step(
     """One optimiser step of the recipe's network on random images."""
     torch.manual_seed(0)
     channels, side = SHAPES[recipe.data.name]
+    sides = recipe.data.image_size or side
+    height, width = (sides, sides) if isinstance(sides, int) else sides
     config = recipe.model.config(in_channels=channels, num_classes=CLASSES)
     if fp32:
         config = config.replace(weight_bits=None, stem_bits=None, head_bits=None)
     model = build(config.ann() if ann else config).to(memory_format=torch.channels_last)
-    images = torch.randn(batch, channels, side, side).contiguous(memory_format=torch.channels_last)
+    images = torch.randn(batch, channels, height, width)
+    images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, CLASSES, (batch,))
     optimizer = make_optimizer(model, recipe.train)
     if compiled:
@@ -77,15 +81,20 @@ def main() -> None:
     recipe, batch = load_recipe(options.recipe), options.batch
     if recipe.data.name not in SHAPES:
         parser.error(f"--recipe {options.recipe}: its images must be of {', '.join(SHAPES)}")
+    config = recipe.model.config(in_channels=1, num_classes=CLASSES)
+    if not config.is_spiking:
+        parser.error(f"--recipe {options.recipe}: give that of a spiking network")
+    bits = bits_text(config.weight_bits)
+    base = f"{bits}, eager"
     arms = {
-        "4-bit, eager": make_step(recipe, batch),
+        base: make_step(recipe, batch),
         "fp32 weights, eager": make_step(recipe, batch, fp32=True),
         "ANN, eager": make_step(recipe, batch, ann=True),
     }
     if not options.no_compile:
-        arms["4-bit, torch.compile"] = make_step(recipe, batch, compiled=True)
+        arms[f"{bits}, torch.compile"] = make_step(recipe, batch, compiled=True)
     if options.bf16:
-        arms["4-bit, bf16-mixed"] = make_step(recipe, batch, bf16=True)
+        arms[f"{bits}, bf16-mixed"] = make_step(recipe, batch, bf16=True)
         arms["ANN, bf16-mixed"] = make_step(recipe, batch, ann=True, bf16=True)
     for name, step in arms.items():
         begin = time.perf_counter()
@@ -99,7 +108,7 @@ def main() -> None:
                 begin = time.perf_counter()
                 step()
                 times[name].append(time.perf_counter() - begin)
-    base = statistics.median(times["4-bit, eager"])
+    eager = statistics.median(times[base])
     print(
         f"{platform.processor() or platform.machine()}, torch {torch.__version__}, "
         f"{options.threads} threads, batch {options.batch}"
@@ -107,7 +116,7 @@ def main() -> None:
     for name, values in times.items():
         low, median, high = statistics.quantiles(values, n=4)
         rates = " / ".join(f"{options.batch / t:,.0f}" for t in (high, median, low))
-        print(f"{name:24s} {rates} img/s (quartiles)  {base / median:.2f}x eager")
+        print(f"{name:24s} {rates} img/s (quartiles)  {eager / median:.2f}x eager")
 
 
 if __name__ == "__main__":

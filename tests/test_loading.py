@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
+import torch
 from PIL import Image
+from timm.utils.model import freeze_batch_norm_2d
 
 import qsdformer as qsd
 from qsdformer.cli import run
@@ -27,6 +31,20 @@ def test_checkpoint_gives_the_model_in_evaluation_mode(model, tmp_path):
     loaded = qsd.load(tmp_path / "model.ckpt")
     assert loaded.config == model.config
     assert not loaded.training
+
+
+def test_a_model_with_frozen_norms_is_saved_and_one_without_a_part_is_not(model, tmp_path):
+    images = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    frozen = freeze_batch_norm_2d(copy.deepcopy(model)).eval()
+    qsd.save(frozen, tmp_path / "frozen.ckpt", INFO)
+    with torch.no_grad():
+        got, expected = qsd.load(tmp_path / "frozen.ckpt")(images), frozen(images)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    model.prune_intermediate_layers([1])
+    with pytest.raises(UserError, match="not as its configuration says: it lacks stages") as caught:
+        qsd.save(model, tmp_path / "pruned.ckpt")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "pruned.ckpt").exists()
 
 
 def test_artifact_gives_the_integer_graph(model, tmp_path):

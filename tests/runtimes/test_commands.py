@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from qsdformer.graph.lowering import lower
 from qsdformer.models.checkpoint import save_checkpoint
 from qsdformer.runtimes import native
 from qsdformer.runtimes.executors import EXECUTORS, Executor
-from qsdformer.tasks.stored import stored_data
+from qsdformer.tasks.stored import data_config, stored_data
 
 DIGITS = ["--data.name", "digits", "--limit", "12", "--batch-size", "8"]
 NEURON = "stages.0.blocks.0.neuron1"
@@ -287,6 +288,25 @@ def test_an_imported_checkpoint_is_exported_by_size_and_evaluated_in_any_folder(
         assert accuracy(capsys, file, image_root, "--data.split", "train")[1] == 12
     words = [str(tmp_path / "model.qsd"), "--data.root", str(image_root)]
     assert run(["verify", *words, "--executor", "integer"]) == 0
+
+
+def test_training_images_are_not_needed_where_nothing_is_trained(
+    imported, image_root, tmp_path, capsys
+):
+    size = ["--data.image_size", "32"]
+    expected = accuracy(capsys, imported, image_root, *size)
+    shutil.copytree(image_root / "val", tmp_path / "val")
+    assert accuracy(capsys, imported, tmp_path, *size) == expected
+    assert (
+        run(["export", str(imported), str(tmp_path / "it.qsd"), "--data.root", str(tmp_path)]) == 0
+    )
+
+
+def test_keys_of_training_do_not_keep_a_network_from_other_images(image_root):
+    recipe = {"data": {"name": "cifar10", "crop_padding": 4, "hflip": True, "mixup": 0.2}}
+    keys = {"data.name": "image_folder", "data.root": str(image_root)}
+    config = data_config("it", recipe, keys, None)
+    assert (config.name, config.crop_padding, config.mixup) == ("image_folder", 0, 0.0)
 
 
 def test_a_classifier_of_images_that_are_not_square_is_exported_and_measured(

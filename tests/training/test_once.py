@@ -129,6 +129,22 @@ def test_a_run_is_trained_once(tmp_path: Path) -> None:
     assert first.path.stat().st_mtime_ns == written
 
 
+def test_a_cell_goes_on_wherever_its_images_are(tmp_path: Path) -> None:
+    for name in ("here", "there"):
+        write_class_folders(tmp_path / name)
+
+    def recipe(root: str, **overrides: str) -> Recipe:
+        keys = {**TINY, "data.root": str(tmp_path / root), "train_limit": "10"}
+        del keys["distill.fgd_weight"]
+        return load_recipe("cifar10-tiny", {**keys, "output": str(tmp_path / "run"), **overrides})
+
+    quiet = Console(quiet=True)
+    first = train_once(recipe("here", epochs="1"), console=quiet)
+    assert train_once(recipe("there", epochs="1"), console=quiet) == first
+    with pytest.raises(UserError, match=r"another recipe \(train.lr differs\)"):
+        train_once(recipe("there", epochs="1", lr="1e-3"), console=quiet)
+
+
 def taught(path: Path, **overrides: str) -> Recipe:
     return load_recipe(
         "digits", {"distill.teacher": "digits-ann", "output": str(path), **overrides}

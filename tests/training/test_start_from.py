@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,35 @@ def test_a_start_that_cannot_be_is_one_line(
         assert message in error
         assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["model.start_from", "distill.teacher"])
+def test_what_a_run_begins_with_is_not_removed_by_it(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, last = tmp_path / "run", tmp_path / "run" / "last.ckpt"
+    assert train(out, *SHAPE) == 0
+    before = last.read_bytes()
+    assert train(out, *SHAPE, "--overwrite", f"--{key}={last}") == 2
+    error = capsys.readouterr().err
+    assert f"{key}: {last} is of the run folder {out}, which --overwrite would empty" in error
+    assert last.read_bytes() == before
+    assert train(tmp_path / "other", *SHAPE, f"--{key}={last}") == 0
+
+
+def test_a_run_goes_on_where_what_it_began_with_is_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, out = tmp_path / "first", tmp_path / "run"
+    assert train(first, *SHAPE) == 0
+    assert train(out, "--start_from", str(first / "last.ckpt")) == 0
+    shutil.rmtree(first)
+    words = ["train", str(out / "recipe.yaml"), "--epochs=2"]
+    assert run([*words, "--resume"]) == 0
+    assert "epoch   2/2" in capsys.readouterr().out
+    assert run([*words, "--overwrite"]) == 2
+    assert f"no checkpoint {first / 'last.ckpt'}: check the path" in capsys.readouterr().err
+    assert (out / "last.ckpt").is_file()
 
 
 def test_an_imported_network_is_exported_with_a_size_or_with_a_data_set(

@@ -23,7 +23,7 @@ from qsdformer.data.cifar_names import CIFAR10, CIFAR100
 from qsdformer.data.config import DataConfig
 from qsdformer.data.download import cache_folder, download_into
 from qsdformer.data.image_folder import load_in_memory
-from qsdformer.data.memory import Split, memory_source
+from qsdformer.data.memory import Split, fit_of_square, memory_source
 from qsdformer.data.pickles import PICKLE_ERRORS, read_pickle
 from qsdformer.errors import UserError
 
@@ -143,6 +143,7 @@ def load(kind: Cifar, config: DataConfig, seed: int) -> Source:
         class_names=kind.class_names,
         mean=kind.mean,
         std=kind.std,
+        fit=fit_of_square(config.image_size),
     )
     found = _published_files(kind, root)
     if found is None:

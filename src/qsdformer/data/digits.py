@@ -9,7 +9,7 @@ from sklearn.model_selection import train_test_split
 
 from qsdformer.data.base import DataInfo, Source
 from qsdformer.data.config import DataConfig
-from qsdformer.data.memory import Split, memory_source
+from qsdformer.data.memory import Split, fit_of_square, memory_source
 
 DEFAULT_SIZE = 32
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
@@ -34,6 +34,7 @@ def load(config: DataConfig, seed: int) -> Source:
         class_names=CLASS_NAMES,
         mean=(MEAN,),
         std=(STD,),
+        fit=fit_of_square(config.image_size),
     )
     return memory_source(
         config,

@@ -21,7 +21,7 @@ from torch import Tensor
 from qsdformer.data.base import DataInfo, Source, bad_file
 from qsdformer.data.config import DataConfig
 from qsdformer.data.download import cache_folder, download_into
-from qsdformer.data.memory import Split, memory_source
+from qsdformer.data.memory import Split, fit_of_square, memory_source
 from qsdformer.errors import UserError
 
 SIZE = 28
@@ -54,6 +54,7 @@ def load(config: DataConfig, seed: int) -> Source:
         class_names=CLASS_NAMES,
         mean=(MEAN,),
         std=(STD,),
+        fit=fit_of_square(config.image_size),
     )
     train, test = (partial(read_split, folder, split) for split in SPLITS)
     return memory_source(config, seed, info, train=train, test=test)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qsdformer.data.augment import BatchAugment, crop_and_flip, erase, image_keys
-from qsdformer.data.base import Batch, DataInfo, Source
+from qsdformer.data.base import Batch, DataInfo, Fit, ImageSize, Source
 from qsdformer.data.config import DataConfig
 from qsdformer.data.images import normalise
 from qsdformer.data.policies import Policy, apply_policy, image_policy
@@ -105,6 +105,11 @@ def memory_source(
         return dataclasses.replace(read(train), augment=augment, policy=policy)
 
     return Source(info=info, train=read_train, test=read(test))
+
+
+def fit_of_square(size: ImageSize | None) -> Fit:
+    """How square images in memory become ones of `size`: they are stretched where that is not."""
+    return "crop" if size is None or isinstance(size, int) else "stretch"
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:

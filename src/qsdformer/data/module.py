@@ -38,7 +38,8 @@ class DataModule(SplitModule[ImageDataset]):
     For segmentation the labels are masks (B, H, W); batches of several sizes are lists.
 
     With `evaluate_as`, what a trained model wants of its images, they are prepared like that, and
-    no training images are read. Raises `UserError` if the data is missing or unusable.
+    no training images are read, nor are they unless `training`. Raises `UserError` if the data is
+    missing or unusable.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class DataModule(SplitModule[ImageDataset]):
         eval_batch_size: int | None = None,
         seed: int = 0,
         evaluate_as: DataInfo | None = None,
+        training: bool = True,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -60,7 +62,7 @@ class DataModule(SplitModule[ImageDataset]):
         source = SOURCES[config.name](config, seed)
         self._train = None
         self._eval = source.test
-        if evaluate_as is None or config.evaluate_on == "holdout":
+        if (training and evaluate_as is None) or config.evaluate_on == "holdout":
             self._train, self._eval = split(source, config)
         if evaluate_as is not None:
             self._eval = self._eval.prepared_as(evaluate_as)

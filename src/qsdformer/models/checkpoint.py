@@ -88,7 +88,7 @@ def save(
 
     `info` describes the images that it takes and names its classes; `qsd predict`, `export` and
     `verify` need it. Raises `UserError` for anything but a whole model of ours, where `info` does
-    not fit it, and where the file cannot be written.
+    not fit it, and where the file cannot be written. Norms may be timm's frozen ones.
     """
     if not isinstance(model, SpikingTransformer):
         inner = next((n for n in ("module", "_orig_mod") if hasattr(model, n)), None)
@@ -103,7 +103,7 @@ def save(
         raise UserError(
             f"info names {len(info.class_names)} classes, but the model has {config.num_classes}"
         )
-    save_checkpoint(path, model, info)
+    write({KEY: header(config, info), "state_dict": _whole_state(model)}, path)
 
 
 def save_checkpoint(
@@ -113,8 +113,31 @@ def save_checkpoint(
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `model` to `path`, whole or not at all; `UserError` if it cannot be written."""
-    state = {MODEL_PREFIX + key: value.cpu() for key, value in model.state_dict().items()}
-    write({KEY: header(model.config, info, extra), "state_dict": state}, path)
+    write({KEY: header(model.config, info, extra), "state_dict": _stored(model.state_dict())}, path)
+
+
+def _stored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {MODEL_PREFIX + key: value.cpu() for key, value in state.items()}
+
+
+def _whole_state(model: SpikingTransformer) -> dict[str, Tensor]:
+    """What a checkpoint has of a model; a `UserError` for one that has lost or gained a part.
+
+    Frozen norms have no counters of batches, which only averages without momentum look at.
+    """
+    state = model.state_dict()
+    with torch.device("meta"):
+        own = build_network(model.config, None).state_dict()
+    for key in set(own) - set(state):
+        if key.endswith("num_batches_tracked"):
+            state[key] = torch.zeros((), dtype=torch.int64)
+    wrong = sorted(set(own) ^ set(state))
+    if wrong:
+        kind = "lacks" if wrong[0] in own else "has besides"
+        raise UserError(
+            f"cannot save a model that is not as its configuration says: it {kind} {wrong[0]}"
+        )
+    return _stored(state)
 
 
 def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> Loaded:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from qsdformer.models.registry import DEFAULT, Family, families, sizes
@@ -14,8 +15,9 @@ from qsdformer.recipes import packaged_recipes
 FROM_TEACHER = "teacher"  # in model.start_from: the weights of the one that teaches
 # Fields of a family's own that say nothing of its tensors or what they mean.
 NOT_SHAPE = ("drop_path_rate", "fully_spiking", "attention")
-# Keys that do not decide what comes out of a run.
+# Keys that do not decide what comes out of a run: where the images lie is none of it either.
 INCIDENTAL = (
+    "data.root",
     "data.workers",
     "data.download",
     "train.accelerator",
@@ -74,13 +76,16 @@ def with_start_shape(values: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's plain values with the shape of the checkpoint in `model.start_from`, if any.
 
     What the section model itself gives stays, apart from a size's name where that is of another
-    family. Bits, levels and neurons are the recipe's.
+    family. Bits, levels and neurons are the recipe's. Nothing is changed where the checkpoint is
+    gone: a run that is resumed does not need it, and for others training says so.
     """
     model = values.get("model")
     if not isinstance(model, Mapping):
         return dict(values)
     path = model.get("start_from")
     if path in (None, "none", FROM_TEACHER):  # a teacher's weights are for the recipe's own shape
+        return dict(values)
+    if not Path(str(path)).exists():
         return dict(values)
     from qsdformer.models.checkpoint import load_checkpoint
 

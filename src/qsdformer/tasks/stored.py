@@ -17,7 +17,7 @@ from qsdformer.data.base import numbered_classes
 from qsdformer.data.detection.config import DetectionData
 from qsdformer.data.detection.voc import is_voc
 from qsdformer.data.image_folder import CROP_PCT
-from qsdformer.data.sections import DataSection
+from qsdformer.data.sections import DATA_SECTIONS, DataSection
 from qsdformer.data.segmentation.config import FOLDER as MASK_FOLDER
 from qsdformer.data.segmentation.config import PUBLISHED, SegmentationData
 from qsdformer.data.segmentation.files import class_names_in
@@ -82,6 +82,7 @@ def stored_data(
         batch_size=batch_size or BATCH[task],
         seed=seed,
         evaluate_as=info,
+        training=False,
         **data_options(task, section),
     )
     return cast(DataModule, module)
@@ -97,7 +98,8 @@ def data_config(
     """
     task = recipe.get("task", "classification")
     values = with_keys({"data": recipe.get("data", {})}, keys)
-    data = dict(values["data"])
+    # What only training uses is of no use here, and might not go with other images.
+    data = {key: v for key, v in values["data"].items() if key not in _training_keys(task)}
     elsewhere = task == "detection" and "data.root" in keys and "data.name" not in keys
     if "root" in data and ("name" not in data or elsewhere):
         data["name"] = _folder_kind(task, data["root"], info)
@@ -113,6 +115,12 @@ def data_config(
         named = class_names_in(data.get("root"))
         data["classes"] = list(named or info.class_names)
     return parse_data({"task": task, "data": data})
+
+
+def _training_keys(task: str) -> set[str]:
+    """The keys on images of a task that only training uses."""
+    fields = dataclasses.fields(DATA_SECTIONS[task])
+    return {field.name for field in fields if field.metadata.get("training")}
 
 
 def data_section(loaded: Loaded, path: str | Path, keys: Mapping[str, str]) -> DataSection | None:

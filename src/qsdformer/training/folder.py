@@ -14,6 +14,8 @@ from typing import Any
 from qsdformer.errors import UserError
 from qsdformer.files import is_partial, remove_partial
 from qsdformer.models import checkpoint
+from qsdformer.recipes.derived import FROM_TEACHER
+from qsdformer.recipes.recipe import Recipe
 from qsdformer.training.checkpointing import BEST, LAST
 
 TEACHER = "teacher"  # folder, in the student's, of a teacher that had to be trained
@@ -167,6 +169,24 @@ def check_free(folder: Path) -> None:
         raise UserError(
             f"the run folder {folder} is not empty: {way}, or choose another with --output"
         )
+
+
+def check_beginnings(recipe: Recipe, folder: Path) -> None:
+    """`UserError` unless the checkpoints that a new run begins with or learns from will be there.
+
+    Those of the run folder will not: it is emptied first.
+    """
+    distill, start = recipe.distill, recipe.model.start_from
+    if start not in (None, FROM_TEACHER) and not Path(start).exists():
+        raise UserError(f"model.start_from: no checkpoint {start}: check the path")
+    used = {"model.start_from": start, "distill.teacher": distill and distill.teacher}
+    own = [folder / name for name in RUN_FILES if (folder / name).is_file()]
+    for key, given in used.items():
+        if given and Path(given).is_file() and any(path.samefile(given) for path in own):
+            raise UserError(
+                f"{key}: {given} is of the run folder {folder}, which --overwrite would empty: "
+                "choose another with --output"
+            )
 
 
 def clear(folder: Path) -> None:

@@ -29,7 +29,15 @@ from qsdformer.tasks.choice import training_data
 from qsdformer.tasks.distillation import check_teacher_classes
 from qsdformer.tasks.teachers import check_teacher_channels, said_classes
 from qsdformer.training.checkpointing import BEST, LAST, RunCheckpoints
-from qsdformer.training.folder import RESULT, TEACHER, Point, check_free, going_on, locked
+from qsdformer.training.folder import (
+    RESULT,
+    TEACHER,
+    Point,
+    check_beginnings,
+    check_free,
+    going_on,
+    locked,
+)
 from qsdformer.training.processes import check_processes
 from qsdformer.training.progress import Clock, say
 from qsdformer.training.run import TrainResult, finish, fit, is_worker, on_cuda
@@ -69,8 +77,10 @@ def train(
             done = _finished(start, recipe, console)
             if done is not None:
                 return done
-        if (start is None or start.is_elsewhere(folder)) and not (worker or overwrite):
-            check_free(folder)
+        if (start is None or start.is_elsewhere(folder)) and not worker:
+            if not overwrite:
+                check_free(folder)
+            check_beginnings(recipe, folder)
         if resume is True and (start is None or start.path.name != LAST):
             say(console, _beginning(folder, start))
         data = training_data(recipe)

@@ -41,6 +41,7 @@ class DetectionDataModule(SplitModule[DetectionDataset]):
         eval_batch_size: int | None = None,
         seed: int = 0,
         evaluate_as: DataInfo | None = None,
+        training: bool = True,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -68,7 +69,7 @@ class DetectionDataModule(SplitModule[DetectionDataset]):
         )
         self._train = None
         notes = evaluated.notes
-        if evaluate_as is None:
+        if training and evaluate_as is None:
             trained = _read(config, config.train_split, masks, known)
             _check_same(trained, evaluated, config)
             self._train, more = self._training_set(trained, masks)
