@@ -92,6 +92,16 @@ def test_predict_names_classes(
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+@pytest.mark.parametrize("command", ["eval {}", "predict {} a.png", "simulate {} --design {}"])
+def test_a_name_that_is_too_long_for_a_file_is_one_line(
+    command: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(command.format("x" * 300 + ".qsd", "x" * 300).split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("qsd: error: ")
+    assert error.count("\n") == 1
+
+
 def test_predict_holds_few_large_images_at_a_time(
     trained: Path, digit_png: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

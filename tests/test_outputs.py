@@ -22,6 +22,8 @@ COMMANDS = {
     "bench": ("bench", "RUN/last.ckpt", "--csv", "RUN/last.ckpt"),
     "analyze": ("analyze", "RUN/last.ckpt", "--json", "RUN/last.ckpt"),
     "simulate": ("simulate", "RUN/last.ckpt", "--csv", "RUN/last.ckpt"),
+    "simulate a design": ("simulate", "RUN/last.ckpt", "--design", "MINE", "--csv", "MINE"),
+    "report on a design": ("report", "RUN", "--design", "MINE", "--output", "MINE"),
 }
 
 
@@ -33,9 +35,11 @@ def test_an_output_that_is_an_input_is_one_line_and_nothing_is_lost(
     folder.mkdir()
     save_checkpoint(folder / "last.ckpt", lively())
     (folder / "metrics.csv").write_text("epoch\n")
+    (folder / "recipe.yaml").write_text("name: mine\n")
     (tmp_path / "link.qsd").symlink_to(folder / "last.ckpt")
     before = {path: path.read_bytes() for path in folder.iterdir()}
     places = {"RUN": str(folder), "LINK": str(tmp_path / "link.qsd")}
+    places["MINE"] = str(folder / "recipe.yaml")  # any file that a design may be in
     words = list(COMMANDS[name])
     for key, place in places.items():
         words = [word.replace(key, place) for word in words]
@@ -50,7 +54,7 @@ def test_what_goes_to_standard_output_is_the_file_alone(lively, tmp_path: Path) 
     model = lively()
     save_checkpoint(tmp_path / "a.ckpt", model, info_for(model))
     words = [sys.executable, "-m", "qsdformer", "export", str(tmp_path / "a.ckpt")]
-    subprocess.run([*words, str(tmp_path / "a.qsd")], check=True, capture_output=True)
+    assert run([*words[3:], str(tmp_path / "a.qsd")]) == 0
     expected = (tmp_path / "a.qsd").read_bytes()
     words += ["/dev/stdout", "--format", "qsd"]
     piped = subprocess.run(words, check=True, capture_output=True)

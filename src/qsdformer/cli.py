@@ -36,6 +36,7 @@ COMMANDS = (
 TRAINING = ("train", "quickstart")
 DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+NO_NAME = {errno.ENAMETOOLONG}
 HELP = ("-h", "--help")
 LIKENESS = 0.6  # of a mistyped word to what was meant; there is --help for the others
 
@@ -86,7 +87,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in DISK_FULL | FORBIDDEN:
+        if error.errno not in DISK_FULL | FORBIDDEN | NO_NAME:
             raise
         where = f" {error.filename}" if error.filename else ""
         print(f"qsd: error: cannot access{where}: {error.strerror}", file=sys.stderr)

@@ -8,6 +8,7 @@ import json
 import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ import yaml
 from PIL import Image
 
 import qsdformer as qsd
-from accelerator.networks import plain_values
+from accelerator.networks import family_graph, pixels, plain_values, small_design
 from accelerator.test_published import settled
+from qsdformer.accelerator import sweep as sweep_module
 from qsdformer.cli import run
 from qsdformer.errors import UserError
 
@@ -152,6 +154,23 @@ def test_a_sweep_has_a_line_for_every_combination_and_marks_the_best(
             if other is not point
         )
         assert point["best"] == (not beaten)
+
+
+def test_the_first_variant_of_a_sweep_that_is_possible_is_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared = []
+
+    def noted(graph: Any, design: Any, images: Any, check: bool = True) -> Any:
+        compared.append(check)
+        return exact(graph, design, images, check=check)
+
+    exact = sweep_module.simulate
+    monkeypatch.setattr(sweep_module, "simulate", noted)
+    graph = family_graph("sdt", levels=1)
+    points = sweep_module.sweep(graph, small_design(), pixels(), {"buffers": [1e-4, 1.0, 2.0]})
+    assert [point.found is not None for point in points] == [False, True, True]
+    assert compared == [True, True, False]
 
 
 def test_the_sweeps_of_the_page_run_as_written(stored: Path, tmp_path: Path) -> None:

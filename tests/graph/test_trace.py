@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import qsdformer as qsd
 from graph.user_networks import (
@@ -420,6 +421,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: through(_lost(nn.BatchNorm2d(6))),
         "own: its weight holds NaN or infinity",
     ),
+    "a weight that is masked anew in each pass": (
+        lambda: through(masked(QuantConv2d(6, 6, 3, padding=1, bits=4))),
+        r"own.*: its weight is made of other parameters in each pass: make it one again",
+    ),
     "no spikes": (lambda: nn.Sequential(conv_of_three(), nn.Flatten()), "no spiking neurons"),
 }  # fmt: skip
 
@@ -446,6 +451,10 @@ def _lost(layer: nn.Module) -> nn.Module:
 def _changed(x: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     changed = change(x, x * 1.0)
     return changed + x
+
+
+def masked(layer: nn.Module) -> nn.Module:
+    return prune.l1_unstructured(layer, "weight", 0.5)
 
 
 class Tripled(QuantConv2d):

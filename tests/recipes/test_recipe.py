@@ -342,6 +342,31 @@ def test_a_classification_recipe_is_written_as_it_was_before_there_were_other_ta
     assert (poly["schedule"], "power" in poly) == ("poly", False)
 
 
+def test_a_share_of_warm_up_given_takes_the_place_of_a_recipes_steps() -> None:
+    assert load_recipe("ade20k-15m").train.warmup_steps == 1500
+    train = load_recipe("ade20k-15m", {"warmup": "0.2"}).train
+    assert (train.warmup, train.warmup_steps) == (0.2, None)
+    train = load_recipe("ade20k-15m", {"warmup": "0.2", "warmup_steps": "7"}).train
+    assert train.warmup_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"head_lr": "2"}, "train.head_lr is for the heads of dense networks: leave it out"),
+        ({"power": "0.9"}, r"train.power=0.9: must be left out: it is for the schedule poly"),
+        ({"lr_factor": "0.5"}, "train.lr_factor=0.5: must be left out: it is for the schedule st"),
+        (
+            {"train.schedule": "step", "lr_steps": "[1]", "min_lr": "1e-5"},
+            "train.min_lr=1e-05: must be left out: the schedule step ends where",
+        ),
+    ],
+)
+def test_keys_of_training_without_use_are_refused(keys: dict[str, str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_recipe("digits", keys)
+
+
 @pytest.mark.parametrize("name", ["camvid", "camvid-ann", "camvid-float-head", "ade20k-15m"])
 def test_a_dense_recipe_reads_back_the_same(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name, {"segmentation.inference": "slide", "output": "runs/x"})

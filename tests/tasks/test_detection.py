@@ -28,6 +28,7 @@ from qsdformer.data.detection.config import DetectionData
 from qsdformer.data.detection.module import DetectionDataModule
 from qsdformer.errors import UserError
 from qsdformer.models.checkpoint import KEY, load_checkpoint, read
+from qsdformer.models.networks import build_network
 from qsdformer.recipes.recipe import Recipe, parse_recipe
 from qsdformer.training import train
 
@@ -60,6 +61,16 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels[y : y + height, x : x + width] = 220
             Image.fromarray(pixels).save(path)
     return root
+
+
+LOSSES = {
+    "mask_rcnn": (
+        *("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"),
+        "loss_mask",
+    ),
+    "faster_rcnn": ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"),
+    "retinanet": ("classification", "bbox_regression"),
+}
 
 
 def recipe(root: Path, output: Path, **sections: Any) -> Recipe:
@@ -95,6 +106,33 @@ def run_folder(coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("kind", LOSSES)
+def test_boxes_are_computed_in_float32_whatever_the_precision_of_the_network(
+    kind: str, coco: Path, tmp_path: Path
+) -> None:
+    """Half precision has whole pixels from 256 on, steps of 8 from 1024 on."""
+    made = recipe(coco, tmp_path, detection={"detector": kind})
+    torch.manual_seed(0)
+    detector: Any = build_network(made.config_for(in_channels=3, num_classes=3))
+    seen: list[Tensor] = []
+    generator = detector.anchor_generator if kind == "retinanet" else detector.rpn.anchor_generator
+    generator.register_forward_hook(lambda *call: seen.extend(call[2]))
+    if kind != "retinanet":
+        detector.rpn.register_forward_hook(lambda *call: seen.extend(call[2][0]))
+    images = [torch.rand(3, 32, 1088)]
+    boxes = torch.tensor([[1033.0, 4.0, 1036.0, 20.0]])  # 0 wide in steps of 8
+    target: dict[str, Tensor] = {"boxes": boxes, "labels": torch.ones(1, dtype=torch.int64)}
+    if kind == "mask_rcnn":
+        target["masks"] = torch.ones(1, 32, 1088, dtype=torch.uint8)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = detector.train()(images, [target])
+        found = detector.eval()(images)
+    assert len(seen) == (2 if kind == "retinanet" else 4)
+    assert {x.dtype for x in seen} == {torch.float32}
+    assert all(loss.isfinite() for loss in losses.values())
+    assert found[0]["boxes"].dtype == torch.float32
+
+
 def as_found(checkpoint: Path, coco: Path, root: Path) -> Path:
     """The same images in `root`; true for evaluation is what the checkpoint's detector finds.
 
@@ -114,16 +152,6 @@ def as_found(checkpoint: Path, coco: Path, root: Path) -> Path:
         content["annotations"].append(annotation(number, entry["image_id"], **found))
     file.write_text(json.dumps(content))
     return root
-
-
-LOSSES = {
-    "mask_rcnn": (
-        *("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"),
-        "loss_mask",
-    ),
-    "faster_rcnn": ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"),
-    "retinanet": ("classification", "bbox_regression"),
-}
 
 
 def test_a_detector_learns_from_the_tokens_of_its_counterpart(coco: Path, tmp_path: Path) -> None:

@@ -446,6 +446,31 @@ def test_the_tokens_of_a_teacher_that_is_the_student_are_no_loss(
     task.on_fit_end()
 
 
+def test_a_backbone_starts_from_the_teacher_that_it_learns_from(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"distill.teacher": "ann", "start_from": "teacher", "output": str(tmp_path / "run")}
+    recipe = load_recipe("camvid", {**SMALL, **keys, "data.root": str(files), "lr": "1e-9"})
+    train(recipe, console=Console(width=300))
+    said = capsys.readouterr().out
+    assert f"backbone from {tmp_path / 'run/teacher/last.ckpt'}" in said
+    assert "attention.attention_norm.weight" in said.partition("newly initialised: ")[2]
+    own, there = (load_checkpoint(tmp_path / f"run/{n}last.ckpt").model for n in ("", "teacher/"))
+    weight = "stages.1.blocks.0.conv1.weight"
+    values = [cast(Any, model).body.state_dict()[weight] for model in (own, there)]
+    torch.testing.assert_close(*values, atol=1e-6, rtol=1e-6)
+
+
+def test_what_a_student_lacks_is_said_before_its_teacher_is_trained(
+    files: Path, tmp_path: Path
+) -> None:
+    keys = {"distill.teacher": "ann", "class_weights": "[1, 2]", "balance": "0"}
+    keys |= {"data.root": str(files), "output": str(tmp_path / "run")}
+    with pytest.raises(UserError, match="class_weights has 2 numbers"):
+        train(load_recipe("camvid", {**SMALL, **keys}), console=Console(quiet=True))
+    assert not (tmp_path / "run/teacher").exists()
+
+
 def test_the_backbone_starts_from_a_classifier(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -131,6 +131,16 @@ def test_a_timm_teacher_reads_a_file_of_weights_with_its_classes(tmp_path: Path)
     torch.testing.assert_close(teacher(images)[0], model(images))
 
 
+def test_a_vision_transformer_teaches_images_whose_sizes_vary(tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_vit", num_classes=3).state_dict(), tmp_path / "vit.pth")
+    weights = str(tmp_path / "vit.pth")
+    for vary in (True, False):
+        teacher = timm_teacher("test_vit", make_info(), FEATURES, weights, sizes_vary=vary)
+        assert teacher(torch.zeros(1, 3, 32, 32))[1][0]["q"].shape[-2] == 4
+        if vary:
+            assert teacher(torch.zeros(1, 3, 64, 32))[1][0]["q"].shape[-2] == 8
+
+
 def test_weights_of_another_image_size_and_of_colour_are_adapted(tmp_path: Path) -> None:
     model = timm.create_model("test_vit", img_size=64, num_classes=5).eval()
     torch.save(model.state_dict(), tmp_path / "vit.pth")

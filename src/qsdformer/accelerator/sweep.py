@@ -110,8 +110,9 @@ def sweep(
     variants = [variant(design, settings) for settings in combinations]
     points: list[Point] = []
     for settings, made in zip(combinations, variants, strict=True):
+        first = not any(point.found for point in points)  # of those that are possible
         try:
-            found, problem = figures(simulate(graph, made, images, check=not points)), ""
+            found, problem = figures(simulate(graph, made, images, check=first)), ""
         except UserError as error:
             found, problem = None, str(error)
         points.append(Point(settings=settings, design=made, found=found, problem=problem))

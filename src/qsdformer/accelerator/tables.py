@@ -16,6 +16,7 @@ from qsdformer.accelerator.simulate import Simulation, Stage
 from qsdformer.accelerator.sweep import Point
 from qsdformer.accelerator.traffic import DRAM
 from qsdformer.analysis.export import energy_text
+from qsdformer.errors import UserError
 from qsdformer.files import atomic_path
 
 BYTE = 8
@@ -265,8 +266,11 @@ def estimate_values(estimates: Sequence[Estimate]) -> dict[str, Any]:
         what: sum(getattr(each, what) for each in estimates) / len(estimates)
         for what in ("cycles", "milliseconds", "millijoules", "dram_bits")
     }
+    design = estimates[0].design.name
+    if not means["milliseconds"]:
+        raise UserError(f"design {design} counts none of this network's operations: leave it out")
     return {
-        "design": estimates[0].design.name,
+        "design": design,
         "title": estimates[0].design.title,
         "kind": "published",
         "images": len(estimates),

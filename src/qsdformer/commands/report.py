@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     from qsdformer.analysis.report.page import build
     from qsdformer.devices import pick_device
 
-    check_outputs([options.output], options.runs)
+    check_outputs([options.output], [*options.runs, *(options.design or ())])
     designs = [load_design(name) for name in options.design or ()]
 
     def simulated(run: Run) -> str:

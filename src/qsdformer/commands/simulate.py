@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
     from qsdformer.accelerator.sweep import parse_sweep
 
     names = options.design or ["sdt-sparse", "dense-int"]
-    check_outputs([options.csv, options.json], [options.model])
+    check_outputs([options.csv, options.json], [options.model, *names])
     published = [name for name in names if name in published_names()]
     chosen = [load_design(name) for name in names if name not in published]
     if not chosen and (options.sweep or options.ledger):

@@ -312,7 +312,10 @@ class Operation(Call):
         self.call = (m, self.inputs, {})
         for letter, x in zip("qkv", (q, k, v), strict=True):
             if x.kind not in ("neuron", "view", "max_pool", "repeat"):
-                raise self.fail(f"{letter} comes from {x.name}, which makes no spikes")
+                raise self.fail(
+                    f"{letter} comes from {x.name}: attention reads the spikes of a neuron, or a "
+                    "view, max pool or repetition of them"
+                )
         return self.make("attention", module=m)
 
     def _transposed(self) -> Step:

@@ -89,6 +89,13 @@ class TrainConfig:
         )
         ok = math.isfinite(self.weight_decay) and self.weight_decay >= 0
         require(self, "weight_decay", ok, "0 or more")
+        of_schedules = {"power": "poly", "lr_factor": "step"}
+        for name, schedule in of_schedules.items():
+            default = type(self).__dataclass_fields__[name].default
+            ok = self.schedule == schedule or getattr(self, name) == default
+            require(self, name, ok, f"left out: it is for the schedule {schedule}")
+        ok = not stepped or self.min_lr == 0
+        require(self, "min_lr", ok, "left out: the schedule step ends where its last step leads")
         require(self, "betas", all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
         require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
         require(self, "ema", self.ema is None or 0 < self.ema < 1, "in (0, 1), or none")

@@ -254,6 +254,8 @@ def load_recipe(name: str, overrides: Mapping[str, str] | None = None) -> Recipe
 def recipe_with(name: str, keys: Mapping[str, Any]) -> Recipe:
     """As `load_recipe`, for plain values of keys in place of texts."""
     given = {resolve_key(key).path: value for key, value in keys.items()}
+    if "train.warmup" in given:  # in place of a recipe's number of steps
+        given = {"train.warmup_steps": None, **given}
     values = with_values(recipe_values(name), given)
     return parse_recipe(with_start_shape(with_teacher_keys(values, given)))
 
@@ -397,6 +399,8 @@ def parse_recipe(values: Mapping[str, Any]) -> Recipe:
         )
     # Impossible sizes are found here, before any data is read; 3 and 1000 stand for the data's.
     recipe.config_for(in_channels=3, num_classes=1000)
+    if recipe.train.head_lr != 1 and recipe.dense is None:
+        raise UserError("train.head_lr is for the heads of dense networks: leave it out")
     if recipe.task == "detection" and recipe.train.label_smoothing > 0:
         raise UserError("train.label_smoothing: detectors' losses have none, leave it out")
     if recipe.dense is not None and recipe.distill is not None and recipe.distill.logit_weight > 0:

@@ -9,7 +9,6 @@ from timm.optim import Lamb, param_groups_layer_decay
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from qsdformer.errors import UserError
 from qsdformer.models.dense.base import DenseNetwork
 from qsdformer.models.dense.rates import layerwise_groups
 from qsdformer.recipes.learning import TrainConfig
@@ -66,8 +65,6 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
             layer_decay=config.layer_decay,
             head_rate=config.head_lr,
         )
-    if config.head_lr != 1:
-        raise UserError("train.head_lr is for the heads of dense networks: leave it out")
     if config.layer_decay < 1:
         groups: list[dict[str, Any]] = param_groups_layer_decay(
             model, weight_decay=decay, layer_decay=config.layer_decay

@@ -29,6 +29,16 @@ Batch = tuple[Any, Any]  # images and masks, each a tensor or a list of those of
 SHOWN = 4  # evaluation images whose overlays TensorBoard gets
 
 
+def check_weights(recipe: Recipe, classes: int) -> None:
+    """`UserError` unless a recipe's weights of classes are as many as the images have classes."""
+    given = None if recipe.segmentation is None else recipe.segmentation.class_weights
+    if given is not None and len(given) != classes:
+        raise UserError(
+            f"segmentation.class_weights has {len(given)} numbers, but there are {classes} "
+            "classes: give one for each"
+        )
+
+
 class Segmentation(NetworkTask):
     """Trains a segmentation network on (images, masks) batches."""
 
@@ -43,12 +53,8 @@ class Segmentation(NetworkTask):
         # NaN stays NaN. Both are sums, so that batches and processes make no difference.
         self.loss_sum = SumMetric(nan_strategy="disable")
         self.loss_weight = SumMetric(nan_strategy="disable")
+        check_weights(recipe, classes)
         given = self.section.class_weights
-        if given is not None and len(given) != classes:
-            raise UserError(
-                f"segmentation.class_weights has {len(given)} numbers, but there are {classes} "
-                "classes: give one for each"
-            )
         weights = None if given is None else torch.tensor(given)
         self.register_buffer("weights", weights, persistent=False)
 

@@ -197,13 +197,19 @@ def said_classes(info: DataInfo, source: str | None) -> tuple[str, ...] | None:
 
 
 def timm_teacher(
-    name: str, info: DataInfo, features: Sequence[str], weights: str = PRETRAINED
+    name: str,
+    info: DataInfo,
+    features: Sequence[str],
+    weights: str = PRETRAINED,
+    *,
+    sizes_vary: bool = False,
 ) -> Teacher:
     """A timm vision transformer or CAFormer that sees the student's images at their size.
 
     `weights` is "pretrained" (timm downloads them) or a file of a state dict, which decides the
     number of classes. timm interpolates position embeddings to the image size and adapts the
-    first layer to the images' channels; images are not resized.
+    first layer to the images' channels; images are not resized. Where their `sizes_vary` from batch
+    to batch, position embeddings are interpolated in each.
     """
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:3])
@@ -211,6 +217,8 @@ def timm_teacher(
     options: dict[str, Any] = {"in_chans": info.channels}
     if "vit" in name or "deit" in name:
         options["img_size"] = info.image_size
+        if sizes_vary:
+            options["dynamic_img_size"] = True
     failure = f"cannot make the timm teacher {name}"
     if weights == PRETRAINED:
         advice = "; without a network give a file: distill.teacher_weights"

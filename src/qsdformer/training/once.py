@@ -27,6 +27,7 @@ from qsdformer.recipes.derived import INCIDENTAL
 from qsdformer.recipes.recipe import Recipe, parse_recipe
 from qsdformer.tasks.choice import training_data
 from qsdformer.tasks.distillation import check_teacher_classes
+from qsdformer.tasks.segmentation import check_weights
 from qsdformer.tasks.teachers import check_teacher_channels, said_classes
 from qsdformer.training.checkpointing import BEST, LAST, RunCheckpoints
 from qsdformer.training.folder import (
@@ -92,7 +93,8 @@ def train(
                 if start is None:
                     _check_untrained(recipe, wanted, data.info)
                 path = _trained(wanted, start, console, overwrite=overwrite, resume=resume is True)
-            teacher = load_teacher(recipe.distill, data.info, path)
+            vary = recipe.task == "detection"  # images are padded to the largest of a batch
+            teacher = load_teacher(recipe.distill, data.info, path, sizes_vary=vary)
         return fit(recipe, data, teacher=teacher, start=start, console=console, callbacks=callbacks)
 
 
@@ -125,6 +127,7 @@ def train_once(
 def _check_untrained(recipe: Recipe, teacher: Recipe, info: DataInfo) -> None:
     """`UserError` before a teacher is trained that could not teach, or be what a student is."""
     assert recipe.distill is not None
+    check_weights(recipe, len(info.class_names))
     if teacher.data != recipe.data:
         name, taught_on = recipe.distill.teacher, training_data(teacher).info
         check_teacher_channels(name, taught_on.channels, info)

@@ -75,14 +75,18 @@ def teacher_recipe(recipe: Recipe, folder: Path) -> Recipe | None:
     return dataclasses.replace(wanted, seed=seed, output=str(folder))
 
 
-def load_teacher(config: DistillConfig, info: DataInfo, trained: Path | None) -> Teacher:
+def load_teacher(
+    config: DistillConfig, info: DataInfo, trained: Path | None, *, sizes_vary: bool = False
+) -> Teacher:
     """The teacher that `config` names; `trained` is the checkpoint of one that was trained here.
 
-    Raises `UserError` for a teacher that is not for images like `info`.
+    `sizes_vary`: batches are of images of different sizes. Raises `UserError` for a teacher that
+    is not for images like `info`.
     """
     if trained is None and config.teacher.startswith(TIMM_PREFIX):
         model = config.teacher.removeprefix(TIMM_PREFIX)
-        return timm_teacher(model, info, config.features, config.teacher_weights)
+        weights = config.teacher_weights
+        return timm_teacher(model, info, config.features, weights, sizes_vary=sizes_vary)
     return checkpoint_teacher(trained or config.teacher, info, config.features)
 
 

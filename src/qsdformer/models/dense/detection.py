@@ -63,8 +63,11 @@ class DetectorBackbone(nn.Module):
         return (*self.features.strides, 2 * self.features.strides[-1])
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """Maps (B, neck_width, H_i, W_i) from fine to coarse."""
-        maps = self.neck(self.features(images))
+        """Maps (B, neck_width, H_i, W_i) from fine to coarse, in float32.
+
+        torchvision places anchors in their type: in half precision they would miss by pixels.
+        """
+        maps = [x.float() for x in self.neck(self.features(images))]
         maps.append(subsampled(maps[-1]))
         return OrderedDict(zip(LEVELS, maps, strict=True))
 

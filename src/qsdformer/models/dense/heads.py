@@ -1,5 +1,8 @@
 """Heads of detectors, with the call signatures that torchvision's R-CNNs and RetinaNet expect.
 
+What boxes are computed from is float32, whatever precision the layers have: in half precision
+coordinates beyond 256 would be whole pixels at best.
+
 Legend: A anchors a place, K classes with the background, N regions, F features of a region. Maps
 share the weights of a head, and each has its own batch norms.
 """
@@ -70,7 +73,10 @@ class RPNHead(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Maps (B, C, H_i, W_i) to objectness (B, A, H_i, W_i) and changes (B, 4A, H_i, W_i)."""
         towers = [self.tower(x, level) for level, x in enumerate(maps)]
-        return [self.objectness(x) for x in towers], [self.deltas(x) for x in towers]
+        return (
+            [self.objectness(x).float() for x in towers],
+            [self.deltas(x).float() for x in towers],
+        )
 
 
 class BoxHead(nn.Module):
@@ -98,7 +104,7 @@ class BoxPredictor(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, F) to logits (N, K) and changes (N, 4K)."""
         x = self.neuron(x)
-        return self.scores(x), self.deltas(x)
+        return self.scores(x).float(), self.deltas(x).float()
 
 
 class MaskHead(nn.Module):
@@ -131,7 +137,7 @@ class MaskPredictor(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, width, size, size) to logits (N, K, 2*size, 2*size)."""
         x = normed(self.norm, self.up(self.neuron1(x)))
-        return self.masks(self.neuron2(x))
+        return self.masks(self.neuron2(x)).float()
 
 
 class _RetinaClasses(RetinaNetClassificationHead):
@@ -150,7 +156,7 @@ class _RetinaClasses(RetinaNetClassificationHead):
 
     def maps(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Logits (B, A*K, H_i, W_i) of each map."""
-        return [self.predictor(self.tower(x, level)) for level, x in enumerate(maps)]
+        return [self.predictor(self.tower(x, level)).float() for level, x in enumerate(maps)]
 
     def forward(self, x: list[Tensor]) -> Tensor:
         """Logits (B, anchors of all maps, K)."""
@@ -169,7 +175,7 @@ class _RetinaBoxes(RetinaNetRegressionHead):
 
     def maps(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Box changes (B, 4A, H_i, W_i) of each map."""
-        return [self.predictor(self.tower(x, level)) for level, x in enumerate(maps)]
+        return [self.predictor(self.tower(x, level)).float() for level, x in enumerate(maps)]
 
     def forward(self, x: list[Tensor]) -> Tensor:
         """Box changes (B, anchors of all maps, 4)."""

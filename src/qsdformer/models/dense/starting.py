@@ -29,9 +29,9 @@ def start_backbone(network: DenseNetwork, path: str | os.PathLike[str]) -> list[
     import-reference`, or that of a dense network, whose backbone is taken and whose neck and
     heads are left out. The averaged weights are taken where there are any. Step sizes are taken
     where a layer has as many bits as before, and otherwise start from the loaded weight; the first
-    convolution is adapted to other image channels. Raises `UserError` for a checkpoint that cannot
-    be read, lacks a tensor, has one that is neither of the backbone nor of the classifier, or one
-    of another shape.
+    convolution is adapted to other image channels; norms that an ANN lacks because it does not
+    spike start anew. Raises `UserError` for a checkpoint that cannot be read, lacks a tensor, has
+    one that is neither of the backbone nor of the classifier, or one of another shape.
     """
     whole: nn.Module = load_checkpoint(path).model
     source = body_of(whole)
@@ -44,7 +44,9 @@ def start_backbone(network: DenseNetwork, path: str | os.PathLike[str]) -> list[
     adapted = adapt_channels(offered, f"{first}.weight", config.in_channels)
     left = [key for key in offered if key.startswith(CLASSIFIER)]
     taken = {key: value for key, value in offered.items() if key not in left}
-    _check(own, taken, path)
+    # An ANN has no norms before neurons that only spiking networks have.
+    new = _without(own, taken) if config.is_spiking and not there.is_spiking else []
+    _check({key: value for key, value in own.items() if key not in new}, taken, path)
     unused = [key for key in taken if key not in own]  # step sizes of a layer that has none here
     fits = {key: value for key, value in taken.items() if key in own}
     restarted = drop_step_sizes(fits, source, body, first if adapted else "")
@@ -61,7 +63,8 @@ def start_backbone(network: DenseNetwork, path: str | os.PathLike[str]) -> list[
         around.append(names_in_line(tensors))
     if around:
         lines.append(f"  left out: {', '.join(around)}")
-    lines.append(f"  newly initialised: {', '.join(_around(network))}")
+    started = [names_in_line(new)] if new else []
+    lines.append(f"  newly initialised: {', '.join([*started, *_around(network)])}")
     return lines
 
 
@@ -70,9 +73,14 @@ def _around(network: DenseNetwork) -> list[str]:
     return [*network.PARTS["neck"], *network.PARTS["heads"]]
 
 
+def _without(own: dict[str, Tensor], taken: dict[str, Tensor]) -> list[str]:
+    """What the backbone has and a checkpoint has not, but for step sizes."""
+    return [key for key in own if key not in taken and not key.endswith(STEP_SIZE)]
+
+
 def _check(own: dict[str, Tensor], taken: dict[str, Tensor], path: object) -> None:
     """`UserError` for the first tensor that is missing, unknown or of another shape."""
-    missing = [k for k in own if k not in taken and not k.endswith(STEP_SIZE)]
+    missing = _without(own, taken)
     unknown = [k for k in taken if k not in own and not k.endswith(STEP_SIZE)]
     advice = "give the backbone the checkpoint's model keys (dims, depth, fully_spiking, ...)"
     if missing:
