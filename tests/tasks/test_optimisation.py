@@ -66,6 +66,14 @@ def test_optimizers_take_the_scaled_rate() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(4e-3)
     assert optimizer.param_groups[0]["trust_clip"]
     assert isinstance(make_optimizer(model, TrainConfig()), torch.optim.AdamW)
+    config = TrainConfig(optimizer="sgd", lr=0.1, weight_decay=5e-4, betas=(0.8, 0.9))
+    sgd = make_optimizer(model, config)
+    assert isinstance(sgd, torch.optim.SGD)
+    decays = [group["weight_decay"] for group in sgd.param_groups]
+    assert decays == [5e-4, 0.0]
+    with pytest.raises(ValueError, match="betas=.*must be a momentum above 0"):
+        TrainConfig(optimizer="sgd", betas=(0.0, 0.9))
+    assert {(g["lr"], g["momentum"], g["nesterov"]) for g in sgd.param_groups} == {(0.1, 0.8, True)}
 
 
 def test_the_published_segmentation_rate_warms_up_in_steps_and_falls_in_a_line() -> None:

@@ -20,7 +20,9 @@ class TrainConfig:
     epochs: int = option(10, "passes over the training set")
     batch_size: int = option(128, "images per process and step")
     eval_batch_size: int | None = option(None, "images per evaluation step; none: batch_size")
-    optimizer: Literal["adamw", "lamb"] = option("adamw", "lamb is timm's, with trust_clip")
+    optimizer: Literal["adamw", "lamb", "sgd"] = option(
+        "adamw", "lamb is timm's, with trust_clip; sgd has Nesterov's momentum, the first of betas"
+    )
     lr: float = option(4e-3, "peak learning rate")
     lr_base_batch: int | None = option(None, "lr is for this global batch, scaled linearly")
     min_lr: float = option(0.0, "learning rate at the end of the cosine")
@@ -97,6 +99,8 @@ class TrainConfig:
         ok = not stepped or self.min_lr == 0
         require(self, "min_lr", ok, "left out: the schedule step ends where its last step leads")
         require(self, "betas", all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
+        ok = self.optimizer != "sgd" or self.betas[0] > 0
+        require(self, "betas", ok, "a momentum above 0 first (train.optimizer is sgd)")
         require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
         require(self, "ema", self.ema is None or 0 < self.ema < 1, "in (0, 1), or none")
         ok = self.clip_grad is None or (math.isfinite(self.clip_grad) and self.clip_grad > 0)

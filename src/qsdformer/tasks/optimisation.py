@@ -7,7 +7,7 @@ from typing import Any
 
 from timm.optim import Lamb, param_groups_layer_decay
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from qsdformer.models.dense.base import DenseNetwork
 from qsdformer.models.dense.rates import layerwise_groups
@@ -87,9 +87,11 @@ def can_fuse(config: TrainConfig, precision: str) -> bool:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, precision: str = "32-true") -> Optimizer:
-    """AdamW, or LAMB as published with the paper (timm's, with trust_clip)."""
+    """AdamW, LAMB as published with the paper (timm's, with trust_clip), or SGD with momentum."""
     groups = parameter_groups(model, config)
     if config.optimizer == "lamb":
         return Lamb(groups, lr=config.peak_lr, betas=config.betas, trust_clip=True)
+    if config.optimizer == "sgd":
+        return SGD(groups, lr=config.peak_lr, momentum=config.betas[0], nesterov=True)
     fused = can_fuse(config, precision)
     return AdamW(groups, lr=config.peak_lr, betas=config.betas, fused=fused)
