@@ -126,7 +126,7 @@ def test_ann_recipe_builds_the_counterpart() -> None:
         ("epochs", "true", "train.epochs=True: must be a whole number"),
         ("epochs", "[", "the value of --epochs"),
         ("compile", "maybe", "train.compile='maybe': must be true or false"),
-        ("optimizer", "sgd", "train.optimizer='sgd': must be one of adamw, lamb"),
+        ("optimizer", "adam", "train.optimizer='adam': must be one of adamw, lamb, sgd"),
         ("betas", "[0.9]", "train.betas=[0.9]: must be a list of 2 items, each a number"),
         ("lr", ".nan", "train.lr=nan: must be"),
         ("ema", "1.5", "train.ema=1.5: must be in (0, 1), or none"),

@@ -71,7 +71,7 @@ def test_optimizers_take_the_scaled_rate() -> None:
     assert isinstance(sgd, torch.optim.SGD)
     decays = [group["weight_decay"] for group in sgd.param_groups]
     assert decays == [5e-4, 0.0]
-    with pytest.raises(ValueError, match="betas=.*must be a momentum above 0"):
+    with pytest.raises(ValueError, match=r"betas=.*must be a momentum above 0"):
         TrainConfig(optimizer="sgd", betas=(0.0, 0.9))
     assert {(g["lr"], g["momentum"], g["nesterov"]) for g in sgd.param_groups} == {(0.1, 0.8, True)}
 
