@@ -65,6 +65,15 @@ def test_what_goes_to_standard_output_is_the_file_alone(lively, tmp_path: Path) 
     assert (tmp_path / "b.qsd").read_bytes() == expected
 
 
+def test_a_file_is_written_where_standard_output_is_closed(lively, tmp_path: Path) -> None:
+    model = lively()
+    save_checkpoint(tmp_path / "a.ckpt", model, info_for(model))
+    words = f"{sys.executable} -m qsdformer export {tmp_path}/a.ckpt {tmp_path}/a.qsd >&-"
+    done = subprocess.run(["bash", "-c", words], stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    assert (tmp_path / "a.qsd").stat().st_size > 0
+
+
 def test_two_outputs_in_one_file_and_ones_that_cannot_be_written_are_said_before_the_work(
     lively, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

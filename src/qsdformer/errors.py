@@ -33,6 +33,12 @@ def one_line(error: object, longest: int | None = 200) -> str:
     return " ".join(str(error).split())[:longest]
 
 
+def shown_value(value: object) -> str:
+    """A value of a file that may be forged, briefly: a list in it could stand for millions."""
+    plain = value is None or isinstance(value, (int, float, str))
+    return one_line(repr(value), 40) if plain else type(value).__name__
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, NumPy or PyTorch, on the CPU or a GPU, could not get the memory it wanted."""
     text = str(error)

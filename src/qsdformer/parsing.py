@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from qsdformer.errors import UserError, did_you_mean
 
 Section = TypeVar("Section")
+MOST_VALUES = 100_000  # in a YAML file; those of grids have hundreds
 
 # The annotated types of a dataclass's fields, evaluated once: recipes ask for them key by key.
 type_hints: Callable[[Any], dict[str, Any]] = functools.cache(get_type_hints)
@@ -54,6 +55,8 @@ def load_yaml(text: str, what: str) -> Any:
     """The value of YAML `text`; a `UserError` naming `what` where it is not valid."""
     try:
         value = yaml.load(text, Loader=_Loader)
+        if _written_out(value, {}) > MOST_VALUES:
+            raise ValueError(f"written out, it has more than {MOST_VALUES:,} values")
         json.dumps(value, default=str, skipkeys=True)  # a ValueError where a list holds itself
     except yaml.YAMLError as error:
         raise UserError(f"{what} is not valid YAML: {_yaml_reason(error)}") from error
@@ -61,6 +64,19 @@ def load_yaml(text: str, what: str) -> Any:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
         raise UserError(f"{what} is not valid YAML: {reason}") from error
     return value
+
+
+def _written_out(value: Any, known: dict[int, int | None]) -> int:
+    """How many values there are if each repetition (*name) is written out."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    if (size := known.get(id(value), 0)) is None:
+        raise ValueError("it holds itself")
+    if not size:
+        known[id(value)] = None
+        parts = value.values() if isinstance(value, dict) else value
+        size = known[id(value)] = 1 + sum(_written_out(part, known) for part in parts)
+    return size
 
 
 def dump_yaml(value: Any) -> str:

@@ -25,6 +25,7 @@ def restart_with_allocator_settings() -> None:
         return
     if any(name in os.environ for name in ALLOCATOR):
         return
-    sys.stdout.flush()
+    if sys.stdout is not None:  # which may be closed
+        sys.stdout.flush()
     environment = {**os.environ, **ALLOCATOR, RESTARTED: "1"}
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)

@@ -38,6 +38,18 @@ def test_the_first_image_of_an_animation_is_the_one_that_counts(tmp_path: Path) 
     assert set(np.asarray(open_image(tmp_path / "a.gif").convert("L")).ravel()) == {10}
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.eps"])
+def test_files_that_pillow_reads_with_other_programs_are_no_images(
+    name: str, tmp_path: Path
+) -> None:
+    head = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"
+    (tmp_path / name).write_text(head + "{} loop\n%%EOF\n")
+    with Image.open(tmp_path / name) as image:
+        assert image.format == "EPS"
+    with pytest.raises(UserError, match="not an image"):
+        open_image(tmp_path / name)
+
+
 def test_pipes_and_sockets_are_never_opened(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)  # a socket's path must be short
     os.mkfifo("pipe.png")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import math
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -180,6 +182,44 @@ def test_what_another_cell_needs_is_run_again_where_its_files_are_gone(grid: Gri
     assert ablation.cells_to_run(grid, cells, finished) == [Cell("ann", 0), Cell("fgd", 0)]
     (cell_folder(grid, Cell("ann", 0)) / "last.ckpt").touch()
     assert ablation.cells_to_run(grid, cells, finished) == [Cell("fgd", 0)]
+
+
+def test_a_cell_whose_checkpoints_were_removed_is_trained_again(grid: Grid) -> None:
+    cell = Cell("plain", 0)
+    grid = with_output(grid, None, {"train.epochs": "1"})
+    first = ablation.run_cell(grid, cell)
+    for name in ("last.ckpt", "best.ckpt"):
+        (cell_folder(grid, cell) / name).unlink(missing_ok=True)
+    again = ablation.run_cell(grid, cell)
+    assert first is not None
+    assert again is not None
+    assert (again["accuracy"], again["entropy_q"]) == (first["accuracy"], first["entropy_q"])
+    assert (cell_folder(grid, cell) / "last.ckpt").exists()
+
+
+@pytest.mark.slow
+def test_a_cell_trained_by_two_processes_is_measured_on_all_images(grid: Grid) -> None:
+    file = Path(grid.output).parent / "grid.yaml"
+    words = f"ablate {file} --output={grid.output} --epochs=1 --devices=2 --batch_size=8"
+    words += " --accelerator=cpu --cell plain 0"
+    command = [sys.executable, "-m", "qsdformer", *words.split()]
+    subprocess.run(command, check=True, timeout=600, capture_output=True)
+    folder = cell_folder(grid, Cell("plain", 0))
+    made = json.loads((folder / "row.json").read_text())
+    subject = load_subject(str(folder / "last.ckpt"), {}, 8)
+    measured = analyze(subject, limit=grid.measure_images)
+    assert made["entropy_q"] == measured.entropies["q"]
+    assert made["additions"] == measured.ledger.synaptic_operations
+
+
+def test_a_table_with_text_among_its_numbers_is_refused_before_any_work(grid: Grid) -> None:
+    write_rows(grid, [row(grid, "ann", 0, 0.75, measured_images=8)])
+    path = Path(grid.output) / "results.csv"
+    path.write_text(path.read_text().replace(",8,", ",8.0,"))
+    assert ablation.finished_rows(grid)
+    write_rows(grid, [row(grid, "ann", 0, 0.75, entropy_q="n/a")])
+    with pytest.raises(UserError, match=r"row 1: could not convert string to float: 'n/a'"):
+        ablation.finished_rows(grid)
 
 
 def test_a_cell_that_is_trained_again_to_teach_keeps_its_row(grid: Grid) -> None:

@@ -61,6 +61,14 @@ def edit(file: Path, change: Any) -> None:
 HEAD = "model.head.weight"
 
 
+def bomb() -> list[Any]:
+    """A thousand million values, if it were written out."""
+    value: list[Any] = ["x"] * 10
+    for _ in range(8):
+        value = [value] * 10
+    return value
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -73,6 +81,8 @@ HEAD = "model.head.weight"
         (lambda c: c["state_dict"].update({"y": torch.ones(1)}), "unexpected entry y"),
         (lambda c: c.pop(KEY), "not a checkpoint of qsdformer"),
         (lambda c: c[KEY].update(format_version=99), "checkpoint format 99"),
+        (lambda c: c[KEY].update(format_version=bomb()), "checkpoint format list"),
+        (lambda c: c[KEY].update(extra=bomb()), "extra=list is not a section"),
         (lambda c: c[KEY].pop("model_config"), "damaged checkpoint header"),
         (lambda c: c[KEY]["model_config"].update(levels=0), "levels=0"),
         (lambda c: c[KEY]["model_config"].update(frobs=1), "frobs"),

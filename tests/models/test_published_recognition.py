@@ -238,6 +238,13 @@ def test_of_python_objects_only_training_arguments_are_let_in(save, capsys):
     assert "unpickled" not in capsys.readouterr().out
 
 
+def test_a_tensor_with_more_values_than_the_file_holds_is_refused(save):
+    state = published.sdt(32, 1, 4, channels=3)
+    state["head.weight"] = torch.zeros(1).expand(2**24, 32)
+    with pytest.raises(UserError, match=r"head\.weight has more values than the file holds"):
+        import_reference(save(state), time_steps=2, pooling="0011")
+
+
 def test_a_damaged_and_a_missing_safetensors_file_are_named(fixtures, tmp_path):
     short = tmp_path / "short.safetensors"
     short.write_bytes((fixtures / "sdt_v1_cifar.safetensors").read_bytes()[:50_000])

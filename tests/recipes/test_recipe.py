@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import re
 from pathlib import Path
 
@@ -186,6 +187,18 @@ def test_bad_file_is_one_line_naming_the_key(tmp_path: Path, text: str, expected
         load_recipe(str(file))
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_that_would_fill_memory_is_one_line(tmp_path: Path) -> None:
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
+    for old, new in itertools.pairwise("abcdefghi"):
+        lines.append(f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]")
+    (tmp_path / "bomb.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="is not valid YAML: written out, it has more than 100,000"):
+        load_recipe(str(tmp_path / "bomb.yaml"))
+    (tmp_path / "loop.yaml").write_text("model: &m {inner: [*m]}")
+    with pytest.raises(UserError, match="is not valid YAML: it holds itself"):
+        load_recipe(str(tmp_path / "loop.yaml"))
 
 
 def test_missing_recipe_names_the_nearest_packaged_one() -> None:

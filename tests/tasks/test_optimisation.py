@@ -140,7 +140,7 @@ def test_fused_adamw_is_not_chosen_where_lightning_refuses_to_clip_for_it(
     precision: str, clip: float | None
 ) -> None:
     optimizer = make_optimizer(torch.nn.Linear(2, 2), TrainConfig(clip_grad=clip), precision)
-    fused = optimizer.param_groups[0]["fused"]
+    fused = bool(optimizer.param_groups[0]["fused"])
     assert fused == (clip is None or precision == "32-true")
     assert getattr(optimizer, "_step_supports_amp_scaling", False) == fused
     if clip is not None and precision != "32-true":

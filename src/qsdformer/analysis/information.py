@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qsdformer.errors import UserError
+from qsdformer.nn.exact import exact_float32
 from qsdformer.nn.neurons import SpikingNeuron, firing_rate
 from qsdformer.nn.quantizers import quantized_layers
 from qsdformer.nn.taps import on_call, spiking_neurons
@@ -68,7 +69,8 @@ def spike_histograms(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, T
         for name, neuron in neurons.items():
             stack.enter_context(on_call(neuron, recorder(name)))  # type: ignore[arg-type]
         for images in batches:
-            model(images.to(device))
+            with exact_float32(device):
+                model(images.to(device))
             images_seen += len(images)
     if not images_seen:
         raise UserError("no images to measure spikes on: the data set is empty")

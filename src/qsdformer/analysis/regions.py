@@ -20,6 +20,7 @@ from qsdformer.analysis.ledger import make_ledger
 from qsdformer.analysis.measure import Measurement
 from qsdformer.analysis.post import DECODE, PAIR, RESIZE, SCORE, PostWork
 from qsdformer.graph.post import BOX, MASK, RegionPost
+from qsdformer.nn.exact import exact_float32
 from qsdformer.tasks.deployment import Deployable
 
 MODULES = {BOX: "roi_heads.box_head", MASK: "roi_heads.mask_head"}
@@ -45,7 +46,7 @@ def add_regions(
     images = 0
     for shown, _ in batches:
         regions: dict[str, list[Tensor]] = {name: [] for name in heads}
-        with _kept(network, regions, proposals):
+        with _kept(network, regions, proposals), exact_float32(device):
             sizes = [(image.shape[-2], image.shape[-1]) for image in shown]
             results = network.eval().detect([image.to(device) for image in shown], sizes)
         for name, kept in regions.items():

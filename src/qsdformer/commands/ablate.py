@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     cells = grid.wanted_cells(wanted, options.only, options.seeds)
     command = ablation.cell_command(options.recipe)
     for key, text in {**keys, "output": wanted.output}.items():
-        command += [f"--{key}", text]
+        command.append(f"--{key}={text}")
     environment = {**ALLOCATOR, RESTARTED: "1"}
     ablation.run_grid(
         wanted, cells, command, jobs=options.jobs, environment=environment, console=console

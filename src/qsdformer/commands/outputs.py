@@ -40,7 +40,7 @@ def beside(output: str) -> TextIO:
     written = os.stat(output)
     try:
         shown = os.path.samestat(written, os.fstat(sys.stdout.fileno()))
-    except (OSError, ValueError):  # no file at all
+    except (OSError, ValueError, AttributeError):  # no file at all, or closed
         shown = False
     return sys.stderr if shown or not Path(output).is_file() else sys.stdout
 

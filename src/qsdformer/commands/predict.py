@@ -181,7 +181,7 @@ def _checkpoint_classifier(
 
     def classify(images: Sequence[Image.Image]) -> list[list[tuple[str, float]]]:
         with torch.inference_mode(), exact_float32(device):
-            logits = model(prepare(images, info).to(device)).double().cpu().numpy()
+            logits = model(prepare(images, info).to(device)).cpu().double().numpy()
         return top_classes(logits, info.class_names, options.top)
 
     return classify

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from qsdformer.commands.arguments import positive
@@ -26,5 +27,5 @@ def run(options: argparse.Namespace) -> int:
     """Train both, compare them, save the results."""
     from qsdformer.experiments.quickstart import run as quickstart
 
-    quickstart(Path(options.output), seed=options.seed, epochs=options.epochs)
+    quickstart(Path(os.path.expanduser(options.output)), seed=options.seed, epochs=options.epochs)
     return 0

@@ -63,7 +63,7 @@ def as_text(name: str) -> str:
 
 def existing_folder(root: str | os.PathLike[str], what: str, layout: str) -> Path:
     """`root` as a folder that is there; the `UserError` for none says what is expected in it."""
-    folder = Path(root).expanduser()
+    folder = Path(os.path.expanduser(root))
     if not folder.is_dir():
         advice = "give another as --data.root FOLDER"
         raise UserError(f"{what} {folder} does not exist: {advice}; {layout}")

@@ -7,6 +7,7 @@ archives each: pickled dictionaries ("python"), and records of label bytes and p
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -168,7 +169,7 @@ def find_root(kind: Cifar, root: str | None, download: bool, split: str = "val")
     `UserError` if there is none.
     """
     cache = cache_folder(kind.cache)
-    candidates = [Path(root).expanduser()] if root else [Path("data") / kind.cache, cache]
+    candidates = [Path(os.path.expanduser(root))] if root else [Path("data") / kind.cache, cache]
     for place in candidates:
         if _published_files(kind, place) is not None or _has_class_folders(place, split):
             return place

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import struct
 import zlib
 from collections.abc import Container
+from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -30,8 +32,22 @@ EXIF_ERRORS = (*DECODE_ERRORS, ArithmeticError, LookupError, TypeError, Attribut
 # How the names of image files end, in lower case.
 _ENDINGS = ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pgm .png .ppm .tga .tif .tiff .webp"
 EXTENSIONS = tuple(_ENDINGS.split())
+# What files may hold, whatever their names: Pillow has formats whose reading runs programs.
+FORMATS = (*("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"),)
 # A centre crop is square; this leaves its borders what they would be in the whole image.
 WIDEST = 16  # longer by shorter side
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def opened(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
+    """The header of an image file in one of `FORMATS`, as Pillow opens it."""
+    return Image.open(file, formats=_formats())
 
 
 def open_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image.Image:
@@ -43,7 +59,7 @@ def open_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image.I
     try:
         if is_special(path):
             raise OSError("not a regular file")  # which might be waited for without end
-        with Image.open(path) as image:
+        with opened(path) as image:
             image.load()
             decoded = _eight_bits(image)
             return upright_image(decoded) if upright else decoded.copy()
@@ -156,7 +172,7 @@ def upright_size(path: str) -> tuple[int, int] | None:
 
     Pixels are decoded only where EXIF data turn them, or something is wrong.
     """
-    with contextlib.suppress(*EXIF_ERRORS), Image.open(path) as image:
+    with contextlib.suppress(*EXIF_ERRORS), opened(path) as image:
         if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
             return image.height, image.width
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import struct
 import zlib
 from functools import partial
@@ -68,7 +69,7 @@ def find_folder(root: str | None, download: bool) -> Path:
     """
     cache = cache_folder("fashion-mnist")
     usual = [Path("data/fashion-mnist"), cache, DEBIAN_FOLDER]
-    candidates = [Path(root).expanduser()] if root else usual
+    candidates = [Path(os.path.expanduser(root))] if root else usual
     for folder in candidates:
         if not missing_files(folder):
             return folder

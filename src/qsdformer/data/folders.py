@@ -8,10 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from qsdformer.data.base import existing_folder
-from qsdformer.data.decoding import DECODE_ERRORS, find_images, open_image, reason_of
+from qsdformer.data.decoding import DECODE_ERRORS, find_images, open_image, opened, reason_of
 from qsdformer.errors import UserError
 
 LAYOUT = "expected ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"
@@ -117,7 +115,7 @@ def _damage(path: str) -> str | None:
 def _looks_whole(path: str) -> bool:
     try:
         with open(path, "rb") as file:
-            with Image.open(file) as image:
+            with opened(file) as image:
                 kind = image.format or ""
                 if kind not in END_MARKS:
                     return False

@@ -20,6 +20,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from rich.console import Console
 
 from qsdformer.data.config import DataConfig
@@ -48,16 +49,24 @@ from qsdformer.experiments.grid import (
 from qsdformer.files import write_json
 from qsdformer.recipes.recipe import parse_data
 from qsdformer.training.once import train_once
+from qsdformer.training.run import is_worker
 from qsdformer.training.stopping import STOPPED
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30  # for a cell to end its step, or its validation, and save
 
 
-def run_cell(grid: Grid, cell: Cell, console: Console | None = None) -> Row:
-    """Train and measure one cell in this process; leaves row.json in its folder."""
+def run_cell(grid: Grid, cell: Cell, console: Console | None = None) -> Row | None:
+    """Train and measure one cell in this process; leaves row.json in its folder.
+
+    Of several processes the first alone measures; the others return None.
+    """
     recipe = cell_recipe(grid, cell)
     finished = train_once(recipe, console=console)
+    if is_worker(recipe):
+        return None
+    if dist.is_available() and dist.is_initialized():  # what follows is for one process, all images
+        dist.destroy_process_group()
     row: Row = {
         "variant": cell.variant,
         "label": _label(grid, cell.variant),
@@ -128,7 +137,7 @@ def finished_rows(grid: Grid) -> dict[Cell, Row]:
                 f"{grid.output} has a result of {cell} by another recipe: choose another output, "
                 f"or remove its row and the folder {cell_folder(grid, cell)}"
             )
-        if int(row.get(MEASURED) or grid.measure_images) != grid.measure_images:
+        if int(float(row.get(MEASURED) or grid.measure_images)) != grid.measure_images:
             raise UserError(
                 f"{grid.output} has a result of {cell} measured on {row[MEASURED]} images: set "
                 f"measure_images to that (it is {grid.measure_images}), or choose another output"
@@ -154,7 +163,7 @@ def _reused_rows(grid: Grid) -> dict[Cell, Row]:
         for folder in grid.reuse
         for row in read_rows(Path(folder) / "results.csv")
         for variant in by_digest.get(row.get("digest", ""), ())
-        if int(row.get(MEASURED) or grid.measure_images) == grid.measure_images
+        if int(float(row.get(MEASURED) or grid.measure_images)) == grid.measure_images
     }
 
 
@@ -211,7 +220,9 @@ def _check_images(grid: Grid, rows: Iterable[Row], pending: Sequence[str]) -> No
 
     Images that no variant in `pending` is measured on are left alone: they need not be here.
     """
-    pairs = {(str(row["variant"]), int(row[EVALUATED])) for row in rows if row.get(EVALUATED)}
+    pairs = {
+        (str(row["variant"]), int(float(row[EVALUATED]))) for row in rows if row.get(EVALUATED)
+    }
     names = dict.fromkeys([*pending, *(name for name, _ in pairs)])
     images = {name: _evaluated(grid, name) for name in names}
     for data, variant in {images[name]: name for name in pending}.items():
@@ -326,4 +337,7 @@ def _tell(console: Console, cell: Cell, row: Row, left: int) -> None:
 
 def cell_command(recipe: str) -> list[str]:
     """The command line that `run_grid` completes."""
-    return [sys.executable, "-m", "qsdformer", "ablate", recipe]
+    # The modules of the current folder are none of ours (-P), where the command itself was not
+    # started from there.
+    here = {"", os.getcwd()} & set(sys.path)
+    return [sys.executable, *([] if here else ["-P"]), "-m", "qsdformer", "ablate", recipe]

@@ -53,6 +53,7 @@ COLUMNS = (
     MEASURED,
     "digest",
 )
+TEXTS = ("variant", "label", "digest")  # columns; the others are numbers
 CONFIDENCE = 0.95
 
 
@@ -81,7 +82,9 @@ def check_row(row: Mapping[str, Any], where: str) -> None:
             f"{where}: there is no {lacking[0]}: it is no result of qsd ablate; remove it"
         )
     try:
-        int(row["seed"]), float(row["accuracy"])
+        int(row["seed"])
+        for key in row.keys() & set(COLUMNS) - set(TEXTS):
+            _number(row, key)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {error}: restore or remove it") from error
 
@@ -240,7 +243,7 @@ def _median(rows: list[Row], key: str) -> str:
     return f"{statistics.median(values):,.0f}" if values else "–"
 
 
-def _number(row: Row, key: str) -> float | None:
+def _number(row: Mapping[str, Any], key: str) -> float | None:
     value = row.get(key)
     return None if value in (None, "") else float(value)
 

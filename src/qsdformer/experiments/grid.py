@@ -15,7 +15,7 @@ from qsdformer.errors import UserError
 from qsdformer.parsing import load_yaml, one_of, parse_section
 from qsdformer.recipes import packaged_grids
 from qsdformer.recipes.derived import (
-    INCIDENTAL,
+    incidental,
     reaches_teacher,
     with_start_shape,
     with_teacher_keys,
@@ -32,7 +32,6 @@ from qsdformer.recipes.recipe import (
 )
 
 DISTILL = "distill."
-ROOT = "data.root"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,9 +216,7 @@ def digest(grid: Grid, variant: str) -> str:
     """
     values = cell_values(grid, Cell(variant, 0))
     values.pop("output")
-    others = set(INCIDENTAL)
-    if values["data"].get("name") != "image_folder":
-        others.add(ROOT)
+    others = incidental(values["data"])
     for path in others:
         section, key = path.split(".")
         values.get(section, {}).pop(key, None)

@@ -65,6 +65,7 @@ KINDS: dict[int, dict[str, type[Op]]] = {
     DENSE_VERSION: OPS,
 }
 SHARING = (Conv, ConvTranspose)  # operations that may have the codes of an earlier one
+MOST_SHARED = 64  # operations that have those of one; maps of a detector are four
 HEAD = "head."  # begins the names of tensors that are whole artifacts, of graphs for regions
 ARRAY_TYPES = {
     "table": np.int32,
@@ -204,7 +205,11 @@ def _graph(description: dict[str, Any], tensors: dict[str, memoryview], file: st
     defaults = typed(description["defaults"], dict)
     names: list[str] = []
     ops: list[Op] = []
-    for i, entry in enumerate(typed(description["ops"], list)):
+    entries = typed(description["ops"], list)
+    shared = Counter(str(e.get("same")) for e in entries if isinstance(e, dict) and "same" in e)
+    if any(times > MOST_SHARED for times in shared.values()):  # each has its codes in memory
+        raise ValueError(f"codes are shared by more than {MOST_SHARED} operations")
+    for i, entry in enumerate(entries):
         ops.append(
             _op(i, _shared(i, entry, version, ops, tensors, unused), kinds, defaults, names, unused)
         )

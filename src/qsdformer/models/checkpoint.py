@@ -24,7 +24,7 @@ from torch.serialization import safe_globals
 
 from qsdformer.data import DataInfo
 from qsdformer.devices import pick_device
-from qsdformer.errors import UserError, one_line
+from qsdformer.errors import UserError, one_line, shown_value
 from qsdformer.files import atomic_path, exported_kind
 from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.dense.config import DenseConfig, dense_config_from_dict
@@ -327,7 +327,7 @@ def _checked(content: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
     version = head.get("format_version")
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{path}: checkpoint format {one_line(version, 40)}, but this version reads "
+            f"{path}: checkpoint format {shown_value(version)}, but this version reads "
             f"{FORMAT_VERSION}; use the qsdformer that wrote it"
         )
     _check_sections(head, path)
@@ -344,7 +344,7 @@ def _check_sections(head: Mapping[str, Any], path: str | os.PathLike[str]) -> No
         sections |= {name: recipe[name] for name in ("model", "data", "train") if name in recipe}
     for name, section in sections.items():
         if not isinstance(section, dict):
-            wrong = f"{name}={one_line(repr(section), 40)} is not a section"
+            wrong = f"{name}={shown_value(section)} is not a section"
             raise UserError(f"{path}: damaged checkpoint header: {wrong}")
 
 

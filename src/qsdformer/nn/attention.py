@@ -25,6 +25,8 @@ def spike_attention(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, scale: float
 
 def softmax_attention(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v; (B, h, N, d)."""
+    if q_BhNd.is_cuda:  # fused kernels, which keep no N x N, want d to be dense in memory
+        q_BhNd, k_BhNd, v_BhNd = (x.contiguous() for x in (q_BhNd, k_BhNd, v_BhNd))
     return F.scaled_dot_product_attention(q_BhNd, k_BhNd, v_BhNd)
 
 

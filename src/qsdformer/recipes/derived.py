@@ -15,9 +15,8 @@ from qsdformer.recipes import packaged_recipes
 FROM_TEACHER = "teacher"  # in model.start_from: the weights of the one that teaches
 # Fields of a family's own that say nothing of its tensors or what they mean.
 NOT_SHAPE = ("drop_path_rate", "fully_spiking", "attention")
-# Keys that do not decide what comes out of a run: where the images lie is none of it either.
+# Keys that do not decide what comes out of a run, see `incidental`.
 INCIDENTAL = (
-    "data.root",
     "data.workers",
     "data.download",
     "train.accelerator",
@@ -43,6 +42,15 @@ TEACHERS_TOO = (
     "train.save_every",
     "train.log_every",
 )
+
+
+def incidental(data: Mapping[str, Any]) -> set[str]:
+    """Keys that do not decide what comes out of a run with this data section.
+
+    Where the images lie is one of them, unless only that says which images they are.
+    """
+    named = data.get("name") != "image_folder"
+    return {*INCIDENTAL, *(["data.root"] if named else [])}
 
 
 def names_recipe(name: str) -> bool:

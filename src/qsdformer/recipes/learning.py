@@ -51,7 +51,7 @@ class TrainConfig:
     ema_warmup: bool = option(True, "let the decay rise to `ema` over the first steps")
     clip_grad: float | None = option(None, "largest gradient norm")
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = option(
-        "auto", "auto: bf16-mixed on CUDA, 32-true elsewhere"
+        "auto", "auto: bf16-mixed on GPUs that have bfloat16, 32-true elsewhere"
     )
     compile: bool = option(False, "torch.compile for the training step")
     channels_last: bool = option(False, "memory format of images and weights")

@@ -93,5 +93,5 @@ def make_optimizer(model: nn.Module, config: TrainConfig, precision: str = "32-t
         return Lamb(groups, lr=config.peak_lr, betas=config.betas, trust_clip=True)
     if config.optimizer == "sgd":
         return SGD(groups, lr=config.peak_lr, momentum=config.betas[0], nesterov=True)
-    fused = can_fuse(config, precision)
+    fused = can_fuse(config, precision) or None  # None: PyTorch's choice among the others
     return AdamW(groups, lr=config.peak_lr, betas=config.betas, fused=fused)

@@ -122,7 +122,7 @@ class MaskScores(nn.Module):
     def compute(self) -> Scores:
         """What was counted since the last `reset`."""
         iou = self.jaccard.compute()[: self.classes].cpu()
-        confusion = self.confusion.compute()[: self.classes, : self.classes].double().cpu()
+        confusion = self.confusion.compute()[: self.classes, : self.classes].cpu().double()
         pixels, found, right = confusion.sum(1), confusion.sum(0), confusion.diag()
         return Scores(
             iou=tuple(torch.where(pixels + found > 0, iou, math.nan).tolist()),

@@ -23,6 +23,8 @@ RESULT = "result.json"
 LOCK = ".lock"
 # What a run writes before its first checkpoint: worth nothing without one.
 BEGINNINGS = ("recipe.yaml", "metrics.csv", "tensorboard")
+# What is left of a finished one: its result, and a grid's row of it.
+SPENT = (RESULT, "row.json")
 # What a run writes, and all that --overwrite may remove.
 RUN_FILES = (BEST, LAST, RESULT, *BEGINNINGS)
 
@@ -155,8 +157,12 @@ def going_on(folder: Path, resume: str | os.PathLike[str] | bool) -> Point | Non
     return None if path is None else Point(path, checkpoint.read(path))
 
 
-def check_free(folder: Path) -> None:
-    """`UserError` for a folder with anything but the beginnings of a run without a checkpoint."""
+def check_free(folder: Path, *, spent: bool = False) -> None:
+    """`UserError` for a folder with anything but the beginnings of a run without a checkpoint.
+
+    What is left of a finished run whose checkpoints were removed is in the way as well, unless it
+    is `spent`: known to be of the run that starts.
+    """
     try:
         names = {path.name for path in folder.iterdir() if not is_partial(path)}
     except OSError as error:
@@ -165,7 +171,7 @@ def check_free(folder: Path) -> None:
         way = "go on with --resume, start over with --overwrite"
     else:
         way = "start over with --overwrite"
-    if names - {*BEGINNINGS, TEACHER, LOCK}:
+    if names - {*BEGINNINGS, TEACHER, LOCK, *(SPENT if spent else ())}:
         raise UserError(
             f"the run folder {folder} is not empty: {way}, or choose another with --output"
         )

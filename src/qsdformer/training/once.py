@@ -23,7 +23,7 @@ from qsdformer.files import atomic_path
 from qsdformer.models import checkpoint
 from qsdformer.models.building import build
 from qsdformer.models.finetune import check_teacher_shape
-from qsdformer.recipes.derived import INCIDENTAL
+from qsdformer.recipes.derived import incidental
 from qsdformer.recipes.recipe import Recipe, parse_recipe
 from qsdformer.tasks.choice import training_data
 from qsdformer.tasks.distillation import check_teacher_classes
@@ -60,11 +60,13 @@ def train(
     overwrite: bool = False,
     console: Console | None = None,
     callbacks: Sequence[Callback] = (),
+    again: bool = False,
 ) -> TrainResult:
     """Train as `recipe` says, into the folder `recipe.output`.
 
     `resume` is a checkpoint to go on from, or True for that of the run folder; a run that has
-    none yet starts, one that is finished is left as it is. Raises `UserError` for anything the
+    none yet starts, one that is finished is left as it is. `again`: one whose checkpoints were
+    removed starts as well. Raises `UserError` for anything the
     user can put right, KeyboardInterrupt if interrupted.
     """
     check_processes(recipe.train, cuda=on_cuda(recipe), dense=recipe.dense)
@@ -80,7 +82,7 @@ def train(
                 return done
         if (start is None or start.is_elsewhere(folder)) and not worker:
             if not overwrite:
-                check_free(folder)
+                check_free(folder, spent=again)
             check_beginnings(recipe, folder)
         if resume is True and (start is None or start.path.name != LAST):
             say(console, _beginning(folder, start))
@@ -119,7 +121,8 @@ def train_once(
         )
     again = other is not None and overwrite
     if again or there is None or there.path.name != LAST or there.epochs < recipe.train.epochs:
-        train(recipe, resume=there is not None and not again, overwrite=again, console=console)
+        going_on_there = there is not None and not again
+        train(recipe, resume=going_on_there, overwrite=again, console=console, again=there is None)
     last = Path(recipe.output) / LAST
     return Finished(path=last, score=_score(Point(last, checkpoint.read(last)), recipe))
 
@@ -239,7 +242,8 @@ def _deciding(recipe: Recipe) -> dict[str, Any]:
         flat |= {f"{name}.{k}": v for k, v in inner.items()}
         if not isinstance(value, dict):
             flat[name] = value
+    others = incidental(values["data"])
     if teachers := flat.get("distill.teacher_keys"):
-        kept = {path: value for path, value in teachers.items() if path not in INCIDENTAL}
+        kept = {path: value for path, value in teachers.items() if path not in others}
         flat["distill.teacher_keys"] = kept or None
-    return {path: value for path, value in flat.items() if path not in INCIDENTAL}
+    return {path: value for path, value in flat.items() if path not in others}

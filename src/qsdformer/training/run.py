@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -244,7 +245,9 @@ def _precision(recipe: Recipe) -> Any:
     wanted = recipe.train.precision
     cuda = on_cuda(recipe)
     if wanted == "auto":
-        return "bf16-mixed" if cuda else "32-true"
+        # Emulated it would be slower than float32.
+        fast = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16-mixed" if fast else "32-true"
     if wanted == "16-mixed" and not cuda:
         raise UserError("train.precision=16-mixed needs a CUDA device: use 32-true or bf16-mixed")
     return wanted
@@ -340,6 +343,6 @@ def _plain_errors() -> Iterator[None]:
         if type(error).__module__.startswith(COMPILERS):
             raise UserError(
                 f"train.compile=true: cannot compile here: {one_line(error, None)}; install a C++ "
-                "compiler (g++), or set --compile false"
+                "compiler and Python's headers (g++, python3-dev), or set --compile false"
             ) from error
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -82,7 +83,7 @@ class DetectionDataModule(SplitModule[DetectionDataset]):
     def files(self) -> Iterator[Path]:
         """The files of the set: annotations, lists, and all that lies beside its images."""
         assert self.config.root is not None
-        root = Path(self.config.root).expanduser()
+        root = Path(os.path.expanduser(self.config.root))
         for pattern in ("annotations/*.json", "ImageSets/Main/*.txt", "Annotations/*.xml"):
             yield from root.glob(pattern)
         for folder in sorted({Path(path).parent for path in self._eval.unread}):

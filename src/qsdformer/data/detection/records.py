@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from qsdformer.data.base import DataError
-from qsdformer.data.decoding import EXIF_ERRORS, in_channels, open_image
+from qsdformer.data.decoding import EXIF_ERRORS, in_channels, open_image, opened
 from qsdformer.data.detection.segments import Segment, segment_masks
 from qsdformer.errors import UserError
 
@@ -194,7 +194,7 @@ def _size_error(record: Record) -> UserError | None:
     path, size = record.image, record.size
     if not isinstance(path, str) or size is None:
         return None
-    with contextlib.suppress(*EXIF_ERRORS), Image.open(path) as image:
+    with contextlib.suppress(*EXIF_ERRORS), opened(path) as image:
         if size == (image.height, image.width):
             return None
     try:

@@ -8,6 +8,7 @@ counted from 1 and a box includes its last ones, so that xmin = 1 is the image's
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,12 +71,12 @@ def read_voc(
 
 def is_voc(root: str | Path) -> bool:
     """Whether a folder has VOC's lists of images."""
-    return (Path(root).expanduser() / "ImageSets" / "Main").is_dir()
+    return (Path(os.path.expanduser(root)) / "ImageSets" / "Main").is_dir()
 
 
 def class_names_of(root: str | Path, splits: Sequence[str]) -> tuple[str, ...]:
     """The classes of all objects in some splits, sorted."""
-    folder = Path(root).expanduser()
+    folder = Path(os.path.expanduser(root))
     found = {
         _name(item, name)
         for split in splits

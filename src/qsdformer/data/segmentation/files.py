@@ -77,7 +77,7 @@ def find_pairs(root: str | None, split: str, *, skip_bad: bool) -> Pairs:
 
 def class_names_in(root: str | None) -> tuple[str, ...] | None:
     """The lines of ROOT/classes.txt, if there is one; `UserError` for one of fewer than two."""
-    file = Path(root or "").expanduser() / CLASSES_FILE
+    file = Path(os.path.expanduser(root or "")) / CLASSES_FILE
     if root is None or not file.is_file():
         return None
     try:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from qsdformer.data.base import DataError
-from qsdformer.data.decoding import DECODE_ERRORS, reason_of, upright_image
+from qsdformer.data.decoding import DECODE_ERRORS, opened, reason_of, upright_image
 from qsdformer.errors import UserError
 
 IGNORE = 255  # in batches: neither learned nor counted
@@ -74,7 +73,7 @@ def read_labels(path: str) -> Array:
     A mask is turned as its EXIF orientation says, as images are.
     """
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             image.load()
             mode, values = image.mode, np.asarray(upright_image(image))
     except DECODE_ERRORS as error:

@@ -6,6 +6,7 @@ weights, each map (level) has a norm of its own, since their statistics differ.
 
 from __future__ import annotations
 
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -79,6 +80,10 @@ class PredictorLinear(QuantLinear):
         nn.init.zeros_(self.bias)
 
 
+def _several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def normed(norm: nn.Module, x: Tensor) -> Tensor:
     """`norm(x)`; by its running statistics where one value a channel has none of its own.
 
@@ -86,6 +91,10 @@ def normed(norm: nn.Module, x: Tensor) -> Tensor:
     error.
     """
     assert isinstance(norm, _BatchNorm)
+    if norm.training and isinstance(norm, nn.SyncBatchNorm) and _several_processes():
+        # All processes meet here, whatever they have, and in one type: an empty one would send its
+        # own half precision where the others send float32.
+        return norm(x if len(x) else x.float())
     if not norm.training or x.numel() != x.shape[1]:
         return norm(x)
     kept = (norm.running_mean, norm.running_var, norm.weight, norm.bias)

@@ -54,6 +54,9 @@ def import_reference(
     """
     given = {"heads": heads, "time_steps": time_steps, "pooling": pooling, "dvs_mode": dvs_mode}
     tensors, saved = _read(path)
+    for name, value in tensors.items():
+        if isinstance(value, Tensor) and value.nbytes > value.untyped_storage().nbytes():
+            raise UserError(f"{path}: damaged: {name} has more values than the file holds")
     state = State(tensors, str(path))
     told = Told(path=str(path), given=given, saved=saved)
     published = _recognise(state)
