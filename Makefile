@@ -20,10 +20,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(wildcard native/*.txt nativ
 	  { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "Python's venv module is missing: sudo apt-get install python3-venv, then make again"; exit 1; }
+	@rm -f src/qsdformer/runtimes/libqsd.*  # not an older one where this build fails
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed \
 	  --constraint constraints.txt --editable ".[dev,export,hardware,plots,segmentation,tensorboard]"
 	# Tests compare with SpikingJelly's counter, which needs none of its other dependencies.
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt spikingjelly loguru
+	@$(BIN)/python -c 'from qsdformer.runtimes import native; \
+	  why = native.absence(); print(f"note: {why}; then rm $@ and make again") if why else None'
 	@touch $@
 
 demo: install
@@ -48,5 +51,5 @@ lint: install
 	$(BIN)/lint-imports --no-cache
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist src/qsdformer/runtimes/libqsd.* .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -exec rm -rf {} +

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sysconfig
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +14,10 @@ from qsdformer.data.base import DataInfo
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 
 SIZE = 32
+# Whether torch.compile can generate code here: it needs a C++ compiler and Python's headers.
+COMPILES = (
+    shutil.which("g++") is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
+)
 
 LIF = {"neuron": "lif", "threshold": 0.15, "rectify": "all", "residual_gain": 1.0}
 
