@@ -9,7 +9,7 @@ import importlib.util
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from qsdformer import __version__
@@ -156,22 +156,30 @@ def _with_command(given: list[str]) -> list[str]:
     first = given[0] if given else ""
     if not first or first.startswith("-") or first in (name for name, *_ in COMMANDS):
         return given
-    from qsdformer.recipes import packaged_grids, packaged_recipes
-
-    if first in packaged_grids():
+    grids, recipes = _packaged()
+    if first in grids:
         command = "ablate"
-    elif first in packaged_recipes():
+    elif first in recipes:
         command = "train"
     elif first.endswith((".yaml", ".yml")):
         command = "ablate" if _is_grid(first) else "train"
     else:
-        known = [*(name for name, *_ in COMMANDS), *packaged_recipes(), *packaged_grids()]
+        known = [*(name for name, *_ in COMMANDS), *recipes, *grids]
         question = did_you_mean(first, known, cutoff=LIKENESS)
         hint = f": {question}" if question else "; qsd --help lists the commands"
         raise UserError(f"{first!r} is not a command{hint}")
     if not {*HELP} & set(given):
         raise UserError(f"{first} is a recipe, not a command: qsd {command} {first}")
     return [command, *given]
+
+
+def _packaged() -> tuple[Collection[str], Collection[str]]:
+    """The names of packaged grids and recipes; qsdformer-runtime has none."""
+    if importlib.util.find_spec("qsdformer.recipes") is None:
+        return (), ()
+    from qsdformer.recipes import packaged_grids, packaged_recipes
+
+    return packaged_grids(), packaged_recipes()
 
 
 def _is_grid(path: str) -> bool:
