@@ -100,15 +100,18 @@ def test_the_documented_offspring_of_cifar10_small_are_trained_as_written(
     lines = re.findall(r"^qsd (train cifar10-small.*)$", document.read_text("utf-8"), re.MULTILINE)
     write_tiny_cifar10(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
-    small = ["--data.root=data", "--batch_size=20", "--width=16", "--depth=1", "--heads=2"]
-    teacher = "--teacher_keys={model.width: 16, model.depth: 1, model.heads: 2, train.epochs: 1}"
+    small = ["--data.root=data", "--batch_size=20", "--width=16", "--heads=2", "--devices=1"]
+    small += ["--stem_widths=[4, 8, 12]"]
+    shape = "model.width: 16, model.heads: 2, model.stem_widths: [4, 8, 12]"
+    teacher = f"--teacher_keys={{{shape}, train.epochs: 1}}"
     assert len(lines) == 3
     for number, line in enumerate(lines):
         words = [*shlex.split(line, comments=True), *small]
         words += [] if number else [teacher, "--epochs=1"]
         assert run(words) == 0, capsys.readouterr().err
     assert "weights from runs/cifar10-small/last.ckpt" in capsys.readouterr().out
-    assert load("runs/cifar10-small-2bit/last.ckpt").config.weight_bits == 2
+    config = load("runs/cifar10-small-2bit/last.ckpt").config
+    assert (config.weight_bits, config.depth, config.stem_widths) == (2, 1, (4, 8, 12))
     script = runpy.run_path(str(document.parents[1] / "benchmarks/cifar10_small.py"))
     kept = document.parent / "results/cifar10-small.csv"
     Path("rows.csv").write_bytes(kept.read_bytes())
