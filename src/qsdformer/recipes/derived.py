@@ -15,6 +15,8 @@ from qsdformer.recipes import packaged_recipes
 FROM_TEACHER = "teacher"  # in model.start_from: the weights of the one that teaches
 # Fields of a family's own that say nothing of its tensors or what they mean.
 NOT_SHAPE = ("drop_path_rate", "fully_spiking", "attention")
+# Sources of whatever images a folder holds.
+FOLDERS = ("image_folder", "mask_folder", "coco", "voc")
 # Keys that do not decide what comes out of a run, see `incidental`.
 INCIDENTAL = (
     "data.workers",
@@ -49,7 +51,7 @@ def incidental(data: Mapping[str, Any]) -> set[str]:
 
     Where the images lie is one of them, unless only that says which images they are.
     """
-    named = data.get("name") != "image_folder"
+    named = data.get("name") not in FOLDERS
     return {*INCIDENTAL, *(["data.root"] if named else [])}
 
 
