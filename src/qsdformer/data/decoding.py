@@ -33,7 +33,8 @@ EXIF_ERRORS = (*DECODE_ERRORS, ArithmeticError, LookupError, TypeError, Attribut
 _ENDINGS = ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pgm .png .ppm .tga .tif .tiff .webp"
 EXTENSIONS = tuple(_ENDINGS.split())
 # What files may hold, whatever their names: Pillow has formats whose reading runs programs.
-FORMATS = tuple("AVIF BMP GIF JPEG JPEG2000 MPO PNG PPM TGA TIFF WEBP".split())
+_FORMATS = "AVIF BMP GIF JPEG JPEG2000 MPO PNG PPM TGA TIFF WEBP"
+FORMATS = tuple(_FORMATS.split())
 # A centre crop is square; this leaves its borders what they would be in the whole image.
 WIDEST = 16  # longer by shorter side
 
