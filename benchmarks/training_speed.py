@@ -20,8 +20,9 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+from qsdformer.data.base import sides
 from qsdformer.models.building import build
-from qsdformer.nn.config import bits_text
+from qsdformer.nn.config import BITS, bits_text
 from qsdformer.process import restart_with_allocator_settings
 from qsdformer.recipes.recipe import Recipe, load_recipe
 from qsdformer.tasks.optimisation import make_optimizer
@@ -43,13 +44,11 @@ def make_step(
     """One optimiser step of the recipe's network on random images."""
     torch.manual_seed(0)
     channels, side = SHAPES[recipe.data.name]
-    sides = recipe.data.image_size or side
-    height, width = (sides, sides) if isinstance(sides, int) else sides
     config = recipe.model.config(in_channels=channels, num_classes=CLASSES)
     if fp32:
-        config = config.replace(weight_bits=None, stem_bits=None, head_bits=None)
+        config = config.replace(**dict.fromkeys(BITS))
     model = build(config.ann() if ann else config).to(memory_format=torch.channels_last)
-    images = torch.randn(batch, channels, height, width)
+    images = torch.randn(batch, channels, *sides(recipe.data.image_size or side))
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, CLASSES, (batch,))
     optimizer = make_optimizer(model, recipe.train)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
+import io
 import json
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,11 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise _cannot_write(path, error) from error
 
 
+def at_home(path: str | os.PathLike[str]) -> Path:
+    """A path in which ~ is the home folder; ~name of nobody is a folder called so."""
+    return Path(os.path.expanduser(path))
+
+
 def is_special(path: str | os.PathLike[str]) -> bool:
     """Whether there is something at `path` that is neither a file nor a folder."""
     try:
@@ -104,6 +111,17 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     with atomic_path(path) as temporary:
         # File names that are not UTF-8 have no other text than their bytes' numbers.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_csv(
+    path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
+) -> None:
+    """Write rows, by column, to `path` as CSV, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

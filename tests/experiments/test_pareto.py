@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks/pareto.py"
 ROWS = """variant,label,seed,accuracy,packed_bytes,additions,macs,uj_bit_aware,uj_twin_skip
 ann,ANN,0,0.8,4096,0,3e6,100,
@@ -51,3 +53,10 @@ def test_the_architectures_of_the_page_are_the_kept_rows(tmp_path: Path) -> None
     command = [sys.executable, str(SCRIPT), str(kept), "--output", str(picture)]
     subprocess.run(command, check=True, capture_output=True)
     assert picture.stat().st_size > 10_000
+
+
+def test_a_table_of_costs_needs_rows_that_have_them() -> None:
+    lines = runpy.run_path(str(SCRIPT.with_name("cost_table.py")))["lines"]
+    old = SCRIPT.parents[1] / "docs/results/ablation-activity.csv"
+    with pytest.raises(SystemExit, match=r"ablation-activity\.csv lacks values of "):
+        lines(old)

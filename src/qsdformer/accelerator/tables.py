@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
 
+from qsdformer import files
 from qsdformer.accelerator.ledger import Line
 from qsdformer.accelerator.published.design import Estimate
 from qsdformer.accelerator.results import PARTS, Figures, figures, stage_figures
@@ -17,7 +17,6 @@ from qsdformer.accelerator.sweep import Point
 from qsdformer.accelerator.traffic import DRAM
 from qsdformer.analysis.export import energy_text
 from qsdformer.errors import UserError
-from qsdformer.files import atomic_path
 
 BYTE = 8
 SHOWN_ENERGY = {"compute": "compute", "buffers": "buffers", "dram": "DRAM", "leakage": "leakage"}
@@ -172,10 +171,7 @@ def write_csv(path: str | os.PathLike[str], simulations: Sequence[Simulation]) -
 def write_rows(path: str | os.PathLike[str], rows: Sequence[dict[str, Any]]) -> None:
     """Rows as CSV with the columns of all of them."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    files.write_csv(path, columns, rows)
 
 
 def _csv_row(stage: Stage, simulation: Simulation) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -10,12 +9,12 @@ from typing import Any
 
 from rich.table import Table
 
+from qsdformer import files
 from qsdformer.analysis import energy
 from qsdformer.analysis.energy import KINDS, CostModel, Row
 from qsdformer.analysis.information import histogram_entropy
 from qsdformer.analysis.ledger import Ledger
 from qsdformer.analysis.subject import Analysis
-from qsdformer.files import atomic_path
 from qsdformer.graph.trace import plain_config
 
 ROW_FIELDS = tuple(f.name for f in dataclasses.fields(Row))
@@ -86,15 +85,13 @@ def write_csv(
 ) -> None:
     """A line for each operation of each ledger, whole or not at all."""
     columns = ["model", *ROW_FIELDS, "deviation", *(f"{m.name}_pj" for m in models)]
-    how: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-    with atomic_path(path) as temporary, temporary.open("w", **how) as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        for ledger in ledgers:
-            charged = {f"{m.name}_pj": ledger.energies(m) for m in models}
-            for i, row in enumerate(ledger.rows):
-                energies = {name: column[i] for name, column in charged.items()}
-                writer.writerow({"model": ledger.name, **_row_values(row), **energies})
+    rows = []
+    for ledger in ledgers:
+        charged = {f"{m.name}_pj": ledger.energies(m) for m in models}
+        for i, row in enumerate(ledger.rows):
+            energies = {name: column[i] for name, column in charged.items()}
+            rows.append({"model": ledger.name, **_row_values(row), **energies})
+    files.write_csv(path, columns, rows)
 
 
 def neuron_table(analysis: Analysis) -> Table:

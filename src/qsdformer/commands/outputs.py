@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from qsdformer.errors import UserError
-from qsdformer.files import check_writable
+from qsdformer.files import check_writable, is_special
 
 READ = ("*.ckpt", "*.yaml", "metrics.csv", "result.json")  # of a run folder, by commands
 
@@ -42,7 +42,7 @@ def beside(output: str) -> TextIO:
         shown = os.path.samestat(written, os.fstat(sys.stdout.fileno()))
     except (OSError, ValueError, AttributeError):  # no file at all, or closed
         shown = False
-    return sys.stderr if shown or not Path(output).is_file() else sys.stdout
+    return sys.stderr if shown or is_special(output) else sys.stdout
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
-from pathlib import Path
 
 from qsdformer.commands.arguments import positive
+from qsdformer.files import at_home
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,5 +26,5 @@ def run(options: argparse.Namespace) -> int:
     """Train both, compare them, save the results."""
     from qsdformer.experiments.quickstart import run as quickstart
 
-    quickstart(Path(os.path.expanduser(options.output)), seed=options.seed, epochs=options.epochs)
+    quickstart(at_home(options.output), seed=options.seed, epochs=options.epochs)
     return 0

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 from qsdformer.errors import UserError, require
+from qsdformer.files import at_home
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +64,7 @@ def as_text(name: str) -> str:
 
 def existing_folder(root: str | os.PathLike[str], what: str, layout: str) -> Path:
     """`root` as a folder that is there; the `UserError` for none says what is expected in it."""
-    folder = Path(os.path.expanduser(root))
+    folder = at_home(root)
     if not folder.is_dir():
         advice = "give another as --data.root FOLDER"
         raise UserError(f"{what} {folder} does not exist: {advice}; {layout}")

@@ -7,7 +7,6 @@ archives each: pickled dictionaries ("python"), and records of label bytes and p
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +26,7 @@ from qsdformer.data.image_folder import load_in_memory
 from qsdformer.data.memory import Split, fit_of_square, memory_source
 from qsdformer.data.pickles import PICKLE_ERRORS, read_pickle
 from qsdformer.errors import UserError
+from qsdformer.files import at_home
 
 SIZE = 32
 PIXELS = 3 * SIZE * SIZE
@@ -169,7 +169,7 @@ def find_root(kind: Cifar, root: str | None, download: bool, split: str = "val")
     `UserError` if there is none.
     """
     cache = cache_folder(kind.cache)
-    candidates = [Path(os.path.expanduser(root))] if root else [Path("data") / kind.cache, cache]
+    candidates = [at_home(root)] if root else [Path("data") / kind.cache, cache]
     for place in candidates:
         if _published_files(kind, place) is not None or _has_class_folders(place, split):
             return place

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import struct
 import zlib
 from functools import partial
@@ -24,6 +23,7 @@ from qsdformer.data.config import DataConfig
 from qsdformer.data.download import cache_folder, download_into
 from qsdformer.data.memory import Split, fit_of_square, memory_source
 from qsdformer.errors import UserError
+from qsdformer.files import at_home
 
 SIZE = 28
 MEAN, STD = 0.2860, 0.3530  # of the 60,000 training images, pixels in [0, 1]
@@ -69,7 +69,7 @@ def find_folder(root: str | None, download: bool) -> Path:
     """
     cache = cache_folder("fashion-mnist")
     usual = [Path("data/fashion-mnist"), cache, DEBIAN_FOLDER]
-    candidates = [Path(os.path.expanduser(root))] if root else usual
+    candidates = [at_home(root)] if root else usual
     for folder in candidates:
         if not missing_files(folder):
             return folder

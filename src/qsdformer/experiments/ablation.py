@@ -137,13 +137,18 @@ def finished_rows(grid: Grid) -> dict[Cell, Row]:
                 f"{grid.output} has a result of {cell} by another recipe: choose another output, "
                 f"or remove its row and the folder {cell_folder(grid, cell)}"
             )
-        if int(float(row.get(MEASURED) or grid.measure_images)) != grid.measure_images:
+        if not _measured_alike(grid, row):
             raise UserError(
                 f"{grid.output} has a result of {cell} measured on {row[MEASURED]} images: set "
                 f"measure_images to that (it is {grid.measure_images}), or choose another output"
             )
         found[cell] = {**row, "label": _label(grid, cell.variant)}
     return {**_reused_rows(grid), **found}
+
+
+def _measured_alike(grid: Grid, row: Row) -> bool:
+    """Whether a row, unless it is so old that it says none, has the grid's `measure_images`."""
+    return float(row.get(MEASURED) or grid.measure_images) == grid.measure_images
 
 
 def _reused_rows(grid: Grid) -> dict[Cell, Row]:
@@ -163,7 +168,7 @@ def _reused_rows(grid: Grid) -> dict[Cell, Row]:
         for folder in grid.reuse
         for row in read_rows(Path(folder) / "results.csv")
         for variant in by_digest.get(row.get("digest", ""), ())
-        if int(float(row.get(MEASURED) or grid.measure_images)) == grid.measure_images
+        if _measured_alike(grid, row)
     }
 
 

@@ -83,8 +83,9 @@ def check_row(row: Mapping[str, Any], where: str) -> None:
         )
     try:
         int(row["seed"])
-        for key in row.keys() & set(COLUMNS) - set(TEXTS):
-            _number(row, key)
+        for key in COLUMNS:
+            if key not in TEXTS:
+                _number(row, key)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {error}: restore or remove it") from error
 

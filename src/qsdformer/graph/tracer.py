@@ -196,13 +196,15 @@ class _Tracer(fx.Tracer):
 
     def _check_state(self, m: nn.Module) -> None:
         kept = next((k for k, v in vars(m).items() if isinstance(v, Tensor)), None)
+        if kept is None:
+            return
         if f"{kept}_orig" in m._parameters or f"{kept}_g" in m._parameters:
             raise UserError(
                 f"{self._where()}: its {kept} is made of other parameters in each pass: make it "
                 f"one again, with torch.nn.utils.prune.remove(layer, {kept!r}) or "
                 "remove_weight_norm(layer)"
             )
-        if kept is not None and m is not self.root:
+        if m is not self.root:
             raise UserError(
                 f"{self._where()}: it keeps a tensor {kept!r} that is neither parameter nor "
                 "buffer, a state left from another batch: set it to None, or use the neurons of "

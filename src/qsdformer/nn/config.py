@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from qsdformer.errors import require
-from qsdformer.parsing import option
+from qsdformer.parsing import option, written
 
 Neuron = Literal["ielif", "lif", "relu", "gelu"]
 Attention = Literal["spike", "softmax"]
@@ -161,8 +161,7 @@ class NetworkConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as stored in checkpoints; "family" says whose they are."""
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
-        return {"family": self.family, **values}
+        return {"family": self.family, **written(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

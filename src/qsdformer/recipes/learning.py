@@ -93,8 +93,7 @@ class TrainConfig:
         require(self, "weight_decay", ok, "0 or more")
         of_schedules = {"power": "poly", "lr_factor": "step"}
         for name, schedule in of_schedules.items():
-            default = type(self).__dataclass_fields__[name].default
-            ok = self.schedule == schedule or getattr(self, name) == default
+            ok = self.schedule == schedule or getattr(self, name) == getattr(type(self), name)
             require(self, name, ok, f"left out: it is for the schedule {schedule}")
         ok = not stepped or self.min_lr == 0
         require(self, "min_lr", ok, "left out: the schedule step ends where its last step leads")

@@ -7,7 +7,6 @@ runs in a process of its own: beside the runtimes' threads its own take up to th
 
 from __future__ import annotations
 
-import csv
 import functools
 import importlib.util
 import json
@@ -27,9 +26,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from qsdformer import files
 from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError
-from qsdformer.files import atomic_path
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.ops import Array
 from qsdformer.runtimes import native
@@ -195,13 +194,11 @@ def table(timings: Sequence[Timing]) -> Table:
 
 def write_csv(timings: Sequence[Timing], path: str | os.PathLike[str]) -> None:
     """The timings as a CSV file, whole or not at all."""
-    fields = list(Timing.__dataclass_fields__)
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(fields)
-        for timing in timings:
-            values = (getattr(timing, name) for name in fields)
-            writer.writerow([f"{v:.3f}" if isinstance(v, float) else v for v in values])
+    rows = [
+        {name: f"{v:.3f}" if isinstance(v, float) else v for name, v in vars(timing).items()}
+        for timing in timings
+    ]
+    files.write_csv(path, list(Timing.__dataclass_fields__), rows)
 
 
 # Each prints the peak memory of a fresh process that runs one image.

@@ -60,14 +60,14 @@ def train(
     overwrite: bool = False,
     console: Console | None = None,
     callbacks: Sequence[Callback] = (),
-    again: bool = False,
+    spent: bool = False,
 ) -> TrainResult:
     """Train as `recipe` says, into the folder `recipe.output`.
 
     `resume` is a checkpoint to go on from, or True for that of the run folder; a run that has
-    none yet starts, one that is finished is left as it is. `again`: one whose checkpoints were
-    removed starts as well. Raises `UserError` for anything the
-    user can put right, KeyboardInterrupt if interrupted.
+    none yet starts, one that is finished is left as it is; `spent`: one whose checkpoints were
+    removed starts as well. Raises `UserError` for anything the user can put right,
+    KeyboardInterrupt if interrupted.
     """
     check_processes(recipe.train, cuda=on_cuda(recipe), dense=recipe.dense)
     worker = is_worker(recipe)
@@ -82,7 +82,7 @@ def train(
                 return done
         if (start is None or start.is_elsewhere(folder)) and not worker:
             if not overwrite:
-                check_free(folder, spent=again)
+                check_free(folder, spent=spent)
             check_beginnings(recipe, folder)
         if resume is True and (start is None or start.path.name != LAST):
             say(console, _beginning(folder, start))
@@ -121,8 +121,8 @@ def train_once(
         )
     again = other is not None and overwrite
     if again or there is None or there.path.name != LAST or there.epochs < recipe.train.epochs:
-        going_on_there = there is not None and not again
-        train(recipe, resume=going_on_there, overwrite=again, console=console, again=there is None)
+        new = there is None
+        train(recipe, resume=not (new or again), overwrite=again, spent=new, console=console)
     last = Path(recipe.output) / LAST
     return Finished(path=last, score=_score(Point(last, checkpoint.read(last)), recipe))
 

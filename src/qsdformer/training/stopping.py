@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from rich.console import Console
 
+from qsdformer.data.sampling import rank_and_world
 from qsdformer.training.checkpointing import NonFiniteGuard
 from qsdformer.training.progress import say
 
@@ -30,7 +31,7 @@ class Agreement:
     def __init__(self) -> None:
         self._group: Any = None
         self._pending: tuple[Any, torch.Tensor] | None = None
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if rank_and_world()[1] > 1:
             self._group = dist.new_group(backend="gloo")
 
     def ask(self, flag: bool) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from qsdformer.data.detection.vary import Variation
 from qsdformer.data.detection.voc import class_names_of, read_voc
 from qsdformer.data.loading import SplitModule
 from qsdformer.errors import UserError
+from qsdformer.files import at_home
 
 # Of grey images: ImageNet's, averaged over its channels.
 GREY_MEAN, GREY_STD = (0.449,), (0.226,)
@@ -83,7 +83,7 @@ class DetectionDataModule(SplitModule[DetectionDataset]):
     def files(self) -> Iterator[Path]:
         """The files of the set: annotations, lists, and all that lies beside its images."""
         assert self.config.root is not None
-        root = Path(os.path.expanduser(self.config.root))
+        root = at_home(self.config.root)
         for pattern in ("annotations/*.json", "ImageSets/Main/*.txt", "Annotations/*.xml"):
             yield from root.glob(pattern)
         for folder in sorted({Path(path).parent for path in self._eval.unread}):

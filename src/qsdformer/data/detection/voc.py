@@ -8,7 +8,6 @@ counted from 1 and a box includes its last ones, so that xmin = 1 is the image's
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from qsdformer.data.detection.records import (
     numbered_categories,
 )
 from qsdformer.errors import UserError, one_line
+from qsdformer.files import at_home
 
 LAYOUT = (
     "expected ROOT/ImageSets/Main/SPLIT.txt, ROOT/Annotations/NAME.xml and ROOT/JPEGImages/NAME.jpg"
@@ -71,12 +71,12 @@ def read_voc(
 
 def is_voc(root: str | Path) -> bool:
     """Whether a folder has VOC's lists of images."""
-    return (Path(os.path.expanduser(root)) / "ImageSets" / "Main").is_dir()
+    return (at_home(root) / "ImageSets" / "Main").is_dir()
 
 
 def class_names_of(root: str | Path, splits: Sequence[str]) -> tuple[str, ...]:
     """The classes of all objects in some splits, sorted."""
-    folder = Path(os.path.expanduser(root))
+    folder = at_home(root)
     found = {
         _name(item, name)
         for split in splits

@@ -10,6 +10,7 @@ from qsdformer.data.base import existing_folder
 from qsdformer.data.decoding import find_images
 from qsdformer.data.folders import find_bad
 from qsdformer.errors import UserError
+from qsdformer.files import at_home
 
 # Folders of images and of masks below the root, for a split.
 LAYOUTS = (
@@ -77,7 +78,7 @@ def find_pairs(root: str | None, split: str, *, skip_bad: bool) -> Pairs:
 
 def class_names_in(root: str | None) -> tuple[str, ...] | None:
     """The lines of ROOT/classes.txt, if there is one; `UserError` for one of fewer than two."""
-    file = Path(os.path.expanduser(root or "")) / CLASSES_FILE
+    file = at_home(root or "") / CLASSES_FILE
     if root is None or not file.is_file():
         return None
     try:

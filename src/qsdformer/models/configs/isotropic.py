@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from qsdformer.errors import require
 from qsdformer.nn.config import LARGEST_WIDTH, NetworkConfig, check_heads, is_whole
@@ -37,7 +37,9 @@ class IsotropicConfig(NetworkConfig):
         "four of 0 and 1: which of the stem's steps a max pool follows, that halves the grid",
     )
     stem_widths: tuple[int, int, int] | None = option(
-        None, "channels after the stem's first three steps; none: 1/8, 1/4 and 1/2 of width"
+        None,
+        "channels after the stem's first three steps; none: 1/8, 1/4 and 1/2 of width",
+        added=True,
     )
 
     attention_threshold: float = option(0.5, "LIF firing threshold of the neuron inside attention")
@@ -48,11 +50,6 @@ class IsotropicConfig(NetworkConfig):
         """Channels after each of the stem's four steps; the last are the blocks'."""
         width = self.width
         return *(self.stem_widths or (width // 8, width // 4, width // 2)), width
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values only; published stems are stored as they were before there were others."""
-        values = super().to_dict()
-        return {k: v for k, v in values.items() if not (k == "stem_widths" and v is None)}
 
     def _check_types(self) -> None:
         super()._check_types()

@@ -6,11 +6,11 @@ weights, each map (level) has a norm of its own, since their statistics differ.
 
 from __future__ import annotations
 
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from qsdformer.data.sampling import rank_and_world
 from qsdformer.nn.blocks import NormRole, make_norm
 from qsdformer.nn.config import NetworkConfig
 from qsdformer.nn.neurons import make_neuron
@@ -80,10 +80,6 @@ class PredictorLinear(QuantLinear):
         nn.init.zeros_(self.bias)
 
 
-def _several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
 def normed(norm: nn.Module, x: Tensor) -> Tensor:
     """`norm(x)`; by its running statistics where one value a channel has none of its own.
 
@@ -91,7 +87,7 @@ def normed(norm: nn.Module, x: Tensor) -> Tensor:
     error.
     """
     assert isinstance(norm, _BatchNorm)
-    if norm.training and isinstance(norm, nn.SyncBatchNorm) and _several_processes():
+    if norm.training and isinstance(norm, nn.SyncBatchNorm) and rank_and_world()[1] > 1:
         # All processes meet here, whatever they have, and in one type: an empty one would send its
         # own half precision where the others send float32.
         return norm(x if len(x) else x.float())
