@@ -50,6 +50,11 @@ BLOCK_TWINS = {
     "fgd-10": "ielif-fp32",
     "lif-4bit-published": "lif-fp32-published",
 }
+LABELS = {
+    **COLUMNS,
+    "fgd-10": "4-bit rectified + FGD, weight 10",
+    "lif-4bit-published": "direct 4-bit LIF, published start",
+}
 RANGE = (-3.0, 3.0)  # of membrane potentials shown
 BINS = 120
 
@@ -176,7 +181,7 @@ def draw_blocks(rows: list[dict[str, Any]], path: Path) -> None:
             own = [r for r in rows if r["variant"] == name and r["feature"] == feature]
             blocks = [r["block"] for r in own]
             style = {"marker": "o", "markersize": 4, "color": f"C{colour}"}
-            axes[0][column].plot(blocks, [r["entropy"] for r in own], label=name, **style)
+            axes[0][column].plot(blocks, [r["entropy"] for r in own], label=LABELS[name], **style)
             twins = [r["twin_entropy"] for r in own]
             axes[0][column].plot(blocks, twins, ":", color=f"C{colour}", alpha=0.7)
             axes[1][column].plot(blocks, [r["distortion"] for r in own], **style)
