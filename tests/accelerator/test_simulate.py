@@ -179,6 +179,17 @@ def test_the_parts_of_a_simulation_add_up_to_the_whole() -> None:
     for part in PARTS:
         assert whole.energy[part] == pytest.approx(sum(p.energy[part] for p in parts))
     assert whole.total == pytest.approx(sum(whole.energy.values()))
+    design = found.design
+    assert whole.microseconds == pytest.approx(whole.cycles / design.clock_mhz)
+    moved = {name: whole.reads[name] + whole.writes[name] for name in whole.reads}
+    assert whole.energy["dram"] == pytest.approx(moved[DRAM] * 1300 / 64)  # 1.3 nJ for 64 bits
+    buffers = design.buffers.named()
+    expected = sum(moved[name] * buffer.pj_per_bit for name, buffer in buffers.items())
+    assert whole.energy["buffers"] == pytest.approx(expected)
+    microwatts = design.leakage_uw_per_kib * design.kib
+    microwatts += design.leakage_uw_per_adder * design.adders
+    assert whole.energy["leakage"] == pytest.approx(microwatts * whole.microseconds)
+    assert min(whole.energy.values()) > 0
     assert whole.gsops == pytest.approx(whole.synaptic * whole.frames_per_second / 1e9)
     assert whole.gsops_per_watt == pytest.approx(whole.gsops / (whole.milliwatts / 1e3))
     assert all(0 <= share <= 1 for share in (*whole.busy.values(), *whole.used.values()))
@@ -223,3 +234,19 @@ def test_spikes_and_potentials_that_do_not_fit_are_spilled_and_the_sums_stay() -
     assert found.differing == 0
     assert figures(found).writes[DRAM] > figures(plain).writes[DRAM]
     assert figures(found).cycles >= figures(plain).cycles
+
+
+def test_a_stage_lasts_as_long_as_its_slowest_unit_or_its_dram() -> None:
+    graph = family_graph("sdt", levels=4)
+    tight = {"buffers__spikes__kib": 0.2, "buffers__membranes__kib": 1.0}
+    found = simulate(graph, small_design(**tight, dram_bits=1), pixels())
+    for stage in found.stages:
+        moved = stage.traffic.reads[DRAM] + stage.traffic.writes[DRAM]
+        busy = max(unit.cycles for unit in stage.units.values())
+        assert stage.cycles == max(moved, busy)
+        assert stage.dram_stalls == stage.cycles - busy
+        assert stage.stalls == stage.dram_stalls + stage.units[stage.head].stalls
+    whole = figures(found)
+    assert whole.dram_stalls > 0
+    assert whole.stalls > whole.dram_stalls  # engines wait for each other, too
+    assert whole.cycles > figures(simulate(graph, small_design(**tight), pixels())).cycles

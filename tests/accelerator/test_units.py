@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -27,6 +28,7 @@ from qsdformer.accelerator.units import (
     pool,
     product,
 )
+from qsdformer.accelerator.units.convolution import window_of
 from qsdformer.accelerator.units.work import walk
 from qsdformer.analysis.energy import add_energy, mult_energy
 from qsdformer.graph.ops import Array, Conv, MaxPool
@@ -93,6 +95,10 @@ def test_linear_cycles_are_the_entries_times_words_of_the_busiest_engine(
     unit = AdderUnit(lanes=lanes, engines=engines, shares_weights=False)
     work = linear.linear_work("x", outputs, 4, 12, spikes, unit, small_design(encoding=encoding))
     assert work.cycles == max(loads) + 2
+    # Every addition reads a weight of 4 bits, and multiplies it by the count where there is one.
+    each = add_energy(12) + (mult_energy((4, 2)) if encoding == "address+count" else 0)
+    assert work.weights == work.operations * 4
+    assert work.energy == pytest.approx(work.operations * each)
     codes = np.random.default_rng(0).integers(-8, 8, (outputs, SHAPE[0]))
     sums = linear.linear_sums(codes, spikes)
     table = spikes.decode().transpose(1, 2, 3, 0).reshape(-1, SHAPE[0])
@@ -196,6 +202,32 @@ def test_a_depthwise_layer_reads_its_inputs_once_and_others_for_every_tile() -> 
         assert dense.dense_work(products, unit).inputs == (expected,)
 
 
+def test_the_dense_array_takes_a_cycle_a_product_of_each_tile_and_pays_for_inputs_not_0() -> None:
+    unit = load_design("dense-int").units.array
+    assert unit is not None
+    assert unit.gates_zeros
+    rows, columns = unit.rows, unit.columns
+    products = dense.Products(
+        pixels=rows + 1,  # two tiles
+        fan_in=9,
+        outputs=columns,
+        times=2,
+        nonzero=0.25,
+        weight_bits=4,
+        input_bits=3,
+        sum_bits=16,
+        inputs=(768,),
+    )
+    work = dense.dense_work(products, unit)
+    assert work.cycles == rows + columns - 2 + 2 * 2 * 9
+    assert work.weights == 2 * 2 * 9 * columns * 4
+    assert work.operations == 2 * (rows + 1) * columns * 9
+    each = add_energy(16) + mult_energy((4, 3))
+    assert work.energy == pytest.approx(work.operations * 0.25 * each)
+    plain = dense.dense_work(products, dataclasses.replace(unit, gates_zeros=False))
+    assert plain.energy == pytest.approx(work.operations * each)
+
+
 def compared(a: list[int], b: list[int]) -> int:
     """Comparisons of a merge that ends with the shorter list."""
     i = j = steps = 0
@@ -262,6 +294,17 @@ def test_convolutions_add_what_spikes_reach(
     assert unit is not None
     scattered = convolution.convolution_work(op, 12, spikes, unit, small_design())
     assert scattered.synaptic == scattered.operations == additions
+    # Each addition reads and writes a sum of 12 bits; at the end all are read once more.
+    sides = window_of(op, 5, 7).sides
+    assert scattered.writes == additions * 12
+    assert scattered.reads == scattered.writes + outputs * 2 * sides[0] * sides[1] * 12
+    assert scattered.energy == pytest.approx(additions * add_energy(12))
+    # A channel's weights stay in the lanes for a pass through its list, if they fit.
+    per_group = outputs // groups
+    taken = sum(bool(one) for passes in entry_lists(spikes, "address") for one in passes)
+    held = kernel**2 * per_group <= unit.lanes * (unit.engines // min(groups, unit.engines))
+    fetched = taken * kernel**2 * per_group if held else additions
+    assert scattered.weights == fetched * 4
     if groups == 1:
         gathered = linear.gather_work(op, 12, spikes.in_layout("pixel"), unit, small_design())
         assert gathered.synaptic == gathered.operations == additions

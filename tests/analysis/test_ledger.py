@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +80,53 @@ def test_kinds_add_up_to_the_total(make_model: Make, settle: Make) -> None:
     ledger = make_ledger("m", model, measured_on_noise(model))
     for cost in COST_MODELS.values():
         assert sum(ledger.by_kind(cost).values()) == pytest.approx(ledger.total(cost))
+
+
+def test_widths_and_traffic_of_rows_are_those_of_their_operands(
+    make_model: Make, settle: Make
+) -> None:
+    model = settle(make_model(time_steps=2, weight_bits=4, levels=4))
+    measured = measured_on_noise(model)
+    found = {op.name: op for op in operations(model, measured.size)}
+    rows = {row.name: row for row in make_ledger("m", model, measured).rows}
+    conv = "stages.1.blocks.0.conv1"
+    fan_in = model.get_submodule(conv).weight[0].numel()
+    # Sums of fan-in products of 4-bit codes and counts up to 4; each count is read as 4 spikes.
+    assert rows[conv].add_bits == 4 + math.ceil(math.log2(fan_in * 4))
+    assert rows[conv].moved == 2 * found[conv].layer_input * 4
+    assert rows[conv].weights_read == model.get_submodule(conv).weight.numel() * 4
+    # Pixels have 8 bits, other real inputs 16.
+    stem = next(row for row in rows.values() if row.role == "stem")
+    assert stem.mult_bits == (8, 8)
+    assert stem.moved == 3 * 32 * 32 * 8
+    inner = next(row for row in rows.values() if row.role == "inner")
+    assert inner.mult_bits == (4, 16)
+    assert inner.moved == 2 * found[inner.name].layer_input * 16
+    # k^T v of a token is a sum over tokens of products of two counts up to 4; a head has 4 of q.
+    kv = next(op for op in found.values() if op.partner is not None)
+    kv_bits = math.ceil(math.log2(kv.tokens * 16 + 1))
+    assert rows[kv.name].add_bits == kv_bits
+    qkv = kv.name.removesuffix(".kv") + ".qkv"
+    assert rows[qkv].add_bits == math.ceil(math.log2(found[qkv].fan_in * 4)) + kv_bits
+    kinds: dict[str, list[str]] = {}
+    for name, op in found.items():
+        kinds.setdefault(op.kind, []).append(name)
+    for name in kinds[
+        "neuron"
+    ]:  # 4 comparisons a step; spikes written, the membrane read and written
+        op = found[name]
+        assert rows[name].count == 2 * op.elements
+        assert rows[name].moved == 2 * op.elements * (4 + 2 * 16)
+    for name in kinds["norm"]:
+        assert rows[name].additions == rows[name].multiplications == rows[name].count > 0
+        assert rows[name].moved in (0, found[name].passes * found[name].elements * 16)
+    assert any(rows[name].moved for name in kinds["norm"])
+    for name in kinds["shortcut"]:
+        assert rows[name].additions == rows[name].count > rows[name].multiplications == 0
+        assert rows[name].moved == found[name].passes * found[name].elements * 2 * 16
+    for row in rows.values():
+        if row.kind in ("neuron", "norm", "shortcut"):
+            assert (row.add_bits, row.mult_bits[0]) == (16, 16)
 
 
 def test_the_fully_spiking_variant_pays_no_macs_but_the_stems(

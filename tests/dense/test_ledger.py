@@ -53,9 +53,13 @@ def test_heads_for_regions_have_rows_of_their_own_scaled_to_an_image():
         module = network.get_submodule(f"roi_heads.{name}")
         hook = module.register_forward_pre_hook(lambda _, x, values=values: values.append(x[0]))
         hooks.append(hook)
+    proposals: list[int] = []
+    counting = network.roi_heads.register_forward_pre_hook(
+        lambda _, given: proposals.extend(len(boxes) for boxes in given[1])
+    )
     with torch.no_grad():
-        network(images)
-    for hook in hooks:
+        results = network.detect(images, [(32, 32)] * 2)
+    for hook in [*hooks, counting]:
         hook.remove()
     measured = measure(found.part, [(torch.randn(2, 3, 32, 32), None)], post=found.post)
     before = measured.post.products
@@ -69,7 +73,16 @@ def test_heads_for_regions_have_rows_of_their_own_scaled_to_an_image():
     masks = len(kept["mask_head"][0])
     assert regions > masks > 0
     pooled = 4 * sampling * size * (regions + masks)
-    assert measured.post.products - before > pooled
+    # Of a region a class and background to score, boxes to decode, and pairs of one class; of a
+    # mask of 8 x 8 a sigmoid a value, and scaling to its box.
+    classes, pairs = len(CLASSES), sum(math.comb(n, 2) for n in proposals)
+    heads = regions * (2 * (classes + 1) + 8 * classes) + 2 * classes * pairs
+    found_boxes = [result["boxes"] for result in results]
+    areas = [int((boxes[:, 2:] - boxes[:, :2]).prod(1).sum()) for boxes in found_boxes]
+    drawn = 2 * sum(map(len, found_boxes)) * 8 * 8 + 4 * sum(areas)
+    assert sum(areas) > 0
+    assert pairs > 0
+    assert measured.post.products - before == pooled + heads + drawn
     ledger = make_ledger("it", found.part, measured, network, rows)
     by_part = {share.part: share for share in shares(network, ledger, [*COST_MODELS.values()])}
     assert by_part["heads"].additions > sum(expected.values()) / 2
@@ -110,6 +123,22 @@ def test_a_detectors_post_processing_is_counted_by_its_candidates():
     scores = places * 6 * 4  # anchors (two octaves, three ratios) and classes with background
     assert measured.post.row().multiplications == 2 * scores  # and no candidate
     assert measured.post.row().additions == 4 * scores
+
+
+def test_proposals_are_scored_decoded_and_compared_in_pairs():
+    found = deployable(settled(detection_config(detector="faster_rcnn")), info_of(32))
+    work = PostWork()
+    outputs = {}
+    for level, side in zip(found.post.levels, (8, 4, 2, 1), strict=False):
+        outputs[level.scores] = torch.zeros(1, 6, side, side)
+        outputs[level.boxes] = torch.zeros(1, 24, side, side)
+    work.add(found.post, outputs, (32, 32))
+    expected = 0
+    for level in found.post.levels:
+        values = outputs[level.scores].numel()
+        kept = min(values, found.post.candidates)
+        expected += 2 * values + 8 * kept + 2 * math.comb(kept, 2)
+    assert work.row().multiplications == expected
 
 
 def test_a_likely_background_is_no_candidate():
