@@ -135,13 +135,12 @@ def test_the_shorter_side_is_met_unless_the_longer_one_would_be_too_long(
     assert fitted_size(size, short, longest) == expected
 
 
-@pytest.mark.parametrize(("keep_aspect", "expected"), [(True, (30, 36)), (False, (30, 36))])
+@pytest.mark.parametrize(("keep_aspect", "expected"), [(True, (30, 36)), (False, (30, 60))])
 def test_another_shorter_side_scales_the_whole_image(
     keep_aspect: bool, expected: tuple[int, int]
 ) -> None:
     preparation = Preparation(size=(20, 40), keep_aspect=keep_aspect, channels=3)
-    found = preparation.target_size((40, 48), 30)
-    assert found == ((30, 36) if keep_aspect else (30, 60))
+    assert preparation.target_size((40, 48), 30) == expected
 
 
 @pytest.fixture
@@ -175,6 +174,24 @@ def test_image_boxes_and_masks_are_varied_together(sample: Sample) -> None:
     assert agrees(resized(sample, (20, 24)))
     assert agrees(cropped(sample, (4, 1, 10, 4)))
     assert cropped(sample, (4, 1, 10, 4)).boxes.tolist() == [[0, 1, 4, 3]]
+
+
+def test_samples_are_mirrored_half_of_the_time_and_only_if_asked_to(sample: Sample) -> None:
+    def share(changed: Sample, **options: bool) -> int:
+        made = (Variation(**options)(sample, np.random.default_rng(s))[0] for s in range(40))
+        return sum(one.boxes.tolist() == changed.boxes.tolist() for one in made)
+
+    assert 10 <= share(mirrored(sample), hflip=True) <= 30
+    assert 10 <= share(upside_down(sample), vflip=True) <= 30
+    assert share(sample) == 40
+    both = Variation(hflip=True, vflip=True)
+    made = [both(sample, np.random.default_rng(s))[0].boxes.tolist() for s in range(40)]
+    assert len({str(boxes) for boxes in made}) == 4
+
+
+def test_sizes_are_drawn_from_those_given(sample: Sample) -> None:
+    variation = Variation(sizes=(16, 20))
+    assert {variation(sample, np.random.default_rng(s))[1] for s in range(20)} == {16, 20}
 
 
 def test_a_crop_without_an_object_drops_it(sample: Sample) -> None:

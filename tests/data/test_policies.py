@@ -87,12 +87,24 @@ def test_mixed_targets_say_how_much_of_each_image_is_there() -> None:
     for options in ({"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}):
         mix = batch_mix(DataConfig(name="cifar10", **options), classes=4)
         assert mix is not None
-        for seed in range(5):
+        moved, constant = [], []
+        for seed in range(10):
             torch.manual_seed(seed)
             mixed, targets = mix(batch, torch.arange(4))
             torch.testing.assert_close(targets.sum(1), torch.ones(4))
             expected = (targets * torch.arange(4.0)).sum(1)
             torch.testing.assert_close(mixed.mean((1, 2, 3)), expected)
+            moved.append(not torch.equal(mixed, batch))
+            constant.append(bool((mixed.flatten(1).std(1) < 1e-6).all()))
+        assert sum(moved) >= 8
+        # Mixup leaves an image of one value, CutMix pieces of two; where both are on, either.
+        pieces = moved.count(True) - sum(m and c for m, c in zip(moved, constant, strict=True))
+        if "cutmix" not in options:
+            assert pieces == 0
+        elif "mixup" not in options:
+            assert pieces == sum(moved)
+        else:
+            assert 0 < pieces < sum(moved)
 
 
 def test_nothing_is_mixed_unless_asked_for() -> None:

@@ -23,7 +23,7 @@ from qsdformer.analysis.energy import cost_model
 from qsdformer.analysis.subject import analyze, load_subject
 from qsdformer.cli import run as qsd
 from qsdformer.errors import UserError
-from qsdformer.experiments import ablation
+from qsdformer.experiments import ablation, ablation_measure
 from qsdformer.experiments.ablation_report import (
     markdown,
     paired_difference,
@@ -263,6 +263,16 @@ def test_variants_that_need_each_other_are_one_line(grid: Grid) -> None:
         dataclasses.replace(grid, variants=(*grid.variants, Variant(name="x", start_from="fdg")))
     with pytest.raises(UserError, match="ablation: variants: fgd needs fgd: none could come first"):
         with_output(grid, None, {"distill.teacher": "fgd"})
+
+
+def test_training_speed_is_that_of_all_images_without_what_passes_between_epochs(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "metrics.csv"
+    file.write_text("epoch,step,images_per_second\n1,10,100\n1,20,\n2,30,50\n")
+    found = ablation_measure.training_speed(file, 8)
+    seconds = 10 * 8 / 100 + 20 * 8 / 50
+    assert found == pytest.approx({"seconds": seconds, "images_per_second": 30 * 8 / seconds})
 
 
 def test_a_cell_is_trained_measured_and_then_never_run_again(

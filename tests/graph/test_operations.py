@@ -119,7 +119,8 @@ def test_sums_products_and_joins_have_the_bounds_of_their_worst_case():
         Attention(name="a", inputs=("q", "k", "v"), heads=2), [x, x, shaped(16, bound=3.0)], PRE
     )
     assert wide.bound.tolist() == [64 * 2 * 100.0 * 100.0 * 3.0] * 16
-    assert result_shape(TimeSum(name="t", inputs=("x",), steps=1), [x], PRE).bound.max() == 100
+    steps = [shaped(bound=100.0, steps=3)]
+    assert result_shape(TimeSum(name="t", inputs=("x",), steps=3), steps, PRE).bound.max() == 300
 
 
 def pair(kind: type[Op], **fields) -> Op:

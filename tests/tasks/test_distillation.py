@@ -19,6 +19,7 @@ from qsdformer.models.checkpoint import load_checkpoint, save_checkpoint
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.recipes.recipe import Recipe, load_recipe, parse_recipe
 from qsdformer.tasks.distillation import Distillation
+from qsdformer.tasks.fgd import fgd_loss, logit_loss
 from qsdformer.tasks.teachers import FEATURES, Teacher, checkpoint_teacher
 from qsdformer.training import train
 from qsdformer.training.teaching import counterpart
@@ -152,6 +153,29 @@ def test_a_caformer_teaches_with_the_stage_of_the_students_grid(
     losses = task.extra_losses(images, task.model(images))
     assert task._matched == [1, 2]  # of 3 blocks on 2x2 tokens; the last stage has 1x1
     assert float(losses["fgd_loss"]) > 0
+
+
+def test_losses_have_the_recipes_weights_schedule_temperature_and_blocks(
+    digits: DataInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Distillation, "total_steps", 11)
+    distill = {"fgd_weight": 2.0, "logit_weight": 3.0, "temperature": 4.0, "schedule": "linear"}
+    teacher = Teacher(ann(digits, depth=4))
+    task = Distillation(make_recipe(tmp_path, distill=distill), digits, teacher)
+    task._open_reader()
+    task.schedule_step = 5  # of 0 to 10: half of each loss is left
+    images = torch.randn(4, 1, 32, 32)
+    logits = task.model(images)
+    losses = task.extra_losses(images, logits)
+    target, blocks = teacher(images)
+    assert task._reader is not None
+    own = task._reader.blocks()
+    matched = [blocks[i] for i in task._matched]
+    assert len(matched) == len(own) > 1
+    fgd = fgd_loss(own, matched)
+    assert not torch.isclose(fgd, fgd_loss(own, matched[::-1]))  # the order of blocks matters
+    torch.testing.assert_close(losses["fgd_loss"], 0.5 * 2 * fgd)
+    torch.testing.assert_close(losses["logit_loss"], 0.5 * 3 * logit_loss(logits, target, 4.0))
 
 
 def test_membrane_potentials_of_a_lif_student_can_be_taught(

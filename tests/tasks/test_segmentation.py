@@ -27,6 +27,7 @@ from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.models.dense.config import SegmentationConfig
 from qsdformer.models.networks import build_network
 from qsdformer.nn.scaling import scaled
+from qsdformer.nn.taps import spiking_neurons
 from qsdformer.recipes.dense import SegmentationRecipe
 from qsdformer.recipes.recipe import Recipe, load_recipe, parse_recipe
 from qsdformer.tasks.dense_distillation import TaughtSegmentation
@@ -406,6 +407,12 @@ def test_spikes_are_penalised_in_neck_and_head_too(files: Path, tmp_path: Path) 
     with (tmp_path / "run/metrics.csv").open(newline="") as file:
         last = list(csv.DictReader(file))[-1]
     assert float(last["train_activity_loss"]) > 0
+    recipe = load_recipe("camvid", settings)
+    task = Segmentation(recipe, DataModule(recipe.data, batch_size=2).info)
+    assert task.penalty is not None
+    assert set(task.penalty._neurons) == set(spiking_neurons(task.model))
+    parts = {name.split(".")[0] for name in task.penalty._neurons}
+    assert {"neck", "head"} < parts
 
 
 def test_a_teacher_of_the_same_kind_is_trained_first_and_its_tokens_compared(

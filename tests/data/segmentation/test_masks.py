@@ -295,6 +295,70 @@ def test_photometric_distortion_varies_images_and_keeps_them_images() -> None:
     assert abs(np.mean(varied) - noise.mean()) < 20
 
 
+class Draws:
+    """A generator whose draws between 0 and 1 are given, and whose ranges give their `share`."""
+
+    def __init__(self, *draws: float, share: float = 1.0) -> None:
+        self.draws, self.share = [*draws], share
+
+    def random(self) -> float:
+        return self.draws.pop(0)
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * self.share
+
+
+NO, YES = 0.9, 0.1  # brightness, contrast before colours, contrast, saturation, hue
+
+
+@pytest.mark.parametrize(
+    ("draws", "colour", "expected"),
+    [
+        ((NO, NO, NO, NO, NO), (100, 50, 0), (100, 50, 0)),
+        ((YES, NO, NO, NO, NO), (100, 50, 240), (132, 82, 255)),  # 32 brighter
+        ((NO, YES, YES, NO, NO), (100, 50, 240), (150, 75, 255)),  # times 1.5
+        ((YES, NO, YES, NO, NO), (100, 50, 0), (198, 123, 48)),
+        ((NO, NO, NO, YES, NO), (100, 80, 80), (100, 70, 70)),  # saturation times 1.5
+        ((NO, NO, NO, NO, YES), (255, 0, 0), (255, 153, 0)),  # 36 degrees
+    ],
+)
+def test_each_photometric_distortion_does_what_it_says(
+    draws: tuple[float, ...], colour: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    image = np.full((2, 2, 3), colour, np.uint8)
+    varied = photometric(image, Draws(*draws))  # type: ignore[arg-type]
+    assert np.abs(varied.astype(int) - expected).max() <= 3  # HSV has 256 steps
+    assert (varied == varied[0, 0]).all()
+
+
+def test_contrast_comes_before_the_colours_or_after_them() -> None:
+    # More saturation of a colour that contrast has clipped is less than contrast after it.
+    image = np.full((1, 1, 3), (210, 100, 100), np.uint8)
+    first, last = (photometric(image, Draws(NO, order, YES, YES, NO)) for order in (YES, NO))  # type: ignore[arg-type]
+    assert np.abs(first[0, 0].astype(int) - (255, 98, 98)).max() <= 3
+    assert np.abs(last[0, 0].astype(int) - (255, 68, 68)).max() <= 3
+
+
+def test_images_are_mirrored_half_of_the_time_where_the_recipe_says_so(files: Path) -> None:
+    shares = []
+    for hflip in (True, False):
+        dataset = camvid(files, image_size=(36, 48), scale=(1.0, 1.0), hflip=hflip, in_memory=True)
+        plain = camvid(files, image_size=(36, 48), scale=(1.0, 1.0), in_memory=True)
+        (before,), (labels,) = plain.__getitems__([0])
+        count = 0
+        for epoch in range(40):
+            (image,), (mask,) = dataset.__getitems__([epoch * len(dataset)])
+            if torch.equal(image, before.flip(2)):
+                assert torch.equal(mask, labels.flip(1))
+                count += 1
+            else:
+                assert torch.equal(image, before)
+                assert torch.equal(mask, labels)
+        shares.append(count)
+    assert 10 <= shares[0] <= 30
+    assert shares[1] == 0
+
+
 def test_pixels_of_each_class_are_counted_over_the_training_masks(tmp_path: Path) -> None:
     write_camvid(tmp_path, count=2)
     save(np.full((36, 48), 0, np.uint8), tmp_path / "train/masks/0.png")
