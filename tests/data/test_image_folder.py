@@ -40,6 +40,25 @@ def test_batches_and_class_names_come_from_the_folders(image_root: Path) -> None
     assert set(labels.tolist()) <= {0, 1}
 
 
+def test_images_are_mirrored_only_if_the_recipe_says_so(tmp_path: Path) -> None:
+    dark_left = np.zeros((8, 8, 3), np.uint8)
+    dark_left[:, 4:] = 255
+    for split in ("train", "val"):
+        for name in "ab":
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(20):
+                Image.fromarray(dark_left).save(tmp_path / split / name / f"{number}.png")
+
+    def mirrored(hflip: bool) -> int:
+        data = module(tmp_path, hflip=hflip, image_size=8)
+        batches = [images for images, _ in data.train_dataloader()]
+        images = torch.cat(batches).mean((1, 2))
+        return int((images[:, 0] > images[:, -1]).sum())
+
+    assert mirrored(hflip=False) == 0
+    assert 10 <= mirrored(hflip=True) <= 30
+
+
 def test_the_first_images_are_not_all_of_the_first_class(tmp_path: Path) -> None:
     for split, count in (("train", 2), ("val", 10)):
         for name in "abcd":

@@ -55,6 +55,12 @@ def test_more_processes_than_training_images_are_refused(monkeypatch: pytest.Mon
         list(TrainSampler(3, batch_size=1, seed=0))
 
 
+def test_more_processes_than_evaluation_images_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    act_as(monkeypatch, 0, 4)
+    with pytest.raises(UserError, match="3 evaluation images cannot be shared by 4 processes"):
+        list(EvalSampler(3))
+
+
 @pytest.mark.parametrize(("size", "ranks"), [(20, 1), (21, 2), (5, 4)])
 def test_evaluation_sees_every_image_exactly_once(
     monkeypatch: pytest.MonkeyPatch, size: int, ranks: int

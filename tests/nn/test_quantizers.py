@@ -158,6 +158,33 @@ def test_quantising_together_gives_the_same_values_and_gradients():
         assert torch.equal(a.grad, b.grad), name
 
 
+def test_frozen_layers_are_left_out_of_quantising_together():
+    layers = _layers()
+    frozen = layers[0].eval().requires_grad_(False)
+    with torch.no_grad():
+        frozen(torch.randn(2, 3, 9, 9))
+    assert frozen._kept is not None
+    with quantized_together(list(quantized_layers(layers).values())):
+        assert not frozen.effective_weight().requires_grad
+        assert frozen._kept is not None
+        assert layers[1]._prepared is not None
+    codes = weight_codes(frozen.weight, frozen.step_size, 8)
+    expected = codes * frozen.step_size.view(-1, 1, 1, 1)
+    assert torch.equal(frozen.effective_weight(), expected)
+
+
+def test_codes_of_an_evaluation_are_given_up_in_training():
+    layers = _layers()
+    with torch.no_grad():
+        _run(layers.eval(), torch.randn(2, 3, 9, 9))
+    quantised = [layer for layer in layers if layer.bits is not None]
+    for layer in quantised:
+        assert layer._kept is not None
+        layer.training = True  # as Lightning puts it back, without a call of train()
+    with quantized_together(list(quantized_layers(layers).values())):
+        assert all(layer._kept is None for layer in quantised)
+
+
 def test_quantising_together_ends_with_the_block_even_after_an_error():
     layers = _layers()
     chosen = list(quantized_layers(layers).values())

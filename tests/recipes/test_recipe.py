@@ -363,6 +363,15 @@ def test_a_share_of_warm_up_given_takes_the_place_of_a_recipes_steps() -> None:
     assert train.warmup_steps == 7
 
 
+def test_a_share_of_warm_up_in_a_file_takes_the_place_of_its_bases_steps(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("recipe: ade20k-15m\ntrain: {warmup: 0.2}\n")
+    train = load_recipe(str(file)).train
+    assert (train.warmup, train.warmup_steps) == (0.2, None)
+    file.write_text("recipe: ade20k-15m\ntrain: {lr: 1e-3}\n")
+    assert load_recipe(str(file)).train.warmup_steps == 1500
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [

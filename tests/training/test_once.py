@@ -14,8 +14,11 @@ from lightning.pytorch import Callback
 from rich.console import Console
 
 from qsdformer.errors import UserError
-from qsdformer.models.checkpoint import load_checkpoint
+from qsdformer.models.checkpoint import load_checkpoint, save_checkpoint
+from qsdformer.models.networks import build_network
 from qsdformer.recipes.recipe import Recipe, load_recipe, parse_recipe
+from qsdformer.tasks.choice import training_data
+from qsdformer.tasks.optimisation import schedule_notes
 from qsdformer.training import train
 from qsdformer.training.once import train_once
 from qsdformer.training.teaching import teacher_recipe
@@ -191,6 +194,44 @@ def test_a_teacher_of_other_data_is_refused_before_it_is_trained(tmp_path: Path)
     with pytest.raises(UserError, match="the teacher digits-ann has 10 classes and the data 9"):
         run(taught(tmp_path / "run", logit_weight="1", **coloured))
     assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_a_teacher_does_not_learn_what_its_student_holds_out(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    text = (
+        "recipe: digits\ndata: {evaluate_on: holdout}\ndistill: {teacher: digits-ann%s}\n"
+        "train: {epochs: 1, accelerator: cpu}\noutput: %s\n"
+    )
+    file.write_text(text % ("", tmp_path / "run"))
+    with pytest.raises(UserError, match=r"digits-ann would learn from the images .* holds out"):
+        run(load_recipe(str(file)))
+    assert not (tmp_path / "run" / "teacher").exists()
+    keys = ", teacher_keys: {data.evaluate_on: holdout, train.epochs: 1}"
+    file.write_text(text % (keys, tmp_path / "run"))
+    run(load_recipe(str(file)))
+
+
+def test_weights_without_a_recipe_in_a_teachers_place_are_one_line(tmp_path: Path) -> None:
+    recipe = tiny(tmp_path / "run", teacher_epochs="1")
+    wanted = teacher_recipe(recipe, tmp_path / "run" / "teacher")
+    assert wanted is not None
+    info = training_data(wanted).info
+    model = build_network(wanted.model_config(info), info)
+    save_checkpoint(tmp_path / "run" / "teacher" / "last.ckpt", model, info)
+    with pytest.raises(UserError, match=r"last\.ckpt has weights only, and no recipe") as error:
+        run(recipe)
+    assert "\n" not in str(error.value)
+
+
+def test_what_a_schedule_never_gets_to_is_said(tmp_path: Path) -> None:
+    keys = {"train.schedule": "step", "lr_steps": "[1, 3, 5]", "warmup_steps": "9", "epochs": "3"}
+    assert schedule_notes(tiny(tmp_path, **keys).train, images=32) == (
+        "train.lr_steps: the rate is never lowered after epoch 3 and 5, with train.epochs=3",
+        "train.warmup_steps=9: the run has only 6 steps, so that the rate never reaches train.lr",
+    )
+    text = run(tiny(tmp_path / "run", warmup_steps="100", teacher_epochs="1"))
+    assert "note: train.warmup_steps=100: the run has only 4 steps" in text
+    assert schedule_notes(tiny(tmp_path).train, images=32) == ()
 
 
 def test_the_counterpart_takes_keys_too_and_a_mistake_in_them_is_one_line(tmp_path: Path) -> None:

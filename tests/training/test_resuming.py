@@ -149,6 +149,13 @@ def test_a_decay_given_on_resuming_holds(tmp_path: Path) -> None:
     assert [tuple(group["betas"]) for group in groups] == [(0.5, 0.9)] * 2
 
 
+def test_a_momentum_given_on_resuming_holds(tmp_path: Path) -> None:
+    left(tmp_path, optimizer="sgd")
+    run(tiny(tmp_path, optimizer="sgd", betas="[0.5, 0.9]"), resume=True)
+    groups = read(tmp_path / "last.ckpt")["optimizer_states"][0]["param_groups"]
+    assert [group["momentum"] for group in groups] == [0.5, 0.5]
+
+
 def test_other_groups_of_rates_are_one_line(tmp_path: Path) -> None:
     left(tmp_path)
     before = (tmp_path / "last.ckpt").read_bytes()

@@ -23,9 +23,9 @@ class DataConfig:
     """Which images to train and evaluate on, and how training images are varied.
 
     All sources but `image_folder` are held in memory, and it is with `in_memory`: their training
-    images are varied by `hflip` and `crop_padding`. Images decoded from a folder when they are
-    needed always go through timm's random resized crop and flip. `auto_augment`,
-    `random_erasing`, `mixup` and `cutmix` are for both.
+    images are varied by `crop_padding`. Images decoded from a folder when they are needed always
+    go through timm's random resized crop. `hflip`, `auto_augment`, `random_erasing`, `mixup` and
+    `cutmix` are for both.
     """
 
     name: SourceName = option(..., "the source")

@@ -161,7 +161,7 @@ def train_transform(config: DataConfig, info: DataInfo) -> Transform:
     transform: Transform = create_train_transform(
         config,
         info,
-        hflip=0.5,
+        hflip=0.5 if config.hflip else 0.0,
         color_jitter=None,  # timm's default is no key of a recipe
         mean=info.mean,
         std=info.std,

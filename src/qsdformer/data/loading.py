@@ -99,33 +99,33 @@ class SplitModule(lightning.LightningDataModule, Generic[Dataset]):
         sampler = TrainSampler(self.train_size, batch_size=self.batch_size, seed=self.seed)
         if self.trainer is not None:
             resume_at(sampler, self.trainer)
-        return _loader(self.training_set, sampler, self.batch_size, self.workers)
+        return self._loader(self.training_set, sampler, self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The images evaluated on, in order, each once."""
         sampler = EvalSampler(self.eval_size)
-        return _loader(self._eval, sampler, self.eval_batch_size, self.workers)
+        return self._loader(self._eval, sampler, self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """The same as `val_dataloader`."""
         return self.val_dataloader()
 
-
-def _loader(
-    dataset: BatchDataset, sampler: Sampler[int], batch_size: int, workers: int
-) -> ResumableLoader:
-    """Batches of a dataset that answers for a whole one at once, loaded by `workers` processes."""
-    return ResumableLoader(
-        dataset,  # type: ignore[arg-type]  # it has __getitems__, which is what is called
-        batch_size=batch_size,
-        sampler=sampler,
-        num_workers=workers,
-        collate_fn=_already_a_batch,
-        pin_memory=torch.cuda.is_available(),
-        # Its own generator: worker seeds must not be drawn from the training's.
-        generator=torch.Generator(),
-        worker_init_fn=_outlive_sigterm,
-    )
+    def _loader(
+        self, dataset: BatchDataset, sampler: Sampler[int], batch_size: int
+    ) -> ResumableLoader:
+        """Batches of a dataset that answers for a whole one at once."""
+        device = None if self.trainer is None else self.trainer.strategy.root_device
+        return ResumableLoader(
+            dataset,  # type: ignore[arg-type]  # it has __getitems__, which is what is called
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=self.workers,
+            collate_fn=_already_a_batch,
+            pin_memory=device is not None and device.type == "cuda",
+            # Its own generator: worker seeds must not be drawn from the training's.
+            generator=torch.Generator(),
+            worker_init_fn=_outlive_sigterm,
+        )
 
 
 def resume_at(sampler: TrainSampler, trainer: lightning.Trainer) -> None:

@@ -71,7 +71,7 @@ class DataModule(SplitModule[ImageDataset]):
     def check(self) -> None:
         """As for other data, and `DataError` for a mask to evaluate on that cannot be used.
 
-        Those trained on are met at once, these only after an epoch.
+        Those trained on are met in the first epoch, these only after it.
         """
         super().check()
         if isinstance(self._eval, MaskDataset):

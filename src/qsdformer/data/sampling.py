@@ -86,4 +86,8 @@ class EvalSampler(Sampler[int]):
 
     def _share(self) -> range:
         rank, ranks = rank_and_world()
+        if self.size < ranks:
+            raise UserError(
+                f"{self.size} evaluation images cannot be shared by {ranks} processes; use fewer"
+            )
         return range(rank, self.size, ranks)

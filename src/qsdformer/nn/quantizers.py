@@ -354,7 +354,10 @@ def quantized_together(layers: Sequence[QuantLayer]) -> Iterator[None]:
     Same values and gradients as layer by layer, in less time when layers are small. Under
     torch.compile it does nothing: the compiler fuses the layers' own quantisation.
     """
-    chosen = [] if torch.compiler.is_compiling() else [m for m in layers if m.bits is not None]
+    # Frozen layers are in evaluation mode, and then compute from their own codes.
+    chosen = [m for m in layers if m.bits is not None and m.training]
+    if torch.compiler.is_compiling():
+        chosen = []
     if not chosen:
         yield
         return
@@ -364,6 +367,7 @@ def quantized_together(layers: Sequence[QuantLayer]) -> Iterator[None]:
     weights = _LSQ.apply([m.coding for m in chosen], *rows, *sizes)
     for layer, weight in zip(chosen, cast(tuple[Tensor, ...], weights), strict=True):
         layer._prepared = layer.outputs_first(weight)
+        layer._kept = None  # of an evaluation before: room for the step
     try:
         yield
     finally:

@@ -301,6 +301,8 @@ def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in own.items() if value is not None or key not in kept}
     both = {k for k, v in own.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
     merged = {**base, **own, **{k: {**base[k], **own[k]} for k in both}}
+    if "train" in both and "warmup" in own["train"] and "warmup_steps" not in own["train"]:
+        merged["train"].pop("warmup_steps", None)  # in place of the base's number of steps
     if isinstance(own.get("model"), dict):
         merged["model"] = _merged_model(base["model"] if "model" in both else {}, own["model"])
     return with_home(merged)

@@ -25,7 +25,7 @@ from qsdformer.tasks.activity import ActivityPenalty
 from qsdformer.tasks.optimisation import learning_rate, make_optimizer, set_rate
 
 # Of an optimiser's groups: what a recipe says, and not how far training has come.
-OPTIMISER_KEYS = ("betas", "weight_decay", "lr_scale", "fused")
+OPTIMISER_KEYS = ("betas", "momentum", "weight_decay", "lr_scale", "fused")
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -38,6 +38,24 @@ def learning_rate(step: int, total: int, config: TrainConfig) -> float:
     return config.final_lr + (peak - config.final_lr) * falling
 
 
+def schedule_notes(config: TrainConfig, images: int) -> tuple[str, ...]:
+    """What a run on so many images never gets to of its schedule, a line each."""
+    notes = []
+    late = [str(epoch) for epoch in config.lr_steps if epoch >= config.epochs]
+    if late:
+        notes.append(
+            f"train.lr_steps: the rate is never lowered after epoch {' and '.join(late)}, with "
+            f"train.epochs={config.epochs}"
+        )
+    total = config.epochs * max(1, images // config.global_batch)
+    if config.warmup_steps is not None and config.warmup_steps > total:
+        notes.append(
+            f"train.warmup_steps={config.warmup_steps}: the run has only {total} steps, so that "
+            "the rate never reaches train.lr"
+        )
+    return tuple(notes)
+
+
 def set_rate(optimizer: Optimizer, rate: float) -> None:
     """Make `rate` that of all groups, each scaled as the recipe wants it."""
     for group in optimizer.param_groups:

@@ -39,7 +39,7 @@ from qsdformer.training.folder import (
     going_on,
     locked,
 )
-from qsdformer.training.processes import check_processes
+from qsdformer.training.processes import check_processes, started_here
 from qsdformer.training.progress import Clock, say
 from qsdformer.training.run import TrainResult, finish, fit, is_worker, on_cuda
 from qsdformer.training.teaching import load_teacher, teacher_recipe
@@ -87,7 +87,8 @@ def train(
         if resume is True and (start is None or start.path.name != LAST):
             say(console, _beginning(folder, start))
         data = training_data(recipe)
-        data.check()
+        if not started_here():  # whoever started this process has looked at the files already
+            data.check()
         teacher = None
         if recipe.distill is not None:
             path = None
@@ -131,6 +132,12 @@ def _check_untrained(recipe: Recipe, teacher: Recipe, info: DataInfo) -> None:
     """`UserError` before a teacher is trained that could not teach, or be what a student is."""
     assert recipe.distill is not None
     check_weights(recipe, len(info.class_names))
+    held_out = recipe.data.evaluate_on == "holdout" and teacher.data.evaluate_on != "holdout"
+    if held_out and teacher.data.name == recipe.data.name:
+        raise UserError(
+            f"the teacher {recipe.distill.teacher} would learn from the images that its student "
+            "holds out: set distill.teacher_keys to {data.evaluate_on: holdout}"
+        )
     if teacher.data != recipe.data:
         name, taught_on = recipe.distill.teacher, training_data(teacher).info
         check_teacher_channels(name, taught_on.channels, info)
@@ -226,7 +233,13 @@ def _times(result: Path) -> dict[str, float]:
 
 def _other_key(there: Point, recipe: Recipe) -> str | None:
     """The first key that decides a run's outcome and in which a checkpoint's recipe differs."""
-    before = _deciding(parse_recipe(there.header["extra"]["recipe"]))
+    saved = there.header["extra"].get("recipe")
+    if saved is None:
+        raise UserError(
+            f"{there.path} has weights only, and no recipe that they are of: name it in "
+            "distill.teacher or model.start_from, from another folder, and remove it here"
+        )
+    before = _deciding(parse_recipe(saved))
     now = _deciding(recipe)
     keys = [key for key in {**now, **before} if now.get(key) != before.get(key)]
     return keys[0] if keys else None

@@ -59,6 +59,11 @@ def environment() -> ClusterEnvironment:
     return LightningEnvironment()
 
 
+def started_here() -> bool:
+    """Whether rank 0 of this machine has started this process."""
+    return STARTED_BY in os.environ
+
+
 def global_rank(config: TrainConfig) -> int:
     """This process's number among all those of the run; needs no process group.
 

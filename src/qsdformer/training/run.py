@@ -29,6 +29,7 @@ from qsdformer.recipes.recipe import AnyConfig, Recipe, parse_recipe
 from qsdformer.recipes.tasks import Measures
 from qsdformer.tasks.base import NetworkTask
 from qsdformer.tasks.choice import TaskData, make_task
+from qsdformer.tasks.optimisation import schedule_notes
 from qsdformer.tasks.teachers import Teacher
 from qsdformer.training.checkpointing import NonFiniteGuard, RunCheckpoints, SafeCheckpointIO
 from qsdformer.training.folder import RESULT, Point, clear
@@ -100,7 +101,8 @@ def fit(
             clear(folder)
         (folder / RESULT).unlink(missing_ok=True)  # of fewer epochs
         write_text(folder / "recipe.yaml", recipe.to_yaml())
-        for line in (_heading(recipe, task, data), *(f"note: {n}" for n in data.notes)):
+        notes = (*data.notes, *schedule_notes(recipe.train, data.train_size))
+        for line in (_heading(recipe, task, data), *(f"note: {note}" for note in notes)):
             say(console, line)
     advice = f"go on with --resume from {saver.last_path}, if there is one by now"
     with _quiet_lightning(), _plain_interrupts(), _plain_errors(), FAMILY.training(advice), stop:
@@ -169,6 +171,8 @@ def make_trainer(
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
     # Its handler of SIGTERM sends to other processes in mid-step; `StopOnSigterm` has its own.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    # What its handler would have noted is sent round before every step, for which a GPU is waited.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return trainer
 
 

@@ -84,6 +84,11 @@ class MaskDataset:
             self.kept[pair.image] = image, mask
         return image, mask
 
+    def _labels(self, pair: Pair) -> Array:
+        """The classes in a pair's mask, without decoding its image."""
+        size = None if self.config.in_memory else upright_size(pair.image)
+        return self._read(pair)[1] if size is None else self._mask(pair, size)
+
     def _mask(self, pair: Pair, shape: Sequence[int]) -> Array:
         """The classes in a pair's mask, for an image of `shape` (H, W, ...)."""
         mask = self.labels_of.read(pair.mask)
@@ -143,7 +148,7 @@ class MaskDataset:
         classes = len(self.labels_of.classes)
         pixels, around = np.zeros(classes), np.zeros(classes)
         for pair in self.pairs:
-            counts = np.bincount(self._read(pair)[1].ravel(), minlength=IGNORE + 1)[:IGNORE]
+            counts = np.bincount(self._labels(pair).ravel(), minlength=IGNORE + 1)[:IGNORE]
             pixels += counts[:classes]
             around += (counts[:classes] > 0) * counts.sum()
         return torch.from_numpy(pixels), torch.from_numpy(around)
