@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -32,6 +33,36 @@ def imported(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = fixtures / "reference_mini.pth"
     assert run(["import-reference", str(source), str(out), "--heads", "2"]) == 0
     return out
+
+
+def test_an_imported_network_of_a_known_size_predicts_and_exports(
+    imported: Path, fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "image.png"
+    Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(image)
+    assert run(["predict", str(imported), str(image)]) == 2
+    assert "--image-size N to qsd import-reference" in capsys.readouterr().err
+    words = [str(fixtures / "reference_mini.pth"), str(tmp_path / "mini.ckpt"), "--heads", "2"]
+    assert run(["import-reference", *words, "--image-size", "32"]) == 0
+    capsys.readouterr()
+    assert run(["predict", words[1], str(image), "--json"]) == 0
+    first = capsys.readouterr().out
+    info = load_checkpoint(words[1]).info
+    assert info is not None
+    assert (info.image_size, info.interpolation, info.crop_pct) == (32, "bicubic", 0.875)
+    assert run(["export", words[1], str(tmp_path / "with.onnx")]) == 0
+    by_size = [str(imported), str(tmp_path / "by_size.onnx"), "--image-size", "32"]
+    assert run(["export", *by_size]) == 0
+    capsys.readouterr()
+    answers = []
+    for name in ("with", "by_size"):
+        assert run(["predict", str(tmp_path / f"{name}.onnx"), str(image), "--json"]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+    likeliest = [json.loads(text)[0]["classes"][0]["class"] for text in (first, answers[0])]
+    assert likeliest[0] == likeliest[1]
+    assert run(["import-reference", *words, "--image-size", "9000"]) == 2
+    assert "1 to 8192" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from qsdformer.data import DataInfo, DataModule
-from qsdformer.data.base import numbered_classes
+from qsdformer.data.base import ImageSize, numbered_classes
 from qsdformer.data.detection.config import DetectionData
 from qsdformer.data.detection.voc import is_voc
 from qsdformer.data.image_folder import CROP_PCT
@@ -166,10 +166,15 @@ def described_inputs(loaded: Loaded, path: str | Path, keys: Mapping[str, str]) 
         return info if size is None else dataclasses.replace(info, image_size=size)
     if size is None or loaded.model.config.in_channels != 3:
         raise unknown_inputs(path)
+    return usual_inputs(size, loaded.model.num_classes)
+
+
+def usual_inputs(size: ImageSize, classes: int) -> DataInfo:
+    """Colour images of `size`, prepared as is usual for ImageNet; classes have their numbers."""
     return DataInfo(
         image_size=size,
         channels=3,
-        class_names=numbered_classes(loaded.model.num_classes),
+        class_names=numbered_classes(classes),
         mean=IMAGENET_DEFAULT_MEAN,
         std=IMAGENET_DEFAULT_STD,
         interpolation="bicubic",
@@ -180,8 +185,8 @@ def described_inputs(loaded: Loaded, path: str | Path, keys: Mapping[str, str]) 
 def unknown_inputs(path: str | Path) -> UserError:
     """For a command that has to know what images an imported checkpoint takes."""
     return UserError(
-        f"{path} does not say what its images look like (it was imported): qsd export and bench "
-        "take --image-size N for images prepared as ImageNet's are, export also --data.root DIR "
-        "of a data set like the one it was trained on; or fine-tune it on your data with "
-        f"qsd train RECIPE --start_from {path}"
+        f"{path} does not say what its images look like (it was imported): give --image-size N "
+        "to qsd import-reference, or to qsd export and bench, for images prepared as ImageNet's "
+        "are; export also takes --data.root DIR of a data set like the one it was trained on; or "
+        f"fine-tune it on your data with qsd train RECIPE --start_from {path}"
     )
