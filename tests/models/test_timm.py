@@ -14,6 +14,7 @@ from timm.utils.model import freeze_batch_norm_2d
 from torch import nn
 from torch.nn import functional as F
 
+from qsdformer.data import DataInfo
 from qsdformer.errors import UserError
 from qsdformer.models import metaspikeformer as backbone
 from qsdformer.models.checkpoint import load, save
@@ -104,6 +105,25 @@ def test_timm_saves_a_model_of_ours_and_builds_it_again(tmp_path, origin, safe):
     assert again.config == model.config
     images = torch.randn(2, model.in_chans, 32, 32)
     assert torch.equal(again.eval()(images), model.eval()(images))
+
+
+def test_a_saved_model_tells_timm_what_images_it_was_trained_on(tmp_path):
+    info = DataInfo(
+        image_size=(20, 28), channels=1, class_names=("a", "b", "c"), mean=(0.3,), std=(0.2,)
+    )
+    model = backbone.create_model(TINY, dims=(4, 6, 8, 8), depth=2, in_chans=1, num_classes=3)
+    save(model, tmp_path / "model.ckpt", info)
+    save_for_hf(load(tmp_path / "model.ckpt"), tmp_path / "hub", safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True)
+    found = timm.data.resolve_model_data_config(again)
+    assert found == {
+        "input_size": (1, 20, 28),
+        "interpolation": "bilinear",
+        "mean": [0.3],
+        "std": [0.2],
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+    }
 
 
 @pytest.mark.parametrize(

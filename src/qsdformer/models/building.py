@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.registry import DEFAULT, Family, families, model_config
 from qsdformer.nn.config import NetworkConfig
+
+if TYPE_CHECKING:
+    from qsdformer.data import DataInfo
 
 IN_TIMM = "qsdformer.models.families"  # importing it makes all families known to timm
 
@@ -29,6 +32,20 @@ def build(config: NetworkConfig) -> SpikingTransformer:
     model.pretrained_cfg = model.default_cfg = record_of(family, config)
     model._model_args = config.to_dict()
     return model
+
+
+def timm_inputs(info: DataInfo) -> dict[str, Any]:
+    """What timm's record of a model says of its images: those in `info`."""
+    modes = {"crop": "center", "stretch": "squash", "pad": "border"}  # timm's border is all round
+    return {
+        "input_size": (info.channels, *info.sides),
+        "mean": info.mean,
+        "std": info.std,
+        "interpolation": info.interpolation,
+        "crop_pct": info.crop_pct,
+        "crop_mode": modes[info.fit],
+        "num_classes": len(info.class_names),
+    }
 
 
 def record_of(family: Family, config: NetworkConfig) -> dict[str, Any]:

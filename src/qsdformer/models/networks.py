@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from qsdformer.models.base import SpikingTransformer
-from qsdformer.models.building import build
+from qsdformer.models.building import build, timm_inputs
 from qsdformer.models.dense.config import DenseConfig
 from qsdformer.nn.config import NetworkConfig
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def build_network(
     config: NetworkConfig | DenseConfig, info: DataInfo | None = None
 ) -> SpikingTransformer:
-    """A network with new weights; `info` is for detectors.
+    """A network with new weights; `info` is for detectors, and for a classifier's timm record.
 
     A dense one is to training and checkpoints what a `SpikingTransformer` is: a module with its
     configuration in `config`.
@@ -25,4 +25,7 @@ def build_network(
         from qsdformer.models.dense.building import build_dense  # torchvision's, for few
 
         return cast(SpikingTransformer, build_dense(config, info))
-    return build(config)
+    model = build(config)
+    if info is not None:
+        model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **timm_inputs(info)}
+    return model
