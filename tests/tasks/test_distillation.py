@@ -139,6 +139,19 @@ def test_a_timm_teacher_by_name_trained_at_another_size_and_in_colour(tmp_path: 
     assert float(last["train_logit_loss"]) > 0
 
 
+def test_any_classifier_of_timm_teaches_by_its_logits(tmp_path: Path) -> None:
+    model = timm.create_model("test_efficientnet", num_classes=10)
+    torch.save(model.state_dict(), tmp_path / "cnn.pth")
+    distill = {"teacher": "timm:test_efficientnet", "teacher_weights": str(tmp_path / "cnn.pth")}
+    with pytest.raises(UserError, match=r"no attention .* set distill\.fgd_weight to 0"):
+        train(make_recipe(tmp_path / "run", train={"epochs": 1}, distill=distill))
+    logits = {**distill, "fgd_weight": 0.0}
+    train(make_recipe(tmp_path / "run", train={"epochs": 1}, distill=logits))
+    last = metrics(tmp_path / "run")[-1]
+    assert float(last["train_logit_loss"]) > 0
+    assert not last["train_fgd_loss"]
+
+
 def test_a_caformer_teaches_with_the_stage_of_the_students_grid(
     digits: DataInfo,
     tmp_path: Path,

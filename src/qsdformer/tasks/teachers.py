@@ -149,7 +149,23 @@ class TimmReader:
         return [{n: one[n][:, :, self._prefix :] for n in self.features} for one in self._captured]
 
 
-def _reader(model: nn.Module, features: Sequence[str], name: str) -> FeatureReader | TimmReader:
+class NoReader:
+    """For a teacher of whom the logits alone are wanted, which may be any network."""
+
+    def clear(self) -> None:
+        """Nothing to forget."""
+
+    def blocks(self) -> list[Features]:
+        """None."""
+        return []
+
+
+Reader = FeatureReader | TimmReader | NoReader
+
+
+def _reader(model: nn.Module, features: Sequence[str], name: str) -> Reader:
+    if not features:
+        return NoReader()
     if isinstance(model, SpikingTransformer):
         return FeatureReader(model, features)
     return TimmReader(model, features, name)
@@ -206,6 +222,8 @@ def timm_teacher(
 ) -> Teacher:
     """A timm vision transformer or CAFormer that sees the student's images at their size.
 
+    Without `features` any classifier of timm's.
+
     `weights` is "pretrained" (timm downloads them) or a file of a state dict, which decides the
     number of classes. timm interpolates position embeddings to the image size and adapts the
     first layer to the images' channels; images are not resized. Where their `sizes_vary` from batch
@@ -254,9 +272,10 @@ def _timm_state(file: str) -> dict[str, Tensor]:
     return content
 
 
-def _classes(state: dict[str, Tensor]) -> int:
-    heads = [v for k, v in state.items() if k.endswith(("head.weight", "head.fc.fc2.weight"))]
-    return heads[-1].shape[0] if heads else 0
+def _classes(state: dict[str, Tensor], classifier: str | tuple[str, ...] | None) -> int:
+    name = classifier if isinstance(classifier, str | None) else classifier[0]
+    last = state.get(f"{name}.weight")
+    return 0 if last is None else last.shape[0]
 
 
 def _source(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
@@ -268,7 +287,7 @@ def _source(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
     size = getattr(registered, "input_size", (3, 224, 224))
     return {
         "state_dict": state,
-        "num_classes": _classes(state),
+        "num_classes": _classes(state, getattr(registered, "classifier", None)),
         "label_offset": 0,
         "input_size": (channels, *size[1:]),
     }
@@ -320,7 +339,8 @@ def _timm_attentions(model: nn.Module, name: str) -> list[nn.Module]:
 def _unreadable(name: str) -> UserError:
     return UserError(
         f"{name} has no attention with one qkv layer: take a timm vision transformer "
-        "(vit_*, deit_*) or a CAFormer (caformer_*)"
+        "(vit_*, deit_*) or a CAFormer (caformer_*), or set distill.fgd_weight to 0 and teach by "
+        "its logits"
     )
 
 

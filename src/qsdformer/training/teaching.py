@@ -83,11 +83,12 @@ def load_teacher(
     `sizes_vary`: batches are of images of different sizes. Raises `UserError` for a teacher that
     is not for images like `info`.
     """
+    features = config.features if config.fgd_weight > 0 else ()
     if trained is None and config.teacher.startswith(TIMM_PREFIX):
         model = config.teacher.removeprefix(TIMM_PREFIX)
         weights = config.teacher_weights
-        return timm_teacher(model, info, config.features, weights, sizes_vary=sizes_vary)
-    return checkpoint_teacher(trained or config.teacher, info, config.features)
+        return timm_teacher(model, info, features, weights, sizes_vary=sizes_vary)
+    return checkpoint_teacher(trained or config.teacher, info, features)
 
 
 def _check_used(config: DistillConfig, keys: Mapping[str, Any]) -> None:
