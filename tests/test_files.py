@@ -9,7 +9,14 @@ import os
 import pytest
 
 from qsdformer.errors import UserError
-from qsdformer.files import atomic_path, check_writable, exported_kind, write_json, write_text
+from qsdformer.files import (
+    atomic_path,
+    check_writable,
+    exported_kind,
+    write_csv,
+    write_json,
+    write_text,
+)
 
 
 def test_the_file_appears_with_all_missing_folders(tmp_path):
@@ -138,3 +145,8 @@ def test_permissions_follow_the_umask(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_name_that_is_not_utf_8_is_written_by_its_bytes(tmp_path):
+    write_csv(tmp_path / "a.csv", ["name"], [{"name": "caf\udce9"}])
+    assert (tmp_path / "a.csv").read_text("utf-8").split() == ["name", r"caf\udce9"]

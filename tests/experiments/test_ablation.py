@@ -17,10 +17,14 @@ from typing import Any
 
 import lightning
 import pytest
+import torch
 from rich.console import Console
 
 from qsdformer.analysis.energy import cost_model
+from qsdformer.analysis.information import packed_bytes
+from qsdformer.analysis.measure import measure
 from qsdformer.analysis.subject import analyze, load_subject
+from qsdformer.analysis.twins import twins
 from qsdformer.cli import run as qsd
 from qsdformer.errors import UserError
 from qsdformer.experiments import ablation, ablation_measure
@@ -44,6 +48,7 @@ from qsdformer.experiments.grid import (
 )
 from qsdformer.files import write_json
 from qsdformer.recipes import packaged_grids
+from qsdformer.tasks.activity import measure_activity, overall_activity
 
 GRID = """
 recipe: digits
@@ -265,6 +270,47 @@ def test_variants_that_need_each_other_are_one_line(grid: Grid) -> None:
         with_output(grid, None, {"distill.teacher": "fgd"})
 
 
+def test_rates_and_entropies_are_each_features_own(lively: Any) -> None:
+    model = lively()
+    with torch.no_grad():
+        for name, bias in model.named_parameters():
+            for feature, shift in (("q", 0.3), ("k", -0.3)):
+                if name.endswith(f".attention.{feature}.norm.bias"):
+                    bias.add_(shift)
+    images = torch.rand(4, 3, 32, 32)
+    measured = measure(model, [(images, torch.zeros(4, dtype=torch.int64))])
+    columns = ablation_measure.spike_columns(model, [images], measured)
+    activity = measure_activity(model, [images])
+    for name in "qkv":
+        own = {k: v for k, v in activity.items() if k.endswith(f".{name}_neuron")}
+        assert columns[f"rate_{name}"] == overall_activity(own)["firing_rate"]
+        assert columns[f"entropy_{name}"] == pytest.approx(measured.entropies[name])
+    assert len({columns[f"rate_{name}"] for name in "qkv"}) == 3
+    assert columns["firing_rate"] == overall_activity(activity)["firing_rate"]
+
+
+def test_the_share_recovered_is_of_the_seeds_that_a_variant_has(grid: Grid) -> None:
+    values = {"ann": (0.9, 0.9), "plain": (0.8, 0.7), "fgd": (0.88,)}
+    rows = [row(grid, n, seed, a) for n, own in values.items() for seed, a in enumerate(own)]
+    assert "| 80 |" in markdown(grid, with_gaps(grid, rows)).splitlines()[4]
+
+
+def test_the_table_has_entropies_rates_and_sizes_in_their_columns(grid: Grid) -> None:
+    entropies = {"entropy_q": 1.0, "entropy_k": 2.0, "entropy_v": 0.5}
+    more = {**entropies, "firing_rate": 0.125, "active_groups": 0.25, "packed_bytes": 2048}
+    rows = with_gaps(grid, [row(grid, "plain", 0, 0.8, **more)])
+    line = markdown(grid, rows).splitlines()[2]
+    assert line.endswith("| 1.00 / 2.00 / 0.50 | 0.125 | 0.250 | 2 | – |")
+
+
+def test_no_more_cells_are_started_than_jobs(grid: Grid) -> None:
+    pending = [Cell("ann", 0), Cell("plain", 0)]
+    assert ablation._ready(grid, pending, {}, [], 1) == [Cell("ann", 0)]
+    assert pending == [Cell("plain", 0)]
+    running: Any = {Cell("ann", 0): None}
+    assert ablation._ready(grid, pending, running, [], 1) == []
+
+
 def test_training_speed_is_that_of_all_images_without_what_passes_between_epochs(
     tmp_path: Path,
 ) -> None:
@@ -291,6 +337,12 @@ def test_a_cell_is_trained_measured_and_then_never_run_again(
     for name in ("papers", "bit-aware", "memory"):
         assert made[f"uj_{name.replace('-', '_')}"] == ledger.total(cost_model(name)) / 1e6
     assert made["uj_twin"] > made["uj_twin_skip"] > 0
+    analysed = analyze(subject, limit=grid.measure_images)
+    _, quantised, skipping = twins("", subject.model, analysed.measured)
+    for key, twin in (("uj_twin", quantised), ("uj_twin_skip", skipping)):
+        assert made[key] == twin.total(cost_model("bit-aware")) / 1e6
+    assert made["parameters"] == sum(p.numel() for p in subject.model.parameters())
+    assert made["packed_bytes"] == packed_bytes(subject.model)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished cell was run again")
@@ -582,6 +634,12 @@ def test_results_are_ordered_and_whole(grid: Grid) -> None:
     ("old", "new", "message"),
     [
         ("reference: ann", "reference: amn", "there is no 'amn'"),
+        ("baseline: plain", "baseline: plan", "there is no 'plan'"),
+        (
+            "compare: [[plain, fgd]]",
+            "compare: [[plain, fdg]]",
+            "there is no 'fdg'.*did you mean fgd",
+        ),
         ("{name: plain,", "{name: ann,", "'ann' is there twice"),
         ("seeds: [0, 1]", "seeds: [0, 0]", "all different"),
         ("label: with FGD", "lable: with FGD", "did you mean"),

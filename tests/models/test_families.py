@@ -218,8 +218,10 @@ def test_sdts_mask_is_an_or_over_tokens_at_one_level(dvs_mode):
     q, k, v = images
     for one in (config, steps, lif):
         core = MaskAttention(one, 16, 2, threshold=0.5, norm=False, dvs_mode=dvs_mode)
-        products = core.product_pool(core.k_pool(k) * core.v_pool(v))
-        expected = core.output_pool(q * products.amax(dim=(2, 3), keepdim=True))
+        pooled = [F.max_pool2d(x, 3, 1, 1) if dvs_mode else x for x in (k, v)]
+        planes = PlanePool(2) if dvs_mode else nn.Identity()
+        products = planes(pooled[0] * pooled[1])
+        expected = planes(q * products.amax(dim=(2, 3), keepdim=True))
         assert torch.equal(core(q, k, v), expected)
 
 
@@ -239,6 +241,13 @@ def test_the_plane_pool_mixes_neighbouring_tokens_and_channels_of_one_head():
     pooled = PlanePool(2)(x)
     assert torch.equal(pooled[0, :2].flatten(1), torch.tensor([[1.0, 1, 1, 0]] * 2))
     assert not pooled[0, 2:].any()
+
+
+def test_e_spikeformer_drops_whole_blocks_in_training():
+    model = small("e_spikeformer", drop_path_rate=1 - 1e-9).train()
+    with tap(model, "stages.4.downsample", "stages.4.blocks.0") as acts:
+        model(torch.randn(4, 3, 32, 32))
+    assert torch.equal(acts["stages.4.downsample"], acts["stages.4.blocks.0"])
 
 
 def test_e_spikeformers_attention_scale_is_2_over_the_root_of_a_heads_width():

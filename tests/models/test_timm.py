@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from qsdformer.data import DataInfo
 from qsdformer.errors import UserError
 from qsdformer.models import metaspikeformer as backbone
+from qsdformer.models.building import timm_inputs
 from qsdformer.models.checkpoint import load, save
 from qsdformer.models.configs.metaspikeformer import SIZES
 from qsdformer.nn.quantizers import QuantLinear
@@ -124,6 +126,8 @@ def test_a_saved_model_tells_timm_what_images_it_was_trained_on(tmp_path):
         "crop_pct": 1.0,
         "crop_mode": "center",
     }
+    for fit, mode in (("crop", "center"), ("stretch", "squash"), ("pad", "border")):
+        assert timm_inputs(dataclasses.replace(info, fit=fit))["crop_mode"] == mode
 
 
 @pytest.mark.parametrize(

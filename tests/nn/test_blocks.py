@@ -9,6 +9,8 @@ import torch
 from timm.utils.model import freeze_batch_norm_2d
 from torch.nn import functional as F
 
+from qsdformer.models.sdt import SDTConfig
+from qsdformer.nn.attention import Attention, SpikeAttention
 from qsdformer.nn.blocks import (
     MLP,
     ConvBlock,
@@ -21,7 +23,9 @@ from qsdformer.nn.blocks import (
     make_norm,
 )
 from qsdformer.nn.neurons import SpikingNeuron
+from qsdformer.nn.pointwise import PointwiseAttention
 from qsdformer.nn.quantizers import QuantConv2d
+from qsdformer.nn.sps import MembraneStem
 
 
 def _lively(norm: torch.nn.BatchNorm2d) -> None:
@@ -237,6 +241,14 @@ def test_residual_branches_start_at_the_configured_gain(make_config):
     block = ConvBlock(config, 6)
     for norm in (block.norm2, block.sepconv.norm2, MLP(config, 6).norm2):
         assert torch.equal(norm.weight, torch.full((6,), 0.25))
+    small = SDTConfig(width=16, depth=1, heads=2, residual_gain=0.25)
+    core = SpikeAttention(2, 1.0)
+    norms = [
+        Attention(config, 8).projection.norm,
+        PointwiseAttention(small, 16, 2, core).projection.norm,
+        MembraneStem(small, small.stem_channels, "0111").position.norm,
+    ]
+    assert all(torch.equal(norm.weight, torch.full_like(norm.weight, 0.25)) for norm in norms)
 
 
 def test_the_ann_is_never_rectified(make_config):

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import time
 
 import numpy as np
 import pytest
+import torch
 from variants import info_for
 
 from qsdformer.cli import run
@@ -15,7 +17,8 @@ from qsdformer.models.checkpoint import save_checkpoint
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from qsdformer.runtimes import native  # noqa: E402
+from qsdformer.graph.lowering import lower  # noqa: E402
+from qsdformer.runtimes import bench, native  # noqa: E402
 from qsdformer.runtimes.ann_onnx import ann_model, quantised_ann  # noqa: E402
 from qsdformer.runtimes.bench import Subject, measure, peak_memory, timed  # noqa: E402
 from qsdformer.runtimes.sessions import onnxruntime_kernels, onnxruntime_session  # noqa: E402
@@ -105,3 +108,79 @@ def test_an_artifact_needs_less_than_half_the_memory_of_pytorch(checkpoint, live
     export(model, tmp_path / "model.qsd", info=info_for(model))
     artifact = peak_memory("artifact", tmp_path / "model.qsd", (3, 32, 32))
     assert 10 < artifact < peak_memory("checkpoint", checkpoint, (3, 32, 32)) / 2
+
+
+def test_every_subject_runs_its_own_model_on_the_threads_asked_for(lively, monkeypatch):
+    started = []
+
+    def start(data, threads):
+        started.append((data, threads))
+        return lambda pixels, names: {}
+
+    monkeypatch.setattr(bench, "_installed", lambda: ["ONNX Runtime"])
+    arrangement, _ = bench.RUNTIMES["ONNX Runtime"]
+    monkeypatch.setitem(bench.RUNTIMES, "ONNX Runtime", (arrangement, start))
+    model = lively(fully_spiking=True)
+    found = bench.make_subjects(None, lower(model, info_for(model)), 3)
+    labels = [subject.network for subject in found if subject.runtime == "ONNX Runtime"]
+    assert labels == [bench.INTEGER, bench.FLOAT]
+    for label, (data, threads) in zip(labels, started, strict=True):
+        graph = onnx.load_from_string(data).graph
+        small = any(t.data_type == onnx.TensorProto.INT8 for t in graph.initializer)
+        assert small == (label == bench.INTEGER)
+        assert threads == 3
+    for subject in found:
+        if subject.runtime == "native":
+            assert subject.time.args[0].info.threads == 3
+
+
+def test_the_twins_are_told_apart(lively, monkeypatch):
+    started = []
+
+    def start(data, threads):
+        started.append({node.op_type for node in onnx.load_from_string(data).graph.node})
+        return lambda pixels: {}
+
+    monkeypatch.setattr(bench, "_installed", lambda: ["ONNX Runtime"])
+    monkeypatch.setattr(bench, "_eager", lambda *_: None)
+    arrangement, _ = bench.RUNTIMES["ONNX Runtime"]
+    monkeypatch.setitem(bench.RUNTIMES, "ONNX Runtime", (arrangement, start))
+    model = lively(fully_spiking=True)
+    found = bench.make_subjects(model, lower(model, info_for(model)), 1)
+    labels = [subject.network for subject in found if subject.runtime == "ONNX Runtime"]
+    quantised = ["QuantizeLinear" in kinds for kinds in started]
+    assert dict(zip(labels, quantised, strict=True))["ANN, fp32"] is False
+    assert dict(zip(labels, quantised, strict=True))["ANN, int8"] is True
+
+
+def test_pytorch_has_the_threads_that_the_table_says(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+
+    class Ended:
+        def send(self, _):
+            raise EOFError
+
+        def recv(self):
+            raise EOFError
+
+    with contextlib.suppress(EOFError):
+        bench._serve(Ended(), None, None, 2)
+    assert seen == [2]
+
+
+def test_the_table_has_each_time_in_its_column():
+    timing = bench.Timing(
+        network="n",
+        runtime="r",
+        batch=4,
+        threads=1,
+        runs=5,
+        median_ms=2.0,
+        lower_ms=1.0,
+        upper_ms=3.0,
+        cpu_ms=7.0,
+        images_per_second=2000.0,
+    )
+    cells = [next(iter(column.cells)) for column in bench.table([timing]).columns]
+    assert cells == ["n", "r", "4", "2.0 ms", "1.0 - 3.0", "7.0 ms", "2000"]

@@ -272,3 +272,19 @@ def test_frames_divide_channels_otherwise_than_pixels(isa: str, width: int):
     graph = graph_of(ops, 6, 3, ["sum"])
     assert_same(graph, noise(2, 3, 6, 6))
     assert_same(graph, noise(2, 2, 3, 6, 6))
+
+
+def test_a_shortcut_beyond_32_bits_saturates() -> None:
+    values = np.full((1, 256), 1_500_000_000, np.int32)
+    values[:, 128:] *= -1
+    ops = [
+        dataclasses.replace(table(1), table=values),
+        scaled("a", "table", 1),
+        scaled("b", "table", 1),
+        Add(name="end", inputs=("a", "b"), limit=INT32_MAX),
+    ]
+    graph, pixels = graph_of(ops, 8, 1, ["end"]), noise(2, 1, 8, 8)
+    expected = np.where(pixels < 128, INT32_MAX, -INT32_MAX)
+    found = graph.run_outputs(pixels)
+    assert np.array_equal(next(iter(found.values())), expected)
+    assert_same(graph, pixels)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import time
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from qsdformer.nn import IELIF, QuantConv2d
 from qsdformer.runtimes import executors
 from qsdformer.runtimes.executors import EXECUTORS, Executor, normalised, register, to_pixels
 from qsdformer.runtimes.exporting import export
-from qsdformer.runtimes.verify import verify
+from qsdformer.runtimes.verify import Report, Row, _latency, verify
 
 
 def test_all_executions_of_a_model_agree(lively):
@@ -263,3 +264,35 @@ def test_a_map_of_one_channel_is_compared_by_its_values(monkeypatch):
     report = verify(model, pixels, info, executors=["integer", "wrong"])
     assert [row.broken is None for row in report.rows] == [True, True, False]
     assert report.rows[1].agreement == 1
+
+
+def test_accuracy_is_the_share_of_labels_that_each_execution_finds(lively, monkeypatch):
+    monkeypatch.setitem(EXECUTORS, "wrong", _wrong_on_first(1))
+    model = lively()
+    pixels = random_pixels(model, 4)
+    found = torch.from_numpy(lower(model, info_for(model)).logits(pixels.numpy()).argmax(1))
+    found[3] = (found[3] + 1) % 5
+    report = verify(model, [(pixels, found)], info_for(model), executors=["wrong"])
+    assert [row.accuracy for row in report.rows] == [0.75, 0.5]
+    assert [row.agreement for row in report.rows] == [1.0, 0.75]
+
+
+def test_the_table_has_each_figure_in_its_column():
+    row = Row(
+        name="x",
+        accuracy=0.25,
+        agreement=0.875,
+        differing=3,
+        counts=200,
+        logit_difference=0.5,
+        latency_ms=12.5,
+        broken=None,
+        promise=0.8,
+    )
+    columns = Report(rows=(row,), images=1, missing=()).table().columns
+    cells = [next(iter(column.cells)) for column in columns]
+    assert cells == ["x", "25.00%", "87.500%", "1.5 %", "0.5", "12.5 ms", "kept"]
+
+
+def test_latency_is_in_milliseconds():
+    assert 20 <= _latency(lambda pixels, collect: time.sleep(0.02), np.zeros(1)) < 2000

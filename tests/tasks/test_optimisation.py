@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -65,6 +66,9 @@ def test_optimizers_take_the_scaled_rate() -> None:
     assert isinstance(optimizer, Lamb)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(4e-3)
     assert optimizer.param_groups[0]["trust_clip"]
+    machines = dataclasses.replace(config, num_nodes=3)
+    assert machines.global_batch == 768
+    assert make_optimizer(model, machines).param_groups[0]["lr"] == pytest.approx(12e-3)
     assert isinstance(make_optimizer(model, TrainConfig()), torch.optim.AdamW)
     config = TrainConfig(optimizer="sgd", lr=0.1, weight_decay=5e-4, betas=(0.8, 0.9))
     sgd = make_optimizer(model, config)

@@ -96,6 +96,7 @@ def test_an_imported_network_is_fine_tuned_on_grey_digits_at_another_size(
     assert "fine-tuned model (4-bit weights" in text
     tuned, start = load(out / "last.ckpt"), load(imported)
     assert tuned.config.dims == start.config.dims
+    assert tuned.config.heads == start.config.heads == 2
     assert tuned.config.attention_gain == 2.0
     assert (tuned.config.in_channels, tuned.config.num_classes) == (1, 10)
     weight = "stages.1.blocks.0.conv1.weight"

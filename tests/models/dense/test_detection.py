@@ -257,3 +257,18 @@ def test_what_is_given_leaves_the_network_as_it_was() -> None:
         maps: dict[str, Any] = convolutional_part(network)(normalised(pixels()))
     with_maps(network, maps)
     assert dict(network.named_modules()) == before
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_a_detector_has_the_thresholds_and_numbers_of_its_configuration(detector: str) -> None:
+    keys: dict[str, Any] = {"nms_threshold": 0.3, "score_threshold": 0.2}
+    keys |= {"detections": 9, "proposals": 11, "rois": 7}
+    network: Any = made(detection(detector=detector, **keys))
+    top = network if detector == "retinanet" else network.roi_heads
+    assert (top.nms_thresh, top.score_thresh, top.detections_per_img) == (0.3, 0.2, 9)
+    if detector == "retinanet":
+        assert network.topk_candidates == 11
+        return
+    assert top.fg_bg_sampler.batch_size_per_image == 7
+    assert network.rpn._pre_nms_top_n == {"training": 22, "testing": 11}
+    assert network.rpn._post_nms_top_n == {"training": 11, "testing": 11}
