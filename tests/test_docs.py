@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from variants import info_for
 
 import qsdformer
@@ -148,5 +149,6 @@ def test_the_python_about_the_native_engine_runs(lively) -> None:
     model = lively()
     qsdformer.export(model, Path("model.qsd"), info_for(model))
     size = info_for(model).image_size
+    Image.fromarray(np.zeros((40, 30, 4), np.uint8)).save("image.png")
     found = python_of("native.md", {"pixels": np.zeros((2, 3, size, size), np.uint8)})
     assert np.array_equal(found["graph"].reference.run(found["pixels"]), found["logits"])

@@ -98,12 +98,15 @@ static bool keep_arrays(qsd_model *m) {
 }
 
 /* The variable is for tests: both ways give the same. */
-static qsd_events_mode events_mode(void) {
+static bool find_events_mode(qsd_events_mode *mode) {
   const char *word = getenv("QSD_NATIVE_EVENTS");
-  if (word && strcmp(word, "never") == 0) return EVENTS_NEVER;
-  if (word && strcmp(word, "always") == 0) return EVENTS_ALWAYS;
-  if (word && strcmp(word, "tiles") == 0) return EVENTS_TILES;
-  return EVENTS_CHOSEN;
+  *mode = EVENTS_CHOSEN;
+  if (!word || !*word) return true;
+  if (strcmp(word, "never") == 0) *mode = EVENTS_NEVER;
+  else if (strcmp(word, "always") == 0) *mode = EVENTS_ALWAYS;
+  else if (strcmp(word, "tiles") == 0) *mode = EVENTS_TILES;
+  else return false;
+  return true;
 }
 
 /* Small maps of several images fill the kernels better and share what a step costs. With more than
@@ -146,7 +149,9 @@ static int make_plans(qsd_model *m, qsd_error *error) {
   }
   m->pool = builder.pool;
   if (status) return status;
-  qsd_events_mode mode = events_mode();
+  qsd_events_mode mode;
+  if (!find_events_mode(&mode))
+    return qsd_fail(error, QSD_BAD_ARGUMENT, "QSD_NATIVE_EVENTS must be never, always or tiles");
   if (!qsd_plan_events(&m->pool, m->kernels, mode, &m->still) ||
       !qsd_plan_events(&m->pool, m->kernels, mode, &m->moving) ||
       !qsd_plan_events(&m->pool, m->kernels, mode, &m->many))

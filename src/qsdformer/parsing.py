@@ -121,7 +121,7 @@ def describe(kind: Any) -> str:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
     if get_origin(kind) in (Union, types.UnionType):
         return " or ".join(describe(a) for a in arguments)
-    if get_origin(kind) is Mapping:
+    if get_origin(kind) in (Mapping, dict):
         return "key: value pairs"
     if get_origin(kind) is tuple:
         many = "items" if Ellipsis in arguments else f"{len(arguments)} items"

@@ -102,6 +102,7 @@ def without_encoder(values: dict[str, Any]) -> None:
     [
         (lambda v: v["units"].pop("pool"), "units.pool is missing; none if the design has no"),
         (lambda v: v.pop("buffers"), "buffers is missing"),
+        (lambda v: v.update(name="other"), "leave name out: a design has the name of its file"),
         (zero_lanes, "units.linear.lanes=0: must be above 0"),
         (unknown_encoding, "encoding='adress': must be one of bitmap, address, address+count"),
         (no_source, "clock_mhz must be {value: ..., source: ...}"),

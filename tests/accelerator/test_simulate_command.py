@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import itertools
 import json
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ import qsdformer as qsd
 from accelerator.networks import family_graph, pixels, plain_values, small_design
 from accelerator.test_published import settled
 from qsdformer.accelerator import sweep as sweep_module
+from qsdformer.accelerator.design import load_design
 from qsdformer.cli import run
 from qsdformer.errors import UserError
 
@@ -273,3 +278,23 @@ def test_the_table_takes_checkpoints_and_files(
     assert all(row[1].endswith("%") and float(row[3]) > 0 for row in rows)
     with pytest.raises(UserError, match="does not say where its images are: give --data-root"):
         main(files[1:])
+
+
+def test_a_design_of_ones_own_is_begun_as_the_page_says(
+    stored: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/accelerator.md").read_text(encoding="utf-8")
+    (copy,) = re.findall(r"^python -c .*> mine.yaml$", page, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    subprocess.run(["bash", "-c", copy], check=True, env={**os.environ, "PATH": paths})
+    design = load_design("mine.yaml")
+    assert dataclasses.replace(design, name="sdt-sparse") == load_design("sdt-sparse")
+    named = "".join(line for line in page.splitlines() if line.startswith("| `"))
+    assert {path.split(".")[-1] for path in design.sources} <= set(re.findall(r"`(\w+)`", named))
+    words = ("--design", "mine.yaml", "--design", "dense-int", "--images", "1")
+    assert simulate(stored / "spiking.ckpt", *words) == 0
+    assert "Stages on mine" in capsys.readouterr().out

@@ -304,3 +304,15 @@ def test_colours_stay_as_they_are_unless_a_policy_varies_them(tmp_path: Path) ->
     images, _ = next(iter(data.train_dataloader()))
     still, _ = next(iter(data.val_dataloader()))
     assert torch.equal(images, still[:1].expand_as(images))
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_held_out_images_need_no_folder_val(image_root: Path, in_memory: bool) -> None:
+    options = {"evaluate_on": "holdout", "in_memory": in_memory}
+    expected = module(image_root, **options)
+    shutil.rmtree(image_root / "val")
+    found = module(image_root, **options)
+    assert (found.train_size, found.eval_size) == (expected.train_size, expected.eval_size)
+    for one, other in zip(found.val_dataloader(), expected.val_dataloader(), strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])

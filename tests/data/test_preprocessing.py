@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from qsdformer.data.base import DataInfo
+from qsdformer.data.decoding import open_image
 from qsdformer.data.images import eval_transform
 from qsdformer.data.preprocessing import Preprocessing, pixels
 from qsdformer.errors import UserError
@@ -73,3 +74,20 @@ def test_top_classes_are_sorted_with_their_probabilities():
     (first, second), *_ = top_classes(logits, ("a", "b", "c"), 2)
     assert first == ("b", pytest.approx(0.75))
     assert second == ("a", pytest.approx(0.25))
+
+
+@pytest.mark.parametrize("fit", ["crop", "stretch", "pad"])
+def test_images_of_pillow_are_taken_as_files_are_read(tmp_path, fit):
+    shade = np.arange(12 * 8, dtype=np.uint8).reshape(12, 8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a camera on its side
+    Image.fromarray(shade).save(tmp_path / "turned.jpg", exif=exif, quality=100)
+    Image.fromarray(shade.astype(np.uint16) << 8).save(tmp_path / "deep.png")
+    pre = Preprocessing(image_size=8, channels=1, mean=(0.5,), std=(0.5,), fit=fit)
+    for name in ("turned.jpg", "deep.png"):
+        with Image.open(tmp_path / name) as image:
+            found = pixels([image], pre)
+        assert np.array_equal(found, pixels([open_image(tmp_path / name)], pre))
+    wide = Image.fromarray(np.zeros((4, 4), np.int32) + 70000)
+    with pytest.raises(UserError, match="mode I: it has numbers of 32 bits"):
+        pixels([wide], pre)

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -412,6 +413,8 @@ def test_cells_run_as_processes_side_by_side_after_their_teacher(
     assert float(rows[1]["entropy_q"]) >= 0
     assert {r["threads"] for r in rows} == {"1"}
     assert (tmp_path / "out" / "results.png").stat().st_size > 1000
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == f"results: {tmp_path}/out/results.csv, results.md, results.png"
     assert "with FGD" in (tmp_path / "out" / "results.md").read_text()
     capsys.readouterr()
     assert qsd([*arguments, "--only", "ann"]) == 0
@@ -420,9 +423,17 @@ def test_cells_run_as_processes_side_by_side_after_their_teacher(
 
 def test_a_failed_cell_is_named_and_what_learns_from_it_is_left_out(grid: Grid) -> None:
     cells = [Cell("ann", 0), Cell("fgd", 0)]
-    with pytest.raises(UserError, match=r"2 cells failed, first ann-s0: see .*ann-s0.log") as error:
+    said = r"2 cells failed, first ann-s0: no output; see .*ann-s0.log"
+    with pytest.raises(UserError, match=said) as error:
         ablation.run_grid(grid, cells, ["false"])
     assert "\n" not in str(error.value)
+    assert not (Path(grid.output) / "results.md").exists()
+
+
+def test_why_the_first_cell_failed_is_in_the_last_line(grid: Grid) -> None:
+    command = [sys.executable, "-c", "import sys; sys.exit('qsd: error: no such folder: x')"]
+    with pytest.raises(UserError, match=r"first ann-s0: no such folder: x; see .*ann-s0.log"):
+        ablation.run_grid(grid, [Cell("ann", 0)], command)
 
 
 def test_sigterm_ends_the_cells_too_which_save(grid: Grid, tmp_path: Path) -> None:
@@ -686,3 +697,17 @@ def test_an_unknown_grid_or_variant_is_one_line(grid: Grid) -> None:
         load_grid("nothing")
     with pytest.raises(UserError, match=r"no variant 'fdg': must be .*did you mean fgd"):
         wanted_cells(grid, ["fdg"])
+
+
+@pytest.mark.slow
+def test_a_packaged_grid_runs_on_class_folders_as_the_page_says(
+    image_root: Path, tmp_path: Path
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/distillation.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^qsd (ablate .* image_folder .*)$", page, re.MULTILINE)
+    words = [{"FOLDER": str(image_root)}.get(word, word) for word in line.split()]
+    words[words.index("--output") + 1] = str(tmp_path / "out")
+    few = ["--epochs", "1", "--batch_size", "4", "--only", "rectified", "--seeds", "0"]
+    assert qsd([*words, *few, "--accelerator", "cpu"]) == 0
+    (row,) = read_rows(tmp_path / "out" / "results.csv")
+    assert (row["variant"], row["evaluation_images"]) == ("rectified", "6")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from qsdformer.errors import UserError
 from qsdformer.models import building, registry
 from qsdformer.models.building import create_model
-from qsdformer.models.checkpoint import load, save
+from qsdformer.models.checkpoint import KEY, load, save
 from qsdformer.models.e_spikeformer import ESpikeFormerConfig
 from qsdformer.models.registry import Family, families, model_config, register
 from qsdformer.models.sdt import SDTConfig
@@ -319,6 +319,16 @@ def test_a_stored_configuration_without_a_family_is_a_metaspikeformers():
     assert registry.config_from_dict(values) == model_config("metaspikeformer_tiny")
     with pytest.raises(ValueError, match="unknown model family 'resnet': known are"):
         registry.config_from_dict({"family": "resnet"})
+
+
+def test_a_checkpoint_of_an_unknown_family_is_not_called_damaged(tmp_path):
+    save(small("sdt"), tmp_path / "model.ckpt")
+    content = torch.load(tmp_path / "model.ckpt", weights_only=True)
+    content[KEY]["model_config"]["family"] = "resnet"
+    torch.save(content, tmp_path / "model.ckpt")
+    with pytest.raises(UserError, match=r"unknown model family 'resnet'.*another version") as error:
+        load(tmp_path / "model.ckpt")
+    assert "damaged" not in str(error.value)
 
 
 def test_names_cannot_be_registered_twice():

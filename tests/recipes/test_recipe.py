@@ -457,3 +457,23 @@ def test_short_keys_go_on_meaning_the_backbones() -> None:
     with pytest.raises(UserError, match=r"segmentation\.neck_width or detection\.neck_width"):
         resolve_key("neck_width")
     assert "camvid" in str(resolve_key("data.name").kind)
+
+
+def test_a_recipe_is_found_beside_the_file_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, elsewhere = tmp_path / "own", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (folder / "base.yaml").write_text("recipe: digits\nseed: 3\n")
+    (folder / "mine.yaml").write_text("recipe: base.yaml\n")
+    variants = "reference: a\nvariants: [{name: a, overrides: {model.ann: true}}]\n"
+    (folder / "grid.yaml").write_text(f"recipe: mine.yaml\nseeds: [0]\n{variants}")
+    monkeypatch.chdir(elsewhere)
+    assert load_recipe(str(folder / "mine.yaml")).seed == 3
+    assert load_grid(str(folder / "grid.yaml")).recipe == str(folder / "mine.yaml")
+    (elsewhere / "base.yaml").write_text("recipe: digits\nseed: 4\n")  # the current folder's first
+    assert load_recipe(str(folder / "mine.yaml")).seed == 4
+    (folder / "digits").write_text("no recipe")
+    (folder / "plain.yaml").write_text("recipe: digits\n")
+    assert load_recipe(str(folder / "plain.yaml")).seed == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data.cifar_files import write_class_folders, write_tiny_cifar10
 from variants import info_for, random_pixels
 
 import qsdformer
@@ -344,3 +345,44 @@ def test_an_image_size_that_is_given_is_not_ignored(image_root):
         images, _ = next(iter(module.val_dataloader()))
         assert images.shape == (2, 3, size, size)
         assert module.info.image_size == size
+
+
+def test_an_artifact_becomes_an_onnx_file(exported, tmp_path, capsys):
+    out = tmp_path / "again.onnx"
+    assert run(["export", str(exported[".qsd"]), str(out)]) == 0
+    assert "made of" in capsys.readouterr().out
+    assert out.read_bytes() == exported[".onnx"].read_bytes()
+    assert run(["export", str(exported[".qsd"]), str(out), "--image-size", "16"]) == 2
+    assert "leave out options on them" in capsys.readouterr().err
+    assert run(["export", str(exported[".qsd"]), str(tmp_path / "again.qsd")]) == 2
+    assert "a .qsd file of qsd export" in capsys.readouterr().err
+
+
+def test_python_loads_an_onnx_file_too(exported):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 1, 8, 8), np.uint8)
+    graph, model = (qsdformer.load(exported[suffix]) for suffix in (".qsd", ".onnx"))
+    size = graph.preprocessing.sides
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 1, *size), np.uint8)
+    assert np.array_equal(model.logits(pixels).argmax(1), graph.logits(pixels).argmax(1))
+
+
+@pytest.mark.parametrize("count", ["257", "99999999999"])
+def test_absurdly_many_threads_are_one_line(exported, count, capsys):
+    for suffix in (".qsd", ".onnx"):
+        assert run(["eval", str(exported[suffix]), *DIGITS, "--threads", count]) == 2
+        assert "must be at most 256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["archive", "folders"])
+def test_a_network_of_cifars_classes_finds_the_published_archive_and_class_folders(
+    lively, layout, tmp_path, capsys
+):
+    root = tmp_path / "root"
+    made = {"archive": write_tiny_cifar10, "folders": write_class_folders}[layout](root)
+    config = DataConfig(name="cifar10", root=str(made))
+    info = DataModule(config, batch_size=8).info
+    save_checkpoint(tmp_path / "model.ckpt", lively(in_channels=3, num_classes=10), info)
+    assert run(["export", str(tmp_path / "model.ckpt"), str(tmp_path / "model.qsd")]) == 0
+    found = [accuracy(capsys, tmp_path / f"model{s}", made) for s in (".ckpt", ".qsd")]
+    assert found[0] == found[1]
+    assert found[0][1] == {"archive": 8, "folders": 10}[layout]

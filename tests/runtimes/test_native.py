@@ -293,3 +293,9 @@ def test_verify_fails_for_one_wrong_integer_of_one_image(
     assert [row.name for row in broken.rows] == names
     assert broken.rows[1].broken == "broken: not the integers of the reference"
     assert not broken.ok
+
+
+def test_an_unknown_way_of_skipping_is_one_line(monkeypatch):
+    monkeypatch.setenv("QSD_NATIVE_EVENTS", "allways")
+    with pytest.raises(UserError, match="QSD_NATIVE_EVENTS must be never, always or tiles"):
+        native.of_graph(wide_graph(1))

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -21,10 +22,11 @@ import torch
 from graph.random_graphs import random_graph
 from graph.test_artifact_fuzz import error_of, forged
 from mutants import damaged
+from PIL import Image
 from variants import LIF, info_for
 
 import qsdformer as qsd
-from qsdformer.graph.artifact import export, to_bytes
+from qsdformer.graph.artifact import export, load_artifact, to_bytes
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.lowering import lower
 from qsdformer.runtimes import native
@@ -119,6 +121,35 @@ def test_the_example_classifies_without_python(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "bytes of pixels" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_steps_from_c_that_the_page_names_classify_an_image(tmp_path: Path):
+    page = (SOURCE.parent / "docs/native.md").read_text(encoding="utf-8")
+    (steps,) = [
+        text for text in re.findall(r"^```sh\n(.*?)^```", page, re.M | re.S) if "cc -I" in text
+    ]
+    for name in ("native", "zoo"):
+        (tmp_path / name).symlink_to(SOURCE.parent / name)
+    image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / "bird.png")
+    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    variables = {**os.environ, "PATH": paths}
+    done = subprocess.run(
+        ["bash", "-e", "-c", steps],
+        cwd=tmp_path,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    graph = load_artifact(tmp_path / "zoo/cifar10-small.qsd")
+    pixels = np.fromfile(tmp_path / "bird.pixels", np.uint8).reshape(1, 3, 32, 32)
+    logits = graph.run(pixels)[0]
+    said = f"{graph.class_names[logits.argmax()]} {logits.max()}"
+    lines = done.stdout.splitlines()
+    assert lines.count(said) == 2  # of the example, and of the program that was linked
 
 
 # A name, the fields of a model, and whether the pixels are a frame for each time step.

@@ -245,6 +245,8 @@ def parse_design(values: Any, name: str) -> Design:
     where = f"design {name}"
     if not isinstance(values, Mapping):
         raise UserError(f"{where}: must be a mapping with title, kind, units and buffers")
+    if "name" in values:
+        raise UserError(f"{where}: leave name out: a design has the name of its file")
     given = {**values, "name": name}
     design = parse_section(Design, given, where, "", sources, skip=("sources",))
     design = dataclasses.replace(design, sources=sources)

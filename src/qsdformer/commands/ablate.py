@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from rich.console import Console
 
@@ -58,5 +59,7 @@ def run(options: argparse.Namespace) -> int:
     ablation.run_grid(
         wanted, cells, command, jobs=options.jobs, environment=environment, console=console
     )
-    console.print(f"results: {wanted.output}/results.csv, results.md, results.png", highlight=False)
+    made = [f"results.{kind}" for kind in ("csv", "md", "png")]
+    made = [name for name in made if (Path(wanted.output) / name).is_file()]
+    console.print(f"results: {wanted.output}/{', '.join(made)}", highlight=False)
     return 0

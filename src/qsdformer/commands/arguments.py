@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from qsdformer.errors import UserError
 
+MOST_THREADS = 256  # of the native engine
+
 
 def image_size(text: str) -> int | list[int]:
     """A side in pixels, or two as height,width."""
@@ -22,6 +24,13 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, at least 1")
     return int(text)
+
+
+def thread_count(text: str) -> int:
+    """A whole number, 1 to 256."""
+    if (count := positive(text)) > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be at most {MOST_THREADS}")
+    return count
 
 
 def share(text: str) -> float:
@@ -73,7 +82,7 @@ def add_threads_argument(parser: argparse.ArgumentParser) -> None:
     """`--threads`; None where it is not given."""
     parser.add_argument(
         "--threads",
-        type=positive,
+        type=thread_count,
         metavar="N",
         help="processor threads (default: one for each core; of exported files 16 at most)",
     )

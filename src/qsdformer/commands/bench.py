@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsdformer.commands.arguments import image_size, positive
+from qsdformer.commands.arguments import image_size, positive, thread_count
 from qsdformer.commands.outputs import check_outputs
 from qsdformer.errors import UserError
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--threads",
-        type=positive,
+        type=thread_count,
         nargs="+",
         default=[2],
         metavar="N",

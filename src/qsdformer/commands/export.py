@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `qsd export`."""
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of qsd train")
+    parser.add_argument(
+        "checkpoint", metavar="CKPT", help="a checkpoint of qsd train; for ONNX also a .qsd file"
+    )
     parser.add_argument("out", metavar="OUT", help="the file to write, such as model.qsd")
     parser.add_argument(
         "--format",
@@ -52,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the file and print how much smaller it is than fp32 weights."""
-    from qsdformer.graph.artifact import export
+    from qsdformer.graph.artifact import export, is_artifact
     from qsdformer.models.checkpoint import load_checkpoint
 
     is_onnx = (options.format or Path(options.out).suffix[1:]) == "onnx"
@@ -61,6 +63,8 @@ def run(options: argparse.Namespace) -> int:
     if not is_onnx and options.runtime is not None:
         raise UserError("--runtime is for ONNX files: give --format onnx, or leave it out")
     check_outputs([options.out], [options.checkpoint])
+    if is_onnx and is_artifact(options.checkpoint):
+        return _converted(options)
     loaded = load_checkpoint(options.checkpoint)
     files = [Path(options.out)]
     graph = _lowered(loaded, options, options.membrane_bits or 32)
@@ -80,6 +84,19 @@ def run(options: argparse.Namespace) -> int:
         f"{options.out}{others}: {smaller} the checkpoint's {weights:,} bytes of fp32 weights",
         file=beside(options.out),
     )
+    return 0
+
+
+def _converted(options: argparse.Namespace) -> int:
+    """An ONNX file of an artifact, which says all that there is to know."""
+    from qsdformer.graph.artifact import load_artifact
+
+    if options.image_size is not None or given_keys(options):
+        raise UserError(f"{options.checkpoint} says what its images are: leave out options on them")
+    graph = load_artifact(options.checkpoint)
+    files = _write_onnx(graph, options.out, options.runtime or PACKAGES[0])
+    size = sum(file.stat().st_size for file in files)
+    print(f"{options.out}: {size:,} bytes, made of {options.checkpoint}", file=beside(options.out))
     return 0
 
 

@@ -62,14 +62,18 @@ def open_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image.I
             raise OSError("not a regular file")  # which might be waited for without end
         with opened(path) as image:
             image.load()
-            decoded = _eight_bits(image)
-            return upright_image(decoded) if upright else decoded.copy()
+            return as_shown(image) if upright else _eight_bits(image).copy()
     except DECODE_ERRORS as error:
         missing = isinstance(error, FileNotFoundError)
         advice = "check the path" if missing else "replace or remove the file"
         raise UserError(
             f"cannot read image {os.fspath(path)}: {reason_of(error)}; {advice}"
         ) from error
+
+
+def as_shown(image: Image.Image) -> Image.Image:
+    """An image upright and of 8 bits a channel; ValueError for numbers of 32 bits."""
+    return upright_image(_eight_bits(image))
 
 
 def reason_of(error: BaseException) -> str:

@@ -6,6 +6,7 @@ What `val` is called may be chosen: the key `split`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -91,7 +92,7 @@ def load(config: DataConfig, seed: int) -> Source:
 
     Held in memory it is varied as the other sources in memory, and images are not magnified.
     """
-    val = _scan(config, config.split)
+    val = _scan(config, config.split if config.evaluate_on == "test" else "train")
     info = DataInfo(
         image_size=config.image_size or (MEMORY_SIZE if config.in_memory else DEFAULT_SIZE),
         channels=3,
@@ -102,12 +103,13 @@ def load(config: DataConfig, seed: int) -> Source:
         crop_pct=1.0 if config.in_memory else CROP_PCT,
     )
     if config.in_memory:
+        read = functools.cache(lambda images: _in_memory(images, info))  # held out: the same images
         return memory_source(
             config,
             seed,
             info,
-            train=lambda: _in_memory(_scan_train(config, val), info),
-            test=lambda: _in_memory(val, info),
+            train=lambda: read(_scan_train(config, val)),
+            test=lambda: read(val),
         )
     transform = train_transform(config, info)
 

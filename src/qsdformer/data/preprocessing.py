@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from qsdformer.data.base import INTERPOLATIONS, Preparation, as_image_size
-from qsdformer.data.decoding import in_channels, middle
+from qsdformer.data.decoding import as_shown, in_channels, middle
 from qsdformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def size_within(size: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
 
 
 def pixels(images: Iterable[Image.Image], pre: Preprocessing) -> Array:
-    """uint8 (B, C, H, W), as `Preprocessing` says."""
+    """uint8 (B, C, H, W), as `Preprocessing` says, of images as a file or Pillow gives them."""
     prepared = [_one(image, pre) for image in images]
     if not prepared:
         raise UserError("no images: give at least one")
@@ -87,6 +87,10 @@ def pixels(images: Iterable[Image.Image], pre: Preprocessing) -> Array:
 
 
 def _one(image: Image.Image, pre: Preprocessing) -> Array:
+    try:
+        image = as_shown(image)
+    except ValueError as error:
+        raise UserError(f"cannot use an image of mode {image.mode}: {error}") from error
     image = in_channels(middle(image) if pre.fit == "crop" else image, pre.channels)
     image = _covering_crop(image, pre) if pre.fit == "crop" else _resized(image, pre)
     values = np.asarray(image, np.uint8)

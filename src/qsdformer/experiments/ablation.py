@@ -213,10 +213,13 @@ def run_grid(
                 else:
                     failed.append(cell)
                     console.print(f"{cell} failed: {_last_line(_log(grid, cell))}")
-    write_report(grid, finished_rows(grid).values())
+    if finished := finished_rows(grid):
+        write_report(grid, finished.values())
     if failed:
         first = _log(grid, failed[0])
-        raise UserError(f"{len(failed)} cells failed, first {failed[0]}: see {first}")
+        begun = first.is_file()
+        reason = _last_line(first).removeprefix("qsd: error: ") if begun else "it needs others"
+        raise UserError(f"{len(failed)} cells failed, first {failed[0]}: {reason}; see {first}")
     return list(rows.values())
 
 

@@ -22,6 +22,7 @@ from qsdformer.recipes.derived import (
 )
 from qsdformer.recipes.recipe import (
     Recipe,
+    beside,
     given_value,
     parse_recipe,
     read_named,
@@ -140,7 +141,8 @@ def load_grid(name: str) -> Grid:
         parse_section(Variant, f"variants[{number}]", variant)
     grid = parse_section(Grid, "ablation", {"output": f"runs/{stem}", **values})
     folders = tuple(map(os.path.expanduser, grid.reuse))
-    return dataclasses.replace(grid, output=os.path.expanduser(grid.output), reuse=folders)
+    output, recipe = os.path.expanduser(grid.output), beside(name, grid.recipe)
+    return dataclasses.replace(grid, output=output, recipe=recipe, reuse=folders)
 
 
 def cell_folder(grid: Grid, cell: Cell) -> Path:

@@ -29,7 +29,7 @@ from qsdformer.files import atomic_path, exported_kind
 from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.dense.config import DenseConfig, dense_config_from_dict
 from qsdformer.models.networks import build_network
-from qsdformer.models.registry import FIRST_FAMILY, config_from_dict
+from qsdformer.models.registry import FIRST_FAMILY, UnknownFamilyError, config_from_dict
 from qsdformer.nn.config import NetworkConfig
 
 FORMAT_VERSION = 1
@@ -152,6 +152,8 @@ def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> Loaded
         config = _config(head["model_config"])
         info = None if head["data_info"] is None else DataInfo.from_dict(head["data_info"])
         extra = dict(head["extra"])
+    except UnknownFamilyError as error:
+        raise UserError(f"{path}: {error}: is it from another version of qsdformer?") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: damaged checkpoint header: {one_line(error)}") from error
     weights = _weights(content, path)

@@ -73,6 +73,10 @@ class Family:
         return self.config(**completed({**self.sizes[name], **fields}, self.config))
 
 
+class UnknownFamilyError(ValueError):
+    """A configuration is of a family that is not registered here."""
+
+
 _families: dict[str, Family] = {}
 
 
@@ -116,7 +120,7 @@ def config_from_dict(values: Mapping[str, Any]) -> NetworkConfig:
     name = values.get("family", FIRST_FAMILY)
     known = families()
     if name not in known:
-        raise ValueError(f"unknown model family {name!r}: known are {', '.join(known)}")
+        raise UnknownFamilyError(f"unknown model family {name!r}: known are {', '.join(known)}")
     return known[name].config.from_dict(values)
 
 

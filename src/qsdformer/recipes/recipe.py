@@ -284,7 +284,7 @@ def recipe_values(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     base = values.pop(BASE, None)
     if base is None:
         return _merged({}, values)
-    base = parse_value(f"recipe {name}: {BASE}", str, base)
+    base = beside(name, parse_value(f"recipe {name}: {BASE}", str, base))
     chain = (*above, name)
     if base in chain:
         raise UserError(f"recipe {name} builds on itself: {' -> '.join((*chain, base))}")
@@ -474,6 +474,14 @@ def _read(name: str) -> tuple[str, str]:
     if name in packaged_grids():
         raise UserError(f"{name} is a grid, not a recipe: qsd ablate {name}")
     return read_named(name, "recipe", packaged_recipes())
+
+
+def beside(file: str, name: str) -> str:
+    """A recipe that a `file` names: in the current folder, or else in the file's own."""
+    own = Path(file).parent / name
+    if name in packaged_recipes() or os.path.isfile(name) or not os.path.isfile(own):
+        return name
+    return str(own)
 
 
 def read_named(name: str, what: str, packaged: Mapping[str, Path]) -> tuple[str, str]:
