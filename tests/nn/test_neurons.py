@@ -267,6 +267,20 @@ def test_counts_in_other_precisions_are_those_of_the_same_potentials_in_float32(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("neuron", [LIF(time_steps=8), IELIF(4, time_steps=8, decay=0.5)])
+def test_potentials_are_summed_over_time_in_float32(neuron, dtype):
+    x = torch.randn(8 * 4, 300, generator=torch.Generator().manual_seed(0)).to(dtype)
+    spikes = neuron(x)
+    assert spikes.dtype == dtype
+    assert torch.equal(spikes, neuron(x.float()).to(dtype))
+    steps, v = [], None
+    for x_t in x.unflatten(0, (8, -1)).unbind(0):  # in half precision others fire
+        value, v = neuron._step(x_t, v)
+        steps.append(value)
+    assert not torch.equal(torch.cat(steps), spikes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_no_count_exceeds_the_levels_even_where_half_precision_is_too_coarse_for_them(dtype):
     for levels in (128, 200, 255, 256):
         assert spike_count(torch.tensor([0.999, 1.0, 3.0], dtype=dtype), levels).max() <= levels

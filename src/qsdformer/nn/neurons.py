@@ -184,8 +184,12 @@ class SpikingNeuron(nn.Module):
         return (output.detach().float() / self.step).round_().long()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Spike values for membrane input `x`, (T*B, ...)."""
-        values = self._run(x)
+        """Spike values for membrane input `x`, (T*B, ...), of its type.
+
+        Potentials over several time steps are summed in float32 at least.
+        """
+        half = x.dtype in (torch.bfloat16, torch.float16)
+        values = self._run(x.float() if half and self.time_steps > 1 else x).to(x.dtype)
         return values if self.gain == 1.0 else values * self.gain
 
     def _run(self, x: Tensor) -> Tensor:
