@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import signal
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from rich.console import Console
 
+from qsdformer.errors import UserError
 from qsdformer.models.checkpoint import KEY, load_checkpoint
 from qsdformer.recipes.recipe import Recipe, load_recipe
 from qsdformer.training import train
@@ -117,6 +119,41 @@ def test_a_run_stopped_by_sigterm_goes_on_as_if_nothing_had_happened(
     assert rows(tmp_path) == rows(whole)
     best = load_checkpoint(whole / "best.ckpt").extra
     assert (result.best_epoch, result.best) == (best["epoch"], best["val_accuracy"])
+
+
+class Lost(Callback):
+    """A machine that is lost in a step, with whatever has been saved before."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step + 1 == self.step:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_is_lost_goes_on_from_what_was_saved_within_the_epoch(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # By the clock of the test two minutes pass between a look at it and the next.
+    ticks = itertools.count(0, 120)
+    monkeypatch.setattr("qsdformer.training.stopping.time.monotonic", lambda: float(next(ticks)))
+    recipe = small(tmp_path, **{"train.save_minutes": "3"})
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, console=Console(quiet=True), callbacks=[Lost(10)])
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert (content["global_step"], content[KEY]["extra"]["epoch"]) == (9, 1)
+    assert content[KEY]["extra"]["val_accuracy"] is None
+    monkeypatch.undo()
+    train(small(tmp_path), resume=True, console=Console(quiet=True))
+    ours, theirs = weights(tmp_path), weights(whole)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert rows(tmp_path) == rows(whole)
+
+
+def test_minutes_between_writes_must_be_above_0(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"save_minutes=0.0: must be above 0, or none"):
+        small(tmp_path, **{"train.save_minutes": "0"})
 
 
 def test_sigterm_in_the_last_validation_lets_the_run_finish(tmp_path: Path) -> None:

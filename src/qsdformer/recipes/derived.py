@@ -26,6 +26,7 @@ INCIDENTAL = (
     "train.channels_last",
     "train.eval_batch_size",
     "train.save_every",
+    "train.save_minutes",
     "train.log_every",
 )
 # Keys that, given on the command line, hold for a teacher trained by a recipe of its own as well:
@@ -42,6 +43,7 @@ TEACHERS_TOO = (
     "train.devices",
     "train.num_nodes",
     "train.save_every",
+    "train.save_minutes",
     "train.log_every",
 )
 

@@ -59,6 +59,9 @@ class TrainConfig:
     devices: int = option(1, "processes per node")
     num_nodes: int = option(1, "machines")
     save_every: int = option(1, "epochs between writes of last.ckpt")
+    save_minutes: float | None = option(
+        None, "minutes between further writes of last.ckpt, within an epoch", added=True
+    )
     log_every: int = option(50, "steps between rows of metrics.csv")
 
     def __post_init__(self) -> None:
@@ -100,6 +103,8 @@ class TrainConfig:
         require(self, "betas", all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
         ok = self.optimizer != "sgd" or self.betas[0] > 0
         require(self, "betas", ok, "a momentum above 0 first (train.optimizer is sgd)")
+        ok = self.save_minutes is None or 0 < self.save_minutes < math.inf
+        require(self, "save_minutes", ok, "above 0, or none")
         require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
         require(self, "ema", self.ema is None or 0 < self.ema < 1, "in (0, 1), or none")
         ok = self.clip_grad is None or (math.isfinite(self.clip_grad) and self.clip_grad > 0)

@@ -91,7 +91,7 @@ def fit(
     metrics = Metrics(folder / "metrics.csv", measures, every=recipe.train.log_every)
     saver = RunCheckpoints(folder, measures, save_every=recipe.train.save_every)
     guard = NonFiniteGuard(saver.last_path, every=recipe.train.log_every)
-    stop = StopOnSigterm(saver.last_path, console, guard)
+    stop = StopOnSigterm(saver.last_path, console, guard, recipe.train.save_minutes)
     own = [guard, clock, metrics, Report(console, metrics), saver, stop]
     with _quiet_lightning():  # before anything is written: devices may be missing
         trainer = make_trainer(recipe, [*own, *callbacks], console)
