@@ -20,15 +20,12 @@ from qsdformer.recipes.derived import (
     with_start_shape,
     with_teacher_keys,
 )
+from qsdformer.recipes.reading import nearby, read_named, recipe_values, with_home
 from qsdformer.recipes.recipe import (
     Recipe,
-    beside,
     given_value,
     parse_recipe,
-    read_named,
-    recipe_values,
     resolve_key,
-    with_home,
     with_values,
 )
 
@@ -141,7 +138,7 @@ def load_grid(name: str) -> Grid:
         parse_section(Variant, f"variants[{number}]", variant)
     grid = parse_section(Grid, "ablation", {"output": f"runs/{stem}", **values})
     folders = tuple(map(os.path.expanduser, grid.reuse))
-    output, recipe = os.path.expanduser(grid.output), beside(name, grid.recipe)
+    output, recipe = os.path.expanduser(grid.output), nearby(name, grid.recipe)
     return dataclasses.replace(grid, output=output, recipe=recipe, reuse=folders)
 
 
