@@ -9,6 +9,11 @@ import pytest
 import torch
 
 from qsdformer.analysis.energy import COST_MODELS
+from qsdformer.analysis.information import (
+    qkv_histograms,
+    spike_histograms,
+    spike_information_distortion,
+)
 from qsdformer.analysis.subject import load_subject
 from qsdformer.cli import run
 from qsdformer.data import DataConfig, DataModule
@@ -95,6 +100,33 @@ def test_csv_and_json_hold_every_row_and_the_ratios_to_the_first(
     assert len(lines) == sum(len(ledger["rows"]) for ledger in ledgers)
     total = sum(float(line["bit-aware_pj"]) for line in lines if line["model"] == str(first))
     assert total == pytest.approx(ledgers[0]["energy_pj"]["bit-aware"]["total"])
+
+
+def test_distortion_of_spikes_is_that_from_the_first_of_several(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [runs / name / "best.ckpt" for name in ("spiking", "plain")]
+    assert analyze(*paths, "--limit", "40", "--json", tmp_path / "all.json") == 0
+    shown = capsys.readouterr().out
+    of_qkv = []
+    for path in paths:
+        subject = load_subject(str(path), {}, batch_size=8)
+        batches = (images for images, _ in subject.batches(40))
+        of_qkv.append(qkv_histograms(spike_histograms(subject.model, batches)))
+    expected = {
+        name: spike_information_distortion(of_qkv[1][name], of_qkv[0][name]) for name in "qkv"
+    }
+    first, second = (
+        m["distortion_bits"] for m in json.loads((tmp_path / "all.json").read_text())["models"]
+    )
+    assert first == dict.fromkeys("qkv", 0.0)
+    assert second == pytest.approx(expected)
+    assert max(expected.values()) > 0
+    text = ", ".join(f"{name} {bits:.4f}" for name, bits in expected.items())
+    line = f"distortion of {paths[1]} from {paths[0]}, bits: {text}"
+    assert line in " ".join(shown.split())
+    assert analyze(paths[0], "--limit", "8") == 0
+    assert "distortion" not in capsys.readouterr().out
 
 
 def test_one_cost_model_can_be_chosen(runs: Path, tmp_path: Path) -> None:

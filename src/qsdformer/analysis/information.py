@@ -97,6 +97,21 @@ def qkv_histograms(histograms: dict[str, Tensor]) -> dict[str, Tensor]:
     return {letter: torch.stack(parts).sum(0) for letter, parts in found.items() if parts}
 
 
+def distortions(histograms: dict[str, Tensor], twin: dict[str, Tensor]) -> dict[str, float]:
+    """`spike_information_distortion` of q, k and v from a twin's, in bits, all blocks together.
+
+    `histograms` are by neuron, as `spike_histograms` gives them. Left out are those that the twin
+    lacks or that have other counts there.
+    """
+    own, there = qkv_histograms(histograms), qkv_histograms(twin)
+    pairs = {name: (h, there[name]) for name, h in own.items() if name in there}
+    return {
+        name: spike_information_distortion(one, other)
+        for name, (one, other) in pairs.items()
+        if one.shape == other.shape
+    }
+
+
 def packed_bytes(model: nn.Module) -> int:
     """Bytes of the weights at their real bit width and everything else in fp32.
 

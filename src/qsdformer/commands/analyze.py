@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoints",
         metavar="CKPT",
         nargs="+",
-        help="checkpoints of spiking models; with several, ratios are against the first",
+        help="checkpoints of spiking models; with several, ratios and the distortion of spike "
+        "information are against the first, such as a network with fp32 weights",
     )
     parser.add_argument(
         "--cost-model",
@@ -120,8 +121,20 @@ def _print(
         console.print(_summary(analysis), highlight=False)
     if len(ledgers) > 1:
         console.print(comparison_table(ledgers, models))
+    for analysis in analyses[1:]:
+        if found := _distortions(analysis, analyses[0]):
+            shown = ", ".join(f"{name} {bits:.4f}" for name, bits in found.items())
+            text = f"spike information distortion of {analysis.name} from {analyses[0].name}"
+            console.print(f"{text}, bits: {shown}", highlight=False)
     for model in models:
         console.print(f"{model.name}: {model.title}", highlight=False)
+
+
+def _distortions(analysis: Analysis, first: Analysis) -> dict[str, float]:
+    """How far the counts of q, k and v are from those of the first model, such as an fp32 twin."""
+    from qsdformer.analysis.information import distortions
+
+    return distortions(analysis.measured.histograms, first.measured.histograms)
 
 
 def _summary(analysis: Analysis) -> str:
@@ -176,7 +189,10 @@ def _values(
     return {
         "constants": constants(),
         "cost_models": {model.name: model.title for model in models},
-        "models": [_model_values(analysis, models) for analysis in analyses],
+        "models": [
+            {**_model_values(one, models), "distortion_bits": _distortions(one, analyses[0])}
+            for one in analyses
+        ],
         "ledgers": [ledger_values(ledger, models, ledgers[0]) for ledger in ledgers],
     }
 
