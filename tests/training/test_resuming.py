@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from qsdformer.models.checkpoint import read
 from qsdformer.recipes.recipe import Recipe, load_recipe
 from qsdformer.training import TrainResult, progress, train
 from qsdformer.training.checkpointing import NonFiniteGuard
+from qsdformer.training.folder import Point, going_on
 from qsdformer.training.progress import MetricsFile
 from qsdformer.training.stopping import StopOnSigterm
 from qsdformer.training.teaching import teacher_recipe
@@ -147,6 +149,34 @@ def test_a_decay_given_on_resuming_holds(tmp_path: Path) -> None:
     groups = read(tmp_path / "last.ckpt")["optimizer_states"][0]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
     assert [tuple(group["betas"]) for group in groups] == [(0.5, 0.9)] * 2
+
+
+def test_the_tensors_of_a_checkpoint_are_not_held_while_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left(tmp_path)
+    points = []
+
+    def noted(folder: Path, resume: Any) -> Point | None:
+        points.append(going_on(folder, resume))
+        return points[-1]
+
+    monkeypatch.setattr("qsdformer.training.once.going_on", noted)
+    run(tiny(tmp_path), resume=True)
+    (point,) = points
+    assert point is not None
+    held = [value for value in flat(point.content) if isinstance(value, torch.Tensor)]
+    assert sum(tensor.numel() for tensor in held) < 10  # what callbacks have counted
+    assert point.epochs == 2
+
+
+def flat(value: Any) -> Iterator[Any]:
+    """All values inside dictionaries and lists."""
+    if isinstance(value, (dict, list, tuple)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from flat(one)
+    else:
+        yield value
 
 
 def test_a_momentum_given_on_resuming_holds(tmp_path: Path) -> None:

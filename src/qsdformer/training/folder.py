@@ -43,6 +43,11 @@ class Point:
         """Our own part of the checkpoint."""
         return self.content[checkpoint.KEY]
 
+    def drop_tensors(self) -> None:
+        """Let go of weights and optimiser state, which Lightning reads from the file again."""
+        for name in ("state_dict", "optimizer_states"):
+            self.content.pop(name, None)
+
     def is_elsewhere(self, folder: Path) -> bool:
         """Whether it lies in another run's folder."""
         return self.path.parent.resolve() != folder.resolve()

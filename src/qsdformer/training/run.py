@@ -85,6 +85,7 @@ def fit(
     measures = recipe.measures
     if start is not None:
         check_resume(start, recipe, task.model.config, console)
+        start.drop_tensors()
     elif (weights := _first_weights(recipe, teacher)) is not None:
         for line in task.start_from(weights):
             say(console, line)
