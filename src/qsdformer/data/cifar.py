@@ -62,6 +62,12 @@ class Cifar:
     published: type[torchvision.datasets.CIFAR10]  # where, and with which checksum
 
 
+def is_published(root: object, of: Cifar) -> bool:
+    """Whether a folder has an archive of a data set, packed or unpacked."""
+    names = [name for layout in of.layouts for name in (layout.archive, layout.folder)]
+    return any((Path(str(root)) / name).exists() for name in names)
+
+
 def read_records(content: bytes, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     """Labels (N,) and pixels (N, 3072) of a binary file; the last label byte is the class."""
     length = label_bytes + PIXELS

@@ -14,7 +14,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from qsdformer.data import DataInfo, DataModule
 from qsdformer.data.base import ImageSize, numbered_classes
-from qsdformer.data.cifar import HUNDRED, TEN
+from qsdformer.data.cifar import HUNDRED, TEN, is_published
 from qsdformer.data.detection.config import DetectionData
 from qsdformer.data.detection.voc import is_voc
 from qsdformer.data.image_folder import CROP_PCT
@@ -143,8 +143,8 @@ def trained_section(loaded: Loaded, kind: type[Section], info: DataInfo) -> Sect
 def _folder_kind(task: str, root: object, info: DataInfo | None) -> str:
     """What a folder without a name is taken for."""
     if task == "classification":
-        small = {one.class_names: name for name, one in (("cifar10", TEN), ("cifar100", HUNDRED))}
-        return "image_folder" if info is None else small.get(info.class_names, "image_folder")
+        small = (("cifar10", TEN), ("cifar100", HUNDRED))
+        return next((name for name, one in small if is_published(root, one)), "image_folder")
     if task == "detection":
         return "voc" if is_voc(str(root)) else "coco"
     sets = {classes: name for name, (classes, _) in PUBLISHED.items()}
