@@ -8,7 +8,8 @@ LIF, the unrectified and the rectified IE-LIF of a finished ablation:
 
 Prints the entropies, and the spike information distortion: how far each distribution of counts is
 from that of the same network trained with full-precision weights. With `--blocks FIGURE.png` the
-same by block, as a figure and as rows of `--csv`.
+same by block, as a figure and as rows of `--csv`; with `--kept CSV` the figure is of rows that were
+written before, and no cells are needed.
 """
 
 from __future__ import annotations
@@ -199,6 +200,15 @@ def draw_blocks(rows: list[dict[str, Any]], path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=130)
 
 
+def kept_rows(path: Path, seed: int) -> list[dict[str, Any]]:
+    """The rows of a seed that `write_blocks` wrote, in the order of `BLOCK_TWINS`."""
+    numbers = {"block": int, "entropy": float, "twin_entropy": float, "distortion": float}
+    with path.open(newline="") as file:
+        found = [row for row in csv.DictReader(file) if int(row["seed"]) == seed]
+    rows = [{**row, **{k: kind(row[k]) for k, kind in numbers.items()}} for row in found]
+    return sorted(rows, key=lambda row: list(BLOCK_TWINS).index(row["variant"]))
+
+
 def write_blocks(rows: list[dict[str, Any]], path: Path) -> None:
     """The rows as CSV, whole or not at all."""
     with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
@@ -253,16 +263,19 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=output)
     parser.add_argument("--blocks", type=Path, metavar="PNG", help="only this: by block")
     parser.add_argument("--csv", type=Path, help="of --blocks; default: beside the figure")
+    parser.add_argument("--kept", type=Path, metavar="CSV", help="rows for --blocks to draw again")
     options = parser.parse_args()
     cells = options.ablation / "cells"
     columns = {t: checkpoint_of(cells, name, options.seed) for name, t in COLUMNS.items()}
     if options.checkpoint:
         columns = {title: Path(file) for title, file in options.checkpoint}
     if options.blocks is not None:
-        rows = block_rows(cells, options.seed, options.images)
+        kept, seed = options.kept, options.seed
+        rows = kept_rows(kept, seed) if kept else block_rows(cells, seed, options.images)
         if not rows:
-            parser.exit(2, f"error: {cells} has no finished pair of {BLOCK_TWINS}\n")
-        write_blocks(rows, options.csv or options.blocks.with_suffix(".csv"))
+            parser.exit(2, f"error: {kept or cells} has no finished pair of {BLOCK_TWINS}\n")
+        if not kept:
+            write_blocks(rows, options.csv or options.blocks.with_suffix(".csv"))
         draw_blocks(rows, options.blocks)
         print(options.blocks)
         return

@@ -49,6 +49,10 @@ def test_entropy_and_divergence_by_block(tmp_path: Path) -> None:
     names = [n for n in histograms if n.endswith(("q_neuron", "k_neuron", "v_neuron"))]
     expected = {f"{histogram_entropy(histograms[name]):.5g}" for name in names}
     assert {row["entropy"] for row in rows[6:]} == expected
+    again = ["--kept", str(tmp_path / "blocks.csv"), "--blocks", str(tmp_path / "again.png")]
+    subprocess.run([sys.executable, str(SCRIPT), *again], check=True)
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "blocks.png").read_bytes()
+    assert not (tmp_path / "again.csv").exists()
 
 
 def test_a_folder_without_finished_pairs_is_one_line(tmp_path: Path) -> None:

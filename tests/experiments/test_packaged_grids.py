@@ -13,8 +13,14 @@ import pytest
 from data.cifar_files import write_class_folders
 
 from qsdformer.experiments.ablation import finished_rows, run_cell
-from qsdformer.experiments.ablation_report import read_rows
-from qsdformer.experiments.grid import load_grid, wanted_cells, with_output
+from qsdformer.experiments.ablation_report import (
+    accuracies,
+    markdown,
+    paired_difference,
+    read_rows,
+    with_gaps,
+)
+from qsdformer.experiments.grid import digest, load_grid, wanted_cells, with_output
 
 SORTS = {
     "ablation-cifar10": ["lif-4bit-published", "fgd-counts-published"],
@@ -34,6 +40,32 @@ def test_kept_rows_go_on_wherever_the_images_are(name: str, tmp_path: Path) -> N
     shutil.copy(kept, tmp_path / "results.csv")
     grid = with_output(load_grid(name), str(tmp_path), {"data.root": "elsewhere"})
     assert len(finished_rows(grid)) == len(read_rows(kept)) > 0
+
+
+def test_the_table_of_teaching_is_that_of_its_rows() -> None:
+    grid = load_grid("ablation-cifar10-spikformer")
+    rows = read_rows(RESULTS / "cifar10-spikformer-teaching.csv")
+    assert {row["digest"] for row in rows} == {digest(grid, row["variant"]) for row in rows}
+    page = (RESULTS.parent / "cifar10.md").read_text(encoding="utf-8").splitlines()
+    lines = [line for line in markdown(grid, with_gaps(grid, rows)).splitlines() if line]
+    assert len(lines) == 2 + 6 + 4
+    for line in lines:  # speeds are left out there
+        assert (line.rsplit("|", 2)[0] + "|" if line.startswith("|") else line) in page
+
+
+def test_what_bfloat16_costs_is_as_the_page_says() -> None:
+    with_it, without = (
+        accuracies(read_rows(RESULTS / f"cifar10-spikformer-{name}.csv"), "rectified")
+        for name in ("bf16", "teaching")
+    )
+    mean, half, n = paired_difference(without, with_it)
+    page = " ".join((RESULTS.parent / "cifar10.md").read_text(encoding="utf-8").split())
+    low, high = (f"{value:+.1f}".replace("-", "−") for value in (mean - half, mean + half))
+    assert n == 3
+    assert f"95 % interval of the difference {low} to {high} points" in page
+    for found in (with_it, without):
+        values = [f"{found[seed]:.2f}" for seed in range(3)]
+        assert f"{values[0]}, {values[1]} and {values[2]} %" in page
 
 
 @pytest.mark.parametrize("name", SORTS)

@@ -84,6 +84,31 @@ def test_torchrun_starts_the_processes_of_a_run(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "run" / "last.ckpt").extra["epoch"] == 1
 
 
+def test_two_machines_started_by_hand_meet(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(RECIPE % 1)
+    line = block("sh", "NODE_RANK").strip()
+    for old, new in (("10.0.0.1", "127.0.0.1"), ("29500", free_port()), ("devices 8", "devices 1")):
+        assert line.count(old) == 1
+        line = line.replace(old, new)
+    lines = [line, line.replace("NODE_RANK=0", "NODE_RANK=1")]
+    machines = [
+        subprocess.Popen(
+            one,
+            shell=True,
+            cwd=tmp_path,
+            env=environment(tmp_path / "bin"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for one in lines
+    ]
+    texts = [machine.communicate()[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], texts
+    assert [text.count("epoch   1/1") for text in texts] == [1, 0]
+    assert load_checkpoint(tmp_path / "run" / "last.ckpt").extra["epoch"] == 1
+
+
 def test_a_job_that_runs_out_of_time_is_put_into_the_queue_again_and_goes_on(
     tmp_path: Path,
 ) -> None:

@@ -103,12 +103,11 @@ def distortions(histograms: dict[str, Tensor], twin: dict[str, Tensor]) -> dict[
     `histograms` are by neuron, as `spike_histograms` gives them. Left out are those that the twin
     lacks or that have other counts there.
     """
-    own, there = qkv_histograms(histograms), qkv_histograms(twin)
-    pairs = {name: (h, there[name]) for name, h in own.items() if name in there}
+    there = qkv_histograms(twin)
     return {
-        name: spike_information_distortion(one, other)
-        for name, (one, other) in pairs.items()
-        if one.shape == other.shape
+        name: spike_information_distortion(own, there[name])
+        for name, own in qkv_histograms(histograms).items()
+        if name in there and own.shape == there[name].shape
     }
 
 

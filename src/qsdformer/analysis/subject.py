@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qsdformer.analysis.energy import Row
+from qsdformer.analysis.information import distortions
 from qsdformer.analysis.ledger import Ledger, make_ledger
 from qsdformer.analysis.measure import Measured, firing_rates, measure
 from qsdformer.analysis.operations import require_neurons
@@ -71,6 +72,10 @@ class Analysis:
     def entropies(self) -> dict[str, float]:
         """Entropy in bits of the counts of q, k and v, all blocks together."""
         return self.measured.entropies
+
+    def distortions_from(self, other: Analysis) -> dict[str, float]:
+        """How far q, k and v are from those of another, such as the fp32 twin: bits, by name."""
+        return distortions(self.measured.histograms, other.measured.histograms)
 
     @property
     def saturated(self) -> dict[str, float]:

@@ -122,19 +122,12 @@ def _print(
     if len(ledgers) > 1:
         console.print(comparison_table(ledgers, models))
     for analysis in analyses[1:]:
-        if found := _distortions(analysis, analyses[0]):
+        if found := analysis.distortions_from(analyses[0]):
             shown = ", ".join(f"{name} {bits:.4f}" for name, bits in found.items())
             text = f"spike information distortion of {analysis.name} from {analyses[0].name}"
             console.print(f"{text}, bits: {shown}", highlight=False)
     for model in models:
         console.print(f"{model.name}: {model.title}", highlight=False)
-
-
-def _distortions(analysis: Analysis, first: Analysis) -> dict[str, float]:
-    """How far the counts of q, k and v are from those of the first model, such as an fp32 twin."""
-    from qsdformer.analysis.information import distortions
-
-    return distortions(analysis.measured.histograms, first.measured.histograms)
 
 
 def _summary(analysis: Analysis) -> str:
@@ -190,7 +183,7 @@ def _values(
         "constants": constants(),
         "cost_models": {model.name: model.title for model in models},
         "models": [
-            {**_model_values(one, models), "distortion_bits": _distortions(one, analyses[0])}
+            {**_model_values(one, models), "distortion_bits": one.distortions_from(analyses[0])}
             for one in analyses
         ],
         "ledgers": [ledger_values(ledger, models, ledgers[0]) for ledger in ledgers],

@@ -63,11 +63,14 @@ def run(options: argparse.Namespace) -> int:
     if not is_onnx and options.runtime is not None:
         raise UserError("--runtime is for ONNX files: give --format onnx, or leave it out")
     check_outputs([options.out], [options.checkpoint])
-    if is_onnx and is_artifact(options.checkpoint):
-        return _converted(options)
-    loaded = load_checkpoint(options.checkpoint)
     files = [Path(options.out)]
-    graph = _lowered(loaded, options, options.membrane_bits or 32)
+    weights = None  # bytes in fp32; of an artifact not known
+    if is_onnx and is_artifact(options.checkpoint):
+        graph = _stored(options)
+    else:
+        loaded = load_checkpoint(options.checkpoint)
+        graph = _lowered(loaded, options, options.membrane_bits or 32)
+        weights = sum(v.numel() * v.element_size() for v in loaded.model.state_dict().values())
     if is_onnx:
         files = _write_onnx(graph, options.out, options.runtime or PACKAGES[0])
     else:
@@ -75,29 +78,25 @@ def run(options: argparse.Namespace) -> int:
     if options.format is None and Path(options.out).suffix not in (".qsd", ".onnx"):
         note = "is written as a .qsd file; --format says it, or makes an ONNX file"
         print(f"note: {options.out} {note}", file=sys.stderr)
-    weights = sum(v.numel() * v.element_size() for v in loaded.model.state_dict().values())
     others = f" with {' and '.join(str(f) for f in files[:-1])} beside it" if files[:-1] else ""
     size = sum(file.stat().st_size for file in files)
-    # A device or pipe has no size.
-    smaller = f"{size:,} bytes, {weights / size:.2f} times smaller than" if size else "written, for"
-    print(
-        f"{options.out}{others}: {smaller} the checkpoint's {weights:,} bytes of fp32 weights",
-        file=beside(options.out),
-    )
+    text = f"{size:,} bytes" if size else "written"  # a device or pipe has no size
+    if weights is None:
+        text += f", made of {options.checkpoint}"
+    else:
+        text += f", {weights / size:.2f} times smaller than" if size else ", for"
+        text += f" the checkpoint's {weights:,} bytes of fp32 weights"
+    print(f"{options.out}{others}: {text}", file=beside(options.out))
     return 0
 
 
-def _converted(options: argparse.Namespace) -> int:
-    """An ONNX file of an artifact, which says all that there is to know."""
+def _stored(options: argparse.Namespace) -> IntegerGraph:
+    """The graph of an artifact, which says itself what its images are."""
     from qsdformer.graph.artifact import load_artifact
 
     if options.image_size is not None or given_keys(options):
         raise UserError(f"{options.checkpoint} says what its images are: leave out options on them")
-    graph = load_artifact(options.checkpoint)
-    files = _write_onnx(graph, options.out, options.runtime or PACKAGES[0])
-    size = sum(file.stat().st_size for file in files)
-    print(f"{options.out}: {size:,} bytes, made of {options.checkpoint}", file=beside(options.out))
-    return 0
+    return load_artifact(options.checkpoint)
 
 
 def _lowered(loaded: Loaded, options: argparse.Namespace, bits: int) -> IntegerGraph:

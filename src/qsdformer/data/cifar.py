@@ -62,12 +62,6 @@ class Cifar:
     published: type[torchvision.datasets.CIFAR10]  # where, and with which checksum
 
 
-def is_published(root: object, of: Cifar) -> bool:
-    """Whether a folder has an archive of a data set, packed or unpacked."""
-    names = [name for layout in of.layouts for name in (layout.archive, layout.folder)]
-    return any((Path(str(root)) / name).exists() for name in names)
-
-
 def read_records(content: bytes, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     """Labels (N,) and pixels (N, 3072) of a binary file; the last label byte is the class."""
     length = label_bytes + PIXELS
@@ -197,6 +191,11 @@ def find_root(kind: Cifar, root: str | None, download: bool, split: str = "val")
 
 def _has_class_folders(place: Path, split: str) -> bool:
     return any((place / name).is_dir() for name in (TRAIN, split))
+
+
+def is_published(kind: Cifar, root: str) -> bool:
+    """Whether a published layout is at `root`, packed or unpacked."""
+    return _published_files(kind, at_home(root)) is not None
 
 
 def _published_files(kind: Cifar, place: Path) -> tuple[Layout, Path] | None:

@@ -92,7 +92,12 @@ def load(config: DataConfig, seed: int) -> Source:
 
     Held in memory it is varied as the other sources in memory, and images are not magnified.
     """
-    val = _scan(config, config.split if config.evaluate_on == "test" else "train")
+    held_out = config.evaluate_on == "holdout"  # of the training images: there need be no others
+    val = _scan(config, "train" if held_out else config.split)
+
+    def scan_train() -> ClassFolders:
+        return val if held_out else _scan_train(config, val)
+
     info = DataInfo(
         image_size=config.image_size or (MEMORY_SIZE if config.in_memory else DEFAULT_SIZE),
         channels=3,
@@ -103,18 +108,18 @@ def load(config: DataConfig, seed: int) -> Source:
         crop_pct=1.0 if config.in_memory else CROP_PCT,
     )
     if config.in_memory:
-        read = functools.cache(lambda images: _in_memory(images, info))  # held out: the same images
+        read = functools.cache(lambda images: _in_memory(images, info))  # held out: the same
         return memory_source(
             config,
             seed,
             info,
-            train=lambda: read(_scan_train(config, val)),
+            train=lambda: read(scan_train()),
             test=lambda: read(val),
         )
     transform = train_transform(config, info)
 
     def train() -> FolderDataset:
-        files = _dataset(_scan_train(config, val), info)
+        files = _dataset(scan_train(), info)
         augmented = dataclasses.replace(files, seed=seed, train_transform=transform)
         return augmented.select(_fair_order(len(augmented)))
 

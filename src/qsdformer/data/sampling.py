@@ -22,10 +22,15 @@ def train_order(size: int, seed: int, epoch: int) -> Tensor:
 
 def train_count(size: int, batch_size: int, ranks: int) -> int:
     """How many images all ranks together use: whole batches, or all if there is not one batch."""
-    if size < ranks:
-        raise UserError(f"{size} training images cannot be shared by {ranks} processes; use fewer")
+    _require_share(size, "training", ranks)
     together = batch_size * ranks
     return size if size < together else size - size % together
+
+
+def _require_share(size: int, kind: str, ranks: int) -> None:
+    """`UserError` if there is not an image for each process."""
+    if size < ranks:
+        raise UserError(f"{size} {kind} images cannot be shared by {ranks} processes; use fewer")
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -86,8 +91,5 @@ class EvalSampler(Sampler[int]):
 
     def _share(self) -> range:
         rank, ranks = rank_and_world()
-        if self.size < ranks:
-            raise UserError(
-                f"{self.size} evaluation images cannot be shared by {ranks} processes; use fewer"
-            )
+        _require_share(self.size, "evaluation", ranks)
         return range(rank, self.size, ranks)

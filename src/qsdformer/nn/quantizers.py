@@ -354,10 +354,9 @@ def quantized_together(layers: Sequence[QuantLayer]) -> Iterator[None]:
     Same values and gradients as layer by layer, in less time when layers are small. Under
     torch.compile it does nothing: the compiler fuses the layers' own quantisation.
     """
+    eager = not torch.compiler.is_compiling()
     # Frozen layers are in evaluation mode, and then compute from their own codes.
-    chosen = [m for m in layers if m.bits is not None and m.training]
-    if torch.compiler.is_compiling():
-        chosen = []
+    chosen = [m for m in layers if eager and m.bits is not None and m.training]
     if not chosen:
         yield
         return

@@ -81,14 +81,14 @@ def _merged_model(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
         base = {key: value for key, value in base.items() if key not in stale}
     if "name" in own and (family := sizes().get(str(own["name"]))) is not None:
         base = {key: v for key, v in base.items() if key in family.fields or not owners(key)}
-    merged = {**base, **own}
-    if merged.get("ann") is True:
+    whole = {**base, **own}
+    if whole.get("ann") is True:
         for key in not_of_an_ann(own):
             raise UserError(
                 f"model.{key}={own[key]!r} with model.ann=True: the counterpart ANN has "
                 "real-valued neurons, softmax and full precision; leave out one of the two"
             )
-    return merged
+    return whole
 
 
 def not_of_an_ann(fields: Mapping[str, Any]) -> list[str]:

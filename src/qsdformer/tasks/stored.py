@@ -94,8 +94,9 @@ def data_config(
 ) -> DataSection:
     """What `stored_data` loads; a folder without a name is one of images, or of images and masks.
 
-    Boxes are in the layout that the folder given in `keys` has. Masks are those of the published
-    set whose classes the model has, if there is one.
+    Where a published CIFAR archive lies it is that. Boxes are in the layout that the folder given
+    in `keys` has. Masks are those of the published set whose classes the model has, if there is
+    one.
     """
     task = recipe.get("task", "classification")
     values = with_keys({"data": recipe.get("data", {})}, keys)
@@ -144,7 +145,7 @@ def _folder_kind(task: str, root: object, info: DataInfo | None) -> str:
     """What a folder without a name is taken for."""
     if task == "classification":
         small = (("cifar10", TEN), ("cifar100", HUNDRED))
-        return next((name for name, one in small if is_published(root, one)), "image_folder")
+        return next((name for name, one in small if is_published(one, str(root))), "image_folder")
     if task == "detection":
         return "voc" if is_voc(str(root)) else "coco"
     sets = {classes: name for name, (classes, _) in PUBLISHED.items()}
