@@ -404,18 +404,19 @@ def test_cells_run_as_processes_side_by_side_after_their_teacher(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "grid.yaml").write_text(GRID)
-    arguments = ["ablate", str(tmp_path / "grid.yaml"), "--output", str(tmp_path / "out")]
+    out = tmp_path / "a-folder" / "whose-name" / "is-longer-than-a-line-of-a-terminal" / ("x" * 80)
+    arguments = ["ablate", str(tmp_path / "grid.yaml"), "--output", str(out)]
     arguments += ["--jobs", "2", "--seeds", "0", "--epochs", "1"]
     assert qsd([*arguments, "--only", "fgd"]) == 0
-    rows = read_rows(tmp_path / "out" / "results.csv")
+    rows = read_rows(out / "results.csv")
     assert [r["variant"] for r in rows] == ["ann", "fgd"]
     assert rows[0]["gap"] == "0.0"
     assert float(rows[1]["entropy_q"]) >= 0
     assert {r["threads"] for r in rows} == {"1"}
-    assert (tmp_path / "out" / "results.png").stat().st_size > 1000
+    assert (out / "results.png").stat().st_size > 1000
     said = capsys.readouterr().out.splitlines()[-1]
-    assert said == f"results: {tmp_path}/out/results.csv, results.md, results.png"
-    assert "with FGD" in (tmp_path / "out" / "results.md").read_text()
+    assert said == f"results: {out}/results.csv, results.md, results.png"
+    assert "with FGD" in (out / "results.md").read_text()
     capsys.readouterr()
     assert qsd([*arguments, "--only", "ann"]) == 0
     assert "1 cells, 1 finished already" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from qsdformer.commands.arguments import positive
 from qsdformer.commands.recipe_keys import REACHES_TEACHERS, add_recipe_keys, given_keys
 from qsdformer.errors import UserError
 from qsdformer.process import ALLOCATOR, RESTARTED
+from qsdformer.terminal import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,5 +62,5 @@ def run(options: argparse.Namespace) -> int:
     )
     made = [f"results.{kind}" for kind in ("csv", "md", "png")]
     made = [name for name in made if (Path(wanted.output) / name).is_file()]
-    console.print(f"results: {wanted.output}/{', '.join(made)}", highlight=False)
+    say(console, f"results: {wanted.output}/{', '.join(made)}")
     return 0

@@ -12,6 +12,7 @@ from qsdformer.commands.outputs import check_outputs
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.errors import UserError
 from qsdformer.files import write_json
+from qsdformer.terminal import say, table_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from qsdformer.analysis.ledger import Ledger
     from qsdformer.analysis.subject import Analysis
 
-FILE_WIDTH = 140  # columns of output that goes to a file or a pipe
 NAMED = 4  # neurons of a kind that the summary names
 AFTER_PRODUCT = ("attention_neuron", "mask_neuron")  # what attention_norm comes before
 
@@ -54,7 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure every checkpoint, print the tables, write the files asked for."""
-    from rich.console import Console
 
     from qsdformer.analysis.export import write_csv
     from qsdformer.analysis.subject import analyze, load_subject
@@ -73,9 +72,7 @@ def run(options: argparse.Namespace) -> int:
                 f"--twins: {subject.name} has heads for regions, whose twins are not known; leave "
                 "it out"
             )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=FILE_WIDTH)
+    console = table_console()
     analyses, ledgers = [], []
     for subject in subjects:
         with console.status(f"measuring {subject.name}"):
@@ -118,16 +115,16 @@ def _print(
         console.print(energy_table(analysis.ledger, models))
         if parts_of(analysis.network):
             console.print(share_table(shares(analysis.network, analysis.ledger, models)))
-        console.print(_summary(analysis), highlight=False)
+        say(console, _summary(analysis))
     if len(ledgers) > 1:
         console.print(comparison_table(ledgers, models))
     for analysis in analyses[1:]:
         if found := analysis.distortions_from(analyses[0]):
             shown = ", ".join(f"{name} {bits:.4f}" for name, bits in found.items())
             text = f"spike information distortion of {analysis.name} from {analyses[0].name}"
-            console.print(f"{text}, bits: {shown}", highlight=False)
+            say(console, f"{text}, bits: {shown}")
     for model in models:
-        console.print(f"{model.name}: {model.title}", highlight=False)
+        say(console, f"{model.name}: {model.title}")
 
 
 def _summary(analysis: Analysis) -> str:

@@ -12,6 +12,7 @@ from qsdformer.commands.outputs import check_outputs
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.errors import UserError
 from qsdformer.files import write_json
+from qsdformer.terminal import say, table_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from qsdformer.graph.integer import IntegerGraph
     from qsdformer.graph.ops import Array
     from qsdformer.tasks.deployment import Deployable
-
-FILE_WIDTH = 140  # columns of output that goes to a file or a pipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +80,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Simulate, print the tables, write the files asked for."""
-    from rich.console import Console
 
     from qsdformer.accelerator.design import load_design
     from qsdformer.accelerator.simulate import simulate
@@ -102,12 +100,10 @@ def run(options: argparse.Namespace) -> int:
         )
     keys = parse_sweep(options.sweep, chosen[0]) if options.sweep else None
     graph, images, ledger, left_out = _load(options)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=FILE_WIDTH)
+    console = table_console()
     if left_out:
         lacking = ", ".join(left_out)
-        console.print(f"simulated is {options.model} without its {lacking}", highlight=False)
+        say(console, f"simulated is {options.model} without its {lacking}")
     if keys is not None:
         return _sweep(console, options, graph, chosen[0], images, keys)
     simulations = []
@@ -208,7 +204,7 @@ def _print(console: Console, simulations: Sequence[Simulation]) -> None:
         console.print(table)
     console.print(design_table(simulations))
     for simulation in simulations:
-        console.print(_notes(simulation), highlight=False)
+        say(console, _notes(simulation))
 
 
 def _estimates(
@@ -226,10 +222,8 @@ def _estimates(
     console.print(estimate_table(found))
     if loads[0].left_out:
         left = ", ".join(loads[0].left_out)
-        console.print(
-            f"published designs leave out layers on real values or sums, or transposed: {left}",
-            highlight=False,
-        )
+        text = "published designs leave out layers on real values or sums, or transposed"
+        say(console, f"{text}: {left}")
     return [estimate_values(each) for each in found]
 
 
@@ -249,7 +243,7 @@ def _write_csv(
     write_csv(path, simulations)
     if estimates:
         left = ", ".join(row["design"] for row in estimates)
-        console.print(f"{path} has rows of stages, and none of {left}: see --json", highlight=False)
+        say(console, f"{path} has rows of stages, and none of {left}: see --json")
 
 
 def _notes(simulation: Simulation) -> str:
@@ -283,10 +277,7 @@ def _sweep(
         task = progress.add_task("sweeping", total=math.prod(map(len, keys.values())))
         points: list[Point] = sweep(graph, design, images, keys, lambda: progress.advance(task))
     console.print(sweep_table(points))
-    console.print(
-        "*: no other variant is better in frames/s, energy or memory and worse in none",
-        highlight=False,
-    )
+    say(console, "*: no other variant is better in frames/s, energy or memory and worse in none")
     rows = sweep_values(points)
     if options.csv:
         write_rows(options.csv, rows)

@@ -48,6 +48,7 @@ from qsdformer.experiments.grid import (
 )
 from qsdformer.files import write_json
 from qsdformer.recipes.recipe import parse_data
+from qsdformer.terminal import say
 from qsdformer.training.once import train_once
 from qsdformer.training.run import is_worker
 from qsdformer.training.stopping import STOPPED
@@ -194,7 +195,7 @@ def run_grid(
     pending = cells_to_run(grid, cells, rows)
     if pending:
         _check_images(grid, rows.values(), [cell.variant for cell in pending])
-    console.print(f"{len(cells)} cells, {len(cells) - len(pending)} finished already")
+    say(console, f"{len(cells)} cells, {len(cells) - len(pending)} finished already")
     write_rows(grid, rows.values())
     failed: list[Cell] = []
     running: dict[Cell, subprocess.Popen[bytes]] = {}
@@ -212,7 +213,7 @@ def run_grid(
                     _tell(console, cell, rows[cell], len(pending) + len(running))
                 else:
                     failed.append(cell)
-                    console.print(f"{cell} failed: {_last_line(_log(grid, cell))}")
+                    say(console, f"{cell} failed: {_last_line(_log(grid, cell))}")
     if finished := finished_rows(grid):
         write_report(grid, finished.values())
     if failed:
@@ -336,10 +337,10 @@ def _last_line(log: Path) -> str:
 
 
 def _tell(console: Console, cell: Cell, row: Row, left: int) -> None:
-    console.print(
+    say(
+        console,
         f"{cell}: accuracy {float(row['accuracy']):.2%} in {float(row['seconds']):,.0f} s, "
         f"{left} left",
-        highlight=False,
     )
 
 

@@ -27,6 +27,7 @@ from qsdformer.files import atomic_path, write_json
 from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.recipes.recipe import Recipe, load_recipe
 from qsdformer.tasks.evaluation import evaluate
+from qsdformer.terminal import say
 from qsdformer.training import train
 
 RECIPES = {"ann": "digits-ann", "student": "digits"}
@@ -62,10 +63,10 @@ def run(
     write_json(output / "results.json", results)
     draw(output / "quickstart.png", output, histograms)
     console.print(table(rows))
-    console.print(
+    say(
+        console,
         f"{results['seconds']:.0f} s in all. Look at {output}; "
         f"try: qsd eval {output / 'student' / 'last.ckpt'}",
-        highlight=False,
     )
     return results
 

@@ -29,6 +29,7 @@ from qsdformer.tasks.choice import training_data
 from qsdformer.tasks.distillation import check_teacher_classes
 from qsdformer.tasks.segmentation import check_weights
 from qsdformer.tasks.teachers import check_teacher_channels, said_classes
+from qsdformer.terminal import say
 from qsdformer.training.checkpointing import BEST, LAST, RunCheckpoints
 from qsdformer.training.folder import (
     RESULT,
@@ -40,7 +41,7 @@ from qsdformer.training.folder import (
     locked,
 )
 from qsdformer.training.processes import check_processes, started_here
-from qsdformer.training.progress import Clock, say
+from qsdformer.training.progress import Clock
 from qsdformer.training.run import TrainResult, finish, fit, is_worker, on_cuda
 from qsdformer.training.teaching import load_teacher, teacher_recipe
 

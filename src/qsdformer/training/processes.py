@@ -30,7 +30,7 @@ from rich.console import Console
 from qsdformer.errors import UserError, one_line
 from qsdformer.recipes.dense import DenseRecipe
 from qsdformer.recipes.learning import TrainConfig
-from qsdformer.training.progress import say
+from qsdformer.terminal import say
 
 # How long processes wait for one another, at the start and in a step.
 PATIENCE = timedelta(minutes=10)

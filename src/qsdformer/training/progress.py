@@ -26,11 +26,7 @@ from qsdformer.errors import UserError
 from qsdformer.files import write_text
 from qsdformer.recipes.tasks import Measures
 from qsdformer.tasks.optimisation import rate_of
-
-
-def say(console: Console, line: str) -> None:
-    """Print a line as it is: neither wrapped, nor coloured, nor with brackets taken for markup."""
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
+from qsdformer.terminal import say
 
 
 class MetricsFile:

@@ -31,10 +31,11 @@ from qsdformer.tasks.base import NetworkTask
 from qsdformer.tasks.choice import TaskData, make_task
 from qsdformer.tasks.optimisation import schedule_notes
 from qsdformer.tasks.teachers import Teacher
+from qsdformer.terminal import say
 from qsdformer.training.checkpointing import NonFiniteGuard, RunCheckpoints, SafeCheckpointIO
 from qsdformer.training.folder import RESULT, Point, clear
 from qsdformer.training.processes import FAMILY, Processes, environment, global_rank
-from qsdformer.training.progress import Clock, Metrics, Report, say
+from qsdformer.training.progress import Clock, Metrics, Report
 from qsdformer.training.stopping import StopOnSigterm
 
 

@@ -17,8 +17,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from rich.console import Console
 
 from qsdformer.data.sampling import rank_and_world
+from qsdformer.terminal import say
 from qsdformer.training.checkpointing import NonFiniteGuard
-from qsdformer.training.progress import say
 
 STOPPED = 128 + signal.SIGTERM  # the exit status that shells report for SIGTERM
 
