@@ -18,10 +18,11 @@ from qsdformer.runtimes.verify import count_differences
 
 FLAT: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "num_classes": 5}
 PYRAMID: dict[str, Any] = {"dims": (4, 6, 8, 8), "depth": 2, "heads": 2, "num_classes": 5}
+DEEP_STEM: dict[str, Any] = {"stem_widths": (3, 6, 5, 8, 12), "pooling": "010101"}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "sdt": ("sdt_tiny", FLAT),
     "sdt, dvs mode": ("sdt_tiny", {**FLAT, "dvs_mode": True}),
-    "spikformer": ("spikformer_tiny", FLAT),
+    "spikformer": ("spikformer_tiny", {**FLAT, **DEEP_STEM}),
     "e-spikeformer": ("e_spikeformer_tiny", PYRAMID),
 }
 NEURONS: dict[str, dict[str, Any]] = {

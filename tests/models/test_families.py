@@ -119,7 +119,7 @@ def test_the_tiny_size_has_about_half_a_million_parameters(family):
 
 
 @pytest.mark.parametrize("family", ["sdt", "spikformer"])
-def test_the_stem_may_have_other_widths(family, tmp_path):
+def test_the_stem_may_have_other_widths_and_more_or_fewer_steps(family, tmp_path):
     def channels(model):
         return [(step.conv.in_channels, step.conv.out_channels) for step in model.stem.convs]
 
@@ -132,6 +132,12 @@ def test_the_stem_may_have_other_widths(family, tmp_path):
     assert channels(building.build(model.config.ann())) == channels(model)
     save(model, tmp_path / "model.ckpt")
     assert load(tmp_path / "model.ckpt").config.stem_widths == (5, 12, 7)
+    deep = small(family, stem_widths=[5, 6, 7, 8, 9], pooling="011001")
+    assert channels(deep) == [(3, 5), (5, 6), (6, 7), (7, 8), (8, 9), (9, 16)]
+    assert deep.forward_features(torch.zeros(1, 3, 32, 32)).shape == (1, 16, 4, 4)
+    shallow = small(family, stem_widths=[5], pooling="01")
+    assert channels(shallow) == [(3, 5), (5, 16)]
+    assert shallow.forward_features(torch.zeros(1, 3, 32, 32)).shape == (1, 16, 16, 16)
 
 
 def test_event_sizes_take_frames_of_two_channels():
@@ -360,12 +366,17 @@ def test_a_field_of_another_family_is_refused_with_its_owner():
 @pytest.mark.parametrize(
     ("config", "fields", "message"),
     [
-        (SDTConfig, {"pooling": "111"}, "pooling='111': must be four of 0 and 1"),
-        (SDTConfig, {"pooling": 1111}, "pooling=1111: must be four of 0 and 1"),
+        (SDTConfig, {"pooling": "111"}, "pooling='111': must be 4 digits of 0 and 1"),
+        (SDTConfig, {"pooling": 1111}, "pooling=1111: must be 4 digits of 0 and 1"),
         (SDTConfig, {"width": 100}, "width=100: must be a multiple of 8"),
-        (SDTConfig, {"stem_widths": (8, 8)}, r"stem_widths=\(8, 8\): must be three numbers from 1"),
-        (SDTConfig, {"stem_widths": (8, 8, 0)}, "stem_widths=.*must be three numbers from 1 to 65"),
-        (SDTConfig, {"stem_widths": 8}, "stem_widths=8: must be three numbers from 1 to 65536, or"),
+        (
+            SDTConfig,
+            {"stem_widths": (8, 8)},
+            "pooling='1111': must be 3 digits of 0 and 1, one for",
+        ),
+        (SDTConfig, {"stem_widths": ()}, r"stem_widths=\(\): must be numbers from 1 to 65536, or"),
+        (SDTConfig, {"stem_widths": (8, 8, 0)}, "stem_widths=.*must be numbers from 1 to 65536"),
+        (SDTConfig, {"stem_widths": 8}, "stem_widths=8: must be numbers from 1 to 65536, or none"),
         (SDTConfig, {"heads": 7}, "heads=7 does not divide the block width 512"),
         (SDTConfig, {"dvs_mode": 1}, "dvs_mode=1: must be true or false"),
         (SpikformerConfig, {"attention_scale": 0.0}, "attention_scale=0.0: must be above 0"),

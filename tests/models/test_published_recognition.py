@@ -222,7 +222,7 @@ def test_the_command_notes_what_it_ignores_in_one_line(save, tmp_path, capsys):
 
 def test_a_pooling_that_is_none_is_refused(save):
     path = save(published.sdt(16, 1, 2))
-    with pytest.raises(UserError, match="pooling='11': must be four of 0 and 1"):
+    with pytest.raises(UserError, match="pooling='11': must be 4 digits of 0 and 1"):
         import_reference(path, time_steps=2, pooling="11")
 
 

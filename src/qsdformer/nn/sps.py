@@ -1,9 +1,9 @@
 """Stems of max-pooled 3x3 convolutions ("spiking patch splitting") of Spikformer and SDT v1.
 
 Sources: Spikformer (Zhou et al., ICLR 2023); Spike-driven Transformer (Yao et al., NeurIPS 2023).
-Five convolutions without bias: four widen the map, as published to 1/8, 1/4, 1/2 and all of the
-width, a max pool may follow each; the fifth adds a position-dependent term. `channels` are those
-after the four. Tensors are (T*B, C, H, W).
+Convolutions without bias: a few widen the map, as published four, to 1/8, 1/4, 1/2 and all of the
+width, a max pool may follow each; the last adds a position-dependent term. `channels` are those
+after each of the few. Tensors are (T*B, C, H, W).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def halving_pool(on: bool) -> nn.Module:
 
 
 class _PooledStem(nn.Module):
-    """Four steps, each a convolution, a norm and perhaps a pool; a fifth for the position.
+    """Steps, each a convolution, a norm and perhaps a pool; a convolution for the position.
 
     A still image passes the first convolution once and is then repeated.
     """
@@ -65,11 +65,11 @@ class _PooledStem(nn.Module):
                 widths[i + 1],
                 bits=config.stem_bits if i == 0 else config.weight_bits,
             )
-            for i in range(4)
+            for i in range(len(channels))
         )
-        self.neurons = nn.ModuleList(make_neuron(config) for _ in range(4))
+        self.neurons = nn.ModuleList(make_neuron(config) for _ in channels)
         self.pools = nn.ModuleList(halving_pool(flag == "1") for flag in pooling)
-        self.position = ConvNorm(config, widths[4], widths[4], bits=config.weight_bits, role=role)
+        self.position = ConvNorm(config, widths[-1], widths[-1], bits=config.weight_bits, role=role)
 
     def _steps(self, images: Tensor, count: int) -> Tensor:
         """The first `count` steps, whose pools act on the neurons' values."""
@@ -90,12 +90,12 @@ class MembraneStem(_PooledStem):
         super().__init__(config, channels, pooling, "branch_end")
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C_in, H, W) or (T, B, C_in, H, W) to (T*B, channels[3], H', W').
+        """(B, C_in, H, W) or (T, B, C_in, H, W) to (T*B, channels[-1], H', W').
 
         The sides are halved, and rounded up, by every pool.
         """
-        x = self.pools[3](self.convs[3](self._steps(images, 3)))
-        return x + self.position(self.neurons[3](x))
+        x = self.pools[-1](self.convs[-1](self._steps(images, len(self.convs) - 1)))
+        return x + self.position(self.neurons[-1](x))
 
 
 class SpikeStem(_PooledStem):
@@ -109,9 +109,9 @@ class SpikeStem(_PooledStem):
         self.position_neuron = make_neuron(config)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C_in, H, W) or (T, B, C_in, H, W) to (T*B, channels[3], H', W').
+        """(B, C_in, H, W) or (T, B, C_in, H, W) to (T*B, channels[-1], H', W').
 
         The sides are halved, and rounded up, by every pool.
         """
-        x = self._steps(images, 4)
+        x = self._steps(images, len(self.convs))
         return x + self.position_neuron(self.position(x))
