@@ -1,4 +1,4 @@
-"""`benchmarks/information_distortion.py` by block, on two small trained cells."""
+"""`benchmarks/information_distortion.py` and `attention_rates.py`, on two small trained cells."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from qsdformer.experiments import ablation
 from qsdformer.experiments.ablation_measure import evaluation_images
 from qsdformer.experiments.grid import Cell, cell_recipe, load_grid
 from qsdformer.models.checkpoint import load_checkpoint
+from qsdformer.tasks.activity import measure_activity
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/information_distortion.py"
+RATES = SCRIPT.with_name("attention_rates.py")
 GRID = """
 recipe: digits
 reference: ielif-fp32
@@ -53,6 +55,25 @@ def test_entropy_and_divergence_by_block(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(SCRIPT), *again], check=True)
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "blocks.png").read_bytes()
     assert not (tmp_path / "again.csv").exists()
+    command = [sys.executable, str(RATES), "--ablation", str(tmp_path / "out"), "--images", "40"]
+    command += ["--csv", str(tmp_path / "rates.csv")]
+    for variants in (["ielif-fp32", "plain"], ["ielif-fp32"]):  # once more: in place of its rows
+        subprocess.run([*command, *variants], check=True)
+    with (tmp_path / "rates.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["variant"], r["block"]) for r in rows] == [
+        *(("plain", block) for block in "12"),
+        *(("ielif-fp32", block) for block in "12"),
+    ]
+    activity = measure_activity(model, images)
+    blocks = dict.fromkeys(name.rpartition(".")[0] for name in names)
+    for row, block in zip(rows[:2], blocks, strict=True):
+        for kind in ("q", "k", "v", "attention"):
+            rate = activity[f"{block}.{kind}_neuron"]["firing_rate"]
+            assert float(row[f"rate_{kind}"]) == round(rate, 4)
+    missing = subprocess.run([*command, "fgd"], capture_output=True, text=True)
+    assert missing.returncode == 2
+    assert missing.stderr.count("\n") == 1
 
 
 def test_a_folder_without_finished_pairs_is_one_line(tmp_path: Path) -> None:
