@@ -6,8 +6,11 @@ Rows kept in docs/results are those of the grids as they are, so that they go on
 
 from __future__ import annotations
 
+import csv
+import math
 import shutil
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from data.cifar_files import write_class_folders
@@ -48,9 +51,40 @@ def test_the_table_of_teaching_is_that_of_its_rows() -> None:
     assert {row["digest"] for row in rows} == {digest(grid, row["variant"]) for row in rows}
     page = (RESULTS.parent / "cifar10.md").read_text(encoding="utf-8").splitlines()
     lines = [line for line in markdown(grid, with_gaps(grid, rows)).splitlines() if line]
-    assert len(lines) == 2 + 6 + 4
+    assert len(lines) == 2 + 15 + 12
     for line in lines:  # speeds are left out there
         assert (line.rsplit("|", 2)[0] + "|" if line.startswith("|") else line) in page
+
+
+def test_the_rates_in_attention_are_those_of_their_rows() -> None:
+    with (RESULTS / "cifar10-spikformer-attention-rates.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    page = (RESULTS.parent / "cifar10.md").read_text(encoding="utf-8")
+    shown = {
+        "not rectified": "plain",
+        "rectified": "rectified",
+        "published start, not rectified": "plain-published",
+        "published start, rectified": "rectified-published",
+        "published start, rectified + FGD, weight 10": "fgd-10-published",
+        "published start, rectified + logits": "logits-published",
+    }
+    sums = {}
+    for label, variant in shown.items():
+        own = [row for row in rows if row["variant"] == variant]
+        seeds = {row["seed"] for row in own}
+        assert len(own) == 3 * len(seeds)  # blocks
+        kinds = ("rate_q", "rate_k", "rate_v")
+        cells = [f"{fmean(float(r[k]) for r in own):.2f}" for k in (*kinds, "rate_attention")]
+        assert f"\n| {label} | {len(seeds)} | {' | '.join(cells)} |\n" in page
+        products = (math.prod(float(row[kind]) for kind in kinds) for row in own)
+        sums[variant] = f"{48 * fmean(products):.1f}"  # of attention, by the rates alone
+    published = sums["plain-published"], sums["rectified-published"]
+    assert "{} without rectification and {} with it".format(*published) in page
+    (scaled,) = read_rows(RESULTS / "cifar10-spikformer-scale.csv")
+    teaching = read_rows(RESULTS / "cifar10-spikformer-teaching.csv")
+    eighth, normed = (accuracies(teaching, n)[0] for n in ("rectified-published", "rectified"))
+    one_seed = f"**{float(scaled['accuracy']):.1%}** ({eighth:.1f} with 1/8, {normed:.1f} with the"
+    assert one_seed.replace("%**", " %**") in page
 
 
 def test_what_bfloat16_costs_is_as_the_page_says() -> None:
