@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 FILE_WIDTH = 140  # columns of output that goes to a file or a pipe
 
 
 def table_console() -> Console:
     """The terminal at its own width, or a file or a pipe at `FILE_WIDTH` columns."""
+    from rich.console import Console
+
     console = Console()
     return console if console.is_terminal else Console(width=FILE_WIDTH)
 

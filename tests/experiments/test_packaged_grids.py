@@ -81,6 +81,9 @@ def test_the_rates_in_attention_are_those_of_their_rows() -> None:
     published = sums["plain-published"], sums["rectified-published"]
     assert "{} without rectification and {} with it".format(*published) in page
     (scaled,) = read_rows(RESULTS / "cifar10-spikformer-scale.csv")
+    smaller = {"data.root": "elsewhere", "model.attention_scale": "0.0078125"}  # as the page says
+    grid = with_output(load_grid("ablation-cifar10-spikformer"), "out", smaller)
+    assert scaled["digest"] == digest(grid, scaled["variant"])
     teaching = read_rows(RESULTS / "cifar10-spikformer-teaching.csv")
     eighth, normed = (accuracies(teaching, n)[0] for n in ("rectified-published", "rectified"))
     one_seed = f"**{float(scaled['accuracy']):.1%}** ({eighth:.1f} with 1/8, {normed:.1f} with the"

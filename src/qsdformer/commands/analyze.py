@@ -54,7 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure every checkpoint, print the tables, write the files asked for."""
-
     from qsdformer.analysis.export import write_csv
     from qsdformer.analysis.subject import analyze, load_subject
     from qsdformer.analysis.twins import twins
