@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from qsdformer.commands.arguments import image_size, positive, thread_count
 from qsdformer.commands.outputs import check_outputs
 from qsdformer.errors import UserError
+from qsdformer.terminal import table_console
 
 if TYPE_CHECKING:
     from qsdformer.data.preprocessing import Preprocessing
@@ -60,7 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print how fast the network is in each runtime, and what memory each path needs."""
     import numpy as np
-    from rich.console import Console
 
     from qsdformer.commands.running import progress_bar
     from qsdformer.runtimes.bench import measure, table, write_csv
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
                     pixels = generator.integers(0, 256, shape).astype(np.uint8)
                     advance = partial(progress.advance, task)
                     found += measure(subjects, pixels, options.runs, threads, advance)
-            Console(width=110).print(table(found))
+            table_console().print(table(found))
             timings += found
         if options.csv:
             write_csv(timings, options.csv)

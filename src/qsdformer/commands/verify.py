@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from qsdformer.commands.arguments import add_device_argument, add_limit, check_exported, positive
 from qsdformer.commands.recipe_keys import add_recipe_keys, given_keys
 from qsdformer.errors import UserError
+from qsdformer.terminal import table_console
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,7 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print how the ways of execution compare; status 1 if a promise is broken."""
-    from rich.console import Console
 
     from qsdformer.commands.exported_data import pixel_batches
     from qsdformer.commands.running import progress_bar
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"{options.model} on {data.config.name}")
     if subject.left_out is not None:
         print(f"verified is what becomes integers: all but its {subject.left_out}")
-    Console(width=110).print(report.table())
+    table_console().print(report.table())
     for name in report.missing:
         print(f"{name}: not installed")
     heads_ok = [_verify_head(name, options, subject, total) for name in subject.heads]
@@ -89,7 +89,6 @@ def run(options: argparse.Namespace) -> int:
 def _verify_head(name: str, options: argparse.Namespace, subject: _Subject, total: int) -> bool:
     """Print how the executions of a head compare on the regions of the images."""
     import torch
-    from rich.console import Console
 
     from qsdformer.graph.post import RegionPost
     from qsdformer.runtimes.dense import ExportedDetector
@@ -111,7 +110,7 @@ def _verify_head(name: str, options: argparse.Namespace, subject: _Subject, tota
     bits: dict[str, Any] = {k: v for k, v in subject.lowering.items() if k != "multiple"}
     report = verify(model, regions, info, executors=options.executor, **bits)
     print(f"the head {name!r}, on the regions of the images")
-    Console(width=110).print(report.table())
+    table_console().print(report.table())
     return report.ok
 
 
