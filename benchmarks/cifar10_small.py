@@ -1,4 +1,4 @@
-"""The rows of docs/results/cifar10-small.csv: the last table of docs/cifar10.md.
+"""The rows of the networks of 2 M parameters in docs/cifar10.md: docs/results/cifar10-small.csv.
 
     python benchmarks/cifar10_small.py --machine TEXT [--root DIR] [--runs runs]
 
