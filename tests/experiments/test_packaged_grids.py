@@ -104,6 +104,18 @@ def test_the_rates_in_attention_are_those_of_their_rows() -> None:
     assert one_seed.replace("%**", " %**") in page
 
 
+def test_the_networks_of_two_million_parameters_are_those_of_their_rows() -> None:
+    with (RESULTS / "cifar10-small.csv").open(newline="", encoding="utf-8") as file:
+        ann, *spiking = list(csv.DictReader(file))[:4]
+    page = (RESULTS.parent / "cifar10.md").read_text(encoding="utf-8")
+    cells = [f"{float(ann['accuracy']):.2%}"[:-1], ann["minutes"], "–", f"{ann['macs_m']} (MACs)"]
+    assert f"| ANN fp32 | {' | '.join(cells)} | {ann['bit_aware_uj']} |" in page
+    for row in spiking:
+        cells = [f"{float(row['accuracy']):.2%}"[:-1], row["minutes"]]
+        cells += [f"{int(row['packed_kib']):,}", row["additions_m"], row["bit_aware_uj"]]
+        assert f" | {' | '.join(cells)} |" in page, row["network"]
+
+
 def test_what_bfloat16_costs_is_as_the_page_says() -> None:
     with_it, without = (
         accuracies(read_rows(RESULTS / f"cifar10-spikformer-{name}.csv"), "rectified")
