@@ -58,7 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print how the ways of execution compare; status 1 if a promise is broken."""
-
     from qsdformer.commands.exported_data import pixel_batches
     from qsdformer.commands.running import progress_bar
     from qsdformer.runtimes.verify import verify
