@@ -17,19 +17,18 @@ from typing import Any
 
 from qsdformer.errors import UserError
 from qsdformer.experiments.ablation_measure import evaluation_images
-from qsdformer.experiments.grid import Cell
+from qsdformer.experiments.grid import Cell, cell_checkpoint
 from qsdformer.files import atomic_path
 from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.recipes.recipe import parse_recipe
 from qsdformer.tasks.activity import measure_activity
-from qsdformer.training.checkpointing import LAST
 
 NEURONS = ("q", "k", "v", "attention")
 
 
 def rates(ablation: Path, cell: Cell, images: int) -> list[dict[str, Any]]:
     """A row for each block of a finished cell."""
-    loaded = load_checkpoint(ablation / "cells" / str(cell) / LAST)
+    loaded = load_checkpoint(cell_checkpoint(ablation, cell))
     batches = list(evaluation_images(parse_recipe(loaded.extra["recipe"]), images))
     activity = measure_activity(loaded.model, batches)
     blocks: dict[str, dict[str, float]] = {}

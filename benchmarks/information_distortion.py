@@ -29,13 +29,12 @@ from torch import Tensor
 from qsdformer.analysis.information import histogram_entropy, spike_information_distortion
 from qsdformer.errors import UserError
 from qsdformer.experiments.ablation_measure import evaluation_images
-from qsdformer.experiments.grid import Cell
+from qsdformer.experiments.grid import Cell, cell_checkpoint
 from qsdformer.files import atomic_path
 from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.nn.neurons import IELIF, LIF, SpikingNeuron
 from qsdformer.nn.taps import matching_modules, tap
 from qsdformer.recipes.recipe import parse_recipe
-from qsdformer.training.checkpointing import LAST
 
 FEATURES = ("q", "k", "v")
 COLUMNS = {
@@ -143,10 +142,12 @@ def draw(columns: dict[str, Path], images: int, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=130)
 
 
-def print_distortion(cells: Path, seed: int, images: int) -> None:
+def print_distortion(ablation: Path, seed: int, images: int) -> None:
     """A line for each variant of the ablation and feature: entropy, and distortion to its twin."""
     for name, twin in TWINS.items():
-        own, other = (distributions(checkpoint_of(cells, n, seed), images)[0] for n in (name, twin))
+        own, other = (
+            distributions(cell_checkpoint(ablation, Cell(n, seed)), images)[0] for n in (name, twin)
+        )
         for feature in FEATURES:
             counts = own[feature].counts
             distortion = spike_information_distortion(counts, other[feature].counts)
@@ -154,11 +155,11 @@ def print_distortion(cells: Path, seed: int, images: int) -> None:
             print(f"{name} {feature}: {entropy:.2f} bits, {distortion:.4f} bits from {twin}")
 
 
-def block_rows(cells: Path, seed: int, images: int) -> list[dict[str, Any]]:
+def block_rows(ablation: Path, seed: int, images: int) -> list[dict[str, Any]]:
     """A row for each variant of `BLOCK_TWINS` whose cells are there, block and feature."""
     rows = []
     for name, twin in BLOCK_TWINS.items():
-        files = [checkpoint_of(cells, one, seed) for one in (name, twin)]
+        files = [cell_checkpoint(ablation, Cell(one, seed)) for one in (name, twin)]
         if not all(file.exists() for file in files):
             continue
         own, other = (by_block(file, images)[0] for file in files)
@@ -218,11 +219,6 @@ def write_blocks(rows: list[dict[str, Any]], path: Path) -> None:
             writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
 
 
-def checkpoint_of(cells: Path, variant: str, seed: int) -> Path:
-    """The last checkpoint of a cell of the ablation."""
-    return cells / str(Cell(variant, seed)) / LAST
-
-
 def _draw_membrane(axes: Any, found: dict[str, Distribution], neuron: SpikingNeuron) -> None:
     if isinstance(neuron, LIF):
         axes.axvline(neuron.threshold, color="0.3", linestyle="--", label="firing threshold")
@@ -265,15 +261,17 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="of --blocks; default: beside the figure")
     parser.add_argument("--kept", type=Path, metavar="CSV", help="rows for --blocks to draw again")
     options = parser.parse_args()
-    cells = options.ablation / "cells"
-    columns = {t: checkpoint_of(cells, name, options.seed) for name, t in COLUMNS.items()}
+    ablation = options.ablation
+    columns = {
+        t: cell_checkpoint(ablation, Cell(name, options.seed)) for name, t in COLUMNS.items()
+    }
     if options.checkpoint:
         columns = {title: Path(file) for title, file in options.checkpoint}
     if options.blocks is not None:
         kept, seed = options.kept, options.seed
-        rows = kept_rows(kept, seed) if kept else block_rows(cells, seed, options.images)
+        rows = kept_rows(kept, seed) if kept else block_rows(ablation, seed, options.images)
         if not rows:
-            parser.exit(2, f"error: {kept or cells} has no finished pair of {BLOCK_TWINS}\n")
+            parser.exit(2, f"error: {kept or ablation} has no finished pair of {BLOCK_TWINS}\n")
         if not kept:
             write_blocks(rows, options.csv or options.blocks.with_suffix(".csv"))
         draw_blocks(rows, options.blocks)
@@ -282,7 +280,7 @@ def main() -> None:
     try:
         draw(columns, options.images, options.output)
         if not options.checkpoint:
-            print_distortion(cells, options.seed, options.images)
+            print_distortion(ablation, options.seed, options.images)
     except UserError as error:
         parser.exit(2, f"error: {error}\n")
     print(options.output)

@@ -109,7 +109,7 @@ def test_the_shipped_grid_has_the_variants_and_each_makes_a_model() -> None:
 def test_a_distilled_cell_learns_from_the_reference_of_its_seed(grid: Grid) -> None:
     recipe = cell_recipe(grid, Cell("fgd", 1))
     assert recipe.distill is not None
-    assert recipe.distill.teacher == str(cell_folder(grid, Cell("ann", 1)) / "last.ckpt")
+    assert recipe.distill.teacher == str(cell_folder(grid.output, Cell("ann", 1)) / "last.ckpt")
     assert (recipe.distill.fgd_weight, recipe.distill.logit_weight) == (0.5, 0.5)
     assert recipe.seed == 1
     assert cell_recipe(grid, Cell("plain", 1)).distill is None
@@ -158,7 +158,7 @@ def test_a_variant_starts_from_the_weights_of_another(grid: Grid) -> None:
     cells = wanted_cells(grid, ["low"], [1])
     assert cells == [Cell("full", 1), Cell("ann", 1), Cell("low", 1)]
     recipe = cell_recipe(grid, Cell("low", 1))
-    assert recipe.model.start_from == str(cell_folder(grid, Cell("full", 1)) / "last.ckpt")
+    assert recipe.model.start_from == str(cell_folder(grid.output, Cell("full", 1)) / "last.ckpt")
     assert recipe.model.fields["levels"] == 4  # of its own, not those it starts from
     assert cell_recipe(grid, Cell("full", 1)).model.start_from is None
     longer = dataclasses.replace(grid.variant("full"), overrides={"train.epochs": 9})
@@ -175,7 +175,7 @@ def test_low_bits_go_on_from_full_precision(grid: Grid) -> None:
     console = Console(record=True, width=400)
     ablation.run_cell(grid, Cell("low", 0), console)
     said = console.export_text()
-    assert f"weights from {cell_folder(grid, Cell('full', 0))}" in said
+    assert f"weights from {cell_folder(grid.output, Cell('full', 0))}" in said
     assert "step sizes started from the weights" in said  # 4 bits had none in full precision
 
 
@@ -184,9 +184,9 @@ def test_what_another_cell_needs_is_run_again_where_its_files_are_gone(grid: Gri
     finished = [Cell("ann", 0), Cell("plain", 0)]
     assert ablation.cells_to_run(grid, cells, finished) == [Cell("ann", 0), Cell("fgd", 0)]
     assert ablation.cells_to_run(grid, cells, [*finished, Cell("fgd", 0)]) == []
-    write_json(cell_folder(grid, Cell("ann", 0)) / "row.json", {})
+    write_json(cell_folder(grid.output, Cell("ann", 0)) / "row.json", {})
     assert ablation.cells_to_run(grid, cells, finished) == [Cell("ann", 0), Cell("fgd", 0)]
-    (cell_folder(grid, Cell("ann", 0)) / "last.ckpt").touch()
+    (cell_folder(grid.output, Cell("ann", 0)) / "last.ckpt").touch()
     assert ablation.cells_to_run(grid, cells, finished) == [Cell("fgd", 0)]
 
 
@@ -195,12 +195,12 @@ def test_a_cell_whose_checkpoints_were_removed_is_trained_again(grid: Grid) -> N
     grid = with_output(grid, None, {"train.epochs": "1"})
     first = ablation.run_cell(grid, cell)
     for name in ("last.ckpt", "best.ckpt"):
-        (cell_folder(grid, cell) / name).unlink(missing_ok=True)
+        (cell_folder(grid.output, cell) / name).unlink(missing_ok=True)
     again = ablation.run_cell(grid, cell)
     assert first is not None
     assert again is not None
     assert (again["accuracy"], again["entropy_q"]) == (first["accuracy"], first["entropy_q"])
-    assert (cell_folder(grid, cell) / "last.ckpt").exists()
+    assert (cell_folder(grid.output, cell) / "last.ckpt").exists()
 
 
 @pytest.mark.slow
@@ -210,7 +210,7 @@ def test_a_cell_trained_by_two_processes_is_measured_on_all_images(grid: Grid) -
     words += " --accelerator=cpu --cell plain 0"
     command = [sys.executable, "-m", "qsdformer", *words.split()]
     subprocess.run(command, check=True, timeout=600, capture_output=True)
-    folder = cell_folder(grid, Cell("plain", 0))
+    folder = cell_folder(grid.output, Cell("plain", 0))
     made = json.loads((folder / "row.json").read_text())
     subject = load_subject(str(folder / "last.ckpt"), {}, 8)
     measured = analyze(subject, limit=grid.measure_images)
@@ -232,7 +232,7 @@ def test_a_cell_that_is_trained_again_to_teach_keeps_its_row(grid: Grid) -> None
     write_rows(grid, [row(grid, "ann", 0, 0.75, label="another name")])
     for seed, accuracy in ((0, 0.7), (1, 0.8)):
         again = row(grid, "ann", seed, accuracy)
-        write_json(cell_folder(grid, Cell("ann", seed)) / "row.json", again)
+        write_json(cell_folder(grid.output, Cell("ann", seed)) / "row.json", again)
     rows = ablation.finished_rows(grid)
     assert [float(rows[Cell("ann", seed)]["accuracy"]) for seed in (0, 1)] == [0.75, 0.8]
     assert rows[Cell("ann", 0)]["label"] == "ANN fp32"
@@ -332,7 +332,7 @@ def test_a_cell_is_trained_measured_and_then_never_run_again(
     assert made["packed_bytes"] > 0
     assert made["images_per_second"] > 0
     assert made["evaluation_images"] == 360  # of the digits
-    subject = load_subject(str(cell_folder(grid, cell) / "last.ckpt"), {}, batch_size=8)
+    subject = load_subject(str(cell_folder(grid.output, cell) / "last.ckpt"), {}, batch_size=8)
     ledger = analyze(subject, limit=grid.measure_images).ledger
     assert (made["additions"], made["macs"]) == (ledger.synaptic_operations, ledger.macs)
     for name in ("papers", "bit-aware", "memory"):
@@ -352,7 +352,7 @@ def test_a_cell_is_trained_measured_and_then_never_run_again(
     ablation.run_grid(grid, [cell], ["qsd"])
     rows = read_rows(Path(grid.output) / "results.csv")
     assert [(r["variant"], r["seed"]) for r in rows] == [("plain", "0")]
-    (cell_folder(grid, cell) / "row.json").unlink()  # the row in results.csv is enough
+    (cell_folder(grid.output, cell) / "row.json").unlink()  # the row in results.csv is enough
     ablation.run_grid(grid, [cell], ["qsd"])
 
 
@@ -362,7 +362,9 @@ def test_a_cell_of_another_family_is_measured_by_its_own_q_k_and_v(grid: Grid) -
     grid = dataclasses.replace(grid, variants=(*grid.variants, sdt))
     made = ablation.run_cell(with_output(grid, None, {"train.epochs": "1"}), Cell("sdt", 0))
     assert made["entropy_v"] > 0
-    subject = load_subject(str(cell_folder(grid, Cell("sdt", 0)) / "last.ckpt"), {}, batch_size=8)
+    subject = load_subject(
+        str(cell_folder(grid.output, Cell("sdt", 0)) / "last.ckpt"), {}, batch_size=8
+    )
     expected = analyze(subject, limit=grid.measure_images).entropies
     assert {name: made[f"entropy_{name}"] for name in "qkv"} == expected
 
@@ -394,7 +396,7 @@ def test_an_interrupted_cell_goes_on_from_its_last_checkpoint(
     monkeypatch.setattr(once, "train", lambda *a, **k: original(*a, callbacks=[Watch()], **k))
     with pytest.raises(KeyboardInterrupt):
         ablation.run_cell(grid, cell)
-    assert not (cell_folder(grid, cell) / "row.json").exists()
+    assert not (cell_folder(grid.output, cell) / "row.json").exists()
     ablation.run_cell(grid, cell)
     assert epochs == [0, 1, 1]
 
@@ -481,7 +483,7 @@ def test_a_table_of_another_kind_is_one_line(grid: Grid, text: bytes, said: str)
         ablation.finished_rows(grid)
     path.write_bytes(b"\xef\xbb\xbfvariant,seed,accuracy,digest\n")  # as Excel begins it
     assert ablation.finished_rows(grid) == {}
-    row = cell_folder(grid, Cell("ann", 0)) / "row.json"
+    row = cell_folder(grid.output, Cell("ann", 0)) / "row.json"
     row.parent.mkdir(parents=True)
     row.write_text('{"variant": "an')
     with pytest.raises(
@@ -491,7 +493,7 @@ def test_a_table_of_another_kind_is_one_line(grid: Grid, text: bytes, said: str)
 
 
 def test_results_of_another_recipe_are_refused(grid: Grid) -> None:
-    write_json(cell_folder(grid, Cell("plain", 0)) / "row.json", row(grid, "plain", 0, 0.5))
+    write_json(cell_folder(grid.output, Cell("plain", 0)) / "row.json", row(grid, "plain", 0, 0.5))
     assert list(ablation.finished_rows(grid)) == [Cell("plain", 0)]
     longer = with_output(grid, None, {"train.epochs": "3"})
     with pytest.raises(UserError, match="plain-s0 by another recipe"):

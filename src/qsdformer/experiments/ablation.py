@@ -44,6 +44,7 @@ from qsdformer.experiments.grid import (
     cell_recipe,
     cell_values,
     cells_before,
+    cells_folder,
     digest,
 )
 from qsdformer.files import write_json
@@ -88,7 +89,7 @@ def _label(grid: Grid, variant: str) -> str:
 
 def _row_file(grid: Grid, cell: Cell) -> Path:
     """Written when a cell is trained and measured: where it is, so is the last checkpoint."""
-    return cell_folder(grid, cell) / "row.json"
+    return cell_folder(grid.output, cell) / "row.json"
 
 
 def _read_row(file: Path) -> Row:
@@ -117,7 +118,7 @@ def cells_to_run(grid: Grid, cells: Sequence[Cell], finished: Collection[Cell]) 
 
 def _is_there(grid: Grid, cell: Cell) -> bool:
     """Whether a cell is trained and measured, and others can learn or start from it."""
-    return _row_file(grid, cell).exists() and Path(cell_checkpoint(grid, cell)).exists()
+    return _row_file(grid, cell).exists() and cell_checkpoint(grid.output, cell).exists()
 
 
 def finished_rows(grid: Grid) -> dict[Cell, Row]:
@@ -126,7 +127,7 @@ def finished_rows(grid: Grid) -> dict[Cell, Row]:
     A cell that was trained once more, to teach, keeps the row that it has in results.csv. Raises
     `UserError` if one was made by another recipe than the grid now has.
     """
-    files = sorted((Path(grid.output) / "cells").glob("*/row.json"))
+    files = sorted(cells_folder(grid.output).glob("*/row.json"))
     rows = [*map(_read_row, files), *read_rows(Path(grid.output) / "results.csv")]
     found: dict[Cell, Row] = {}
     for row in rows:
@@ -136,7 +137,7 @@ def finished_rows(grid: Grid) -> dict[Cell, Row]:
         if row.get("digest") != digest(grid, cell.variant):
             raise UserError(
                 f"{grid.output} has a result of {cell} by another recipe: choose another output, "
-                f"or remove its row and the folder {cell_folder(grid, cell)}"
+                f"or remove its row and the folder {cell_folder(grid.output, cell)}"
             )
         if not _measured_alike(grid, row):
             raise UserError(
@@ -328,7 +329,7 @@ def _stopping(running: Mapping[Cell, subprocess.Popen[bytes]]) -> Iterator[None]
 
 
 def _log(grid: Grid, cell: Cell) -> Path:
-    return Path(grid.output) / "cells" / f"{cell}.log"
+    return cells_folder(grid.output) / f"{cell}.log"
 
 
 def _last_line(log: Path) -> str:

@@ -142,14 +142,19 @@ def load_grid(name: str) -> Grid:
     return dataclasses.replace(grid, output=output, recipe=recipe, reuse=folders)
 
 
-def cell_folder(grid: Grid, cell: Cell) -> Path:
+def cells_folder(output: str | Path) -> Path:
+    """Where the cells of a grid are trained, by the grid's `output`."""
+    return Path(output) / "cells"
+
+
+def cell_folder(output: str | Path, cell: Cell) -> Path:
     """Where a cell is trained."""
-    return Path(grid.output) / "cells" / str(cell)
+    return cells_folder(output) / str(cell)
 
 
-def cell_checkpoint(grid: Grid, cell: Cell) -> str:
+def cell_checkpoint(output: str | Path, cell: Cell) -> Path:
     """The last checkpoint of a cell, for those that learn or start from it."""
-    return str(cell_folder(grid, cell) / "last.ckpt")
+    return cell_folder(output, cell) / "last.ckpt"
 
 
 def teacher_name(grid: Grid, distill: Mapping[str, Any]) -> str:
@@ -178,10 +183,10 @@ def cell_values(grid: Grid, cell: Cell) -> dict[str, Any]:
     if variant.distill is not None:
         teacher = teacher_name(grid, variant.distill)
         if teacher in grid.names:
-            teacher = cell_checkpoint(grid, Cell(teacher, cell.seed))
+            teacher = str(cell_checkpoint(grid.output, Cell(teacher, cell.seed)))
         values["distill"] = {**grid.distill, **variant.distill, "teacher": teacher}
     values = with_teacher_keys(values, {_path(key): value for key, value in keys.items()})
-    return with_home({**values, "seed": cell.seed, "output": str(cell_folder(grid, cell))})
+    return with_home({**values, "seed": cell.seed, "output": str(cell_folder(grid.output, cell))})
 
 
 def cell_recipe(grid: Grid, cell: Cell) -> Recipe:
@@ -193,7 +198,7 @@ def cell_recipe(grid: Grid, cell: Cell) -> Recipe:
     try:
         values = with_start_shape(cell_values(grid, cell))
         if start is not None:
-            path = cell_checkpoint(grid, Cell(start, cell.seed))
+            path = str(cell_checkpoint(grid.output, Cell(start, cell.seed)))
             values["model"] = {**(values.get("model") or {}), "start_from": path}
         recipe = parse_recipe(values)
         if recipe.task != "classification":
