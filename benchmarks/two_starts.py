@@ -1,6 +1,6 @@
 """Draws a grid's variants with our start beside the same ones with the published start.
 
-    python benchmarks/two_starts.py docs/results/cifar10-spikformer-teaching.csv
+    python benchmarks/two_starts.py docs/results/ablation-cifar10-spikformer.csv
 
 A line a pair of variants NAME and NAME-published: the mean over the seeds of each start, its
 standard deviation as a bar, the seeds themselves in grey. A dotted line is the mean of the grid's

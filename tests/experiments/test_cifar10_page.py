@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import shutil
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 from qsdformer.experiments.ablation import finished_rows
 from qsdformer.experiments.ablation_report import (
@@ -28,29 +29,50 @@ def table_lines(grid: Grid, rows: list[Row]) -> list[str]:
     return [line for line in markdown(grid, with_gaps(grid, rows)).splitlines() if line]
 
 
-def test_the_table_of_the_remedies_is_that_of_its_rows() -> None:
+def test_the_tables_of_the_remedies_are_those_of_their_rows(tmp_path: Path) -> None:
     grid = load_grid("ablation-cifar10-spikformer")
-    elsewhere = ("fgd-counts", "fgd-3")  # one seed, another machine; three stand in the next table
-    kept = read_rows(RESULTS / "ablation-cifar10-spikformer.csv")
-    rows = [row for row in kept if row["variant"] not in elsewhere]
-    page = PAGE.splitlines()
-    lines = table_lines(grid, rows)
-    assert len(lines) == 2 + 7 + 4
-    assert set(lines) <= set(page)
-
-
-def test_the_table_of_teaching_is_that_of_its_rows(tmp_path: Path) -> None:
-    grid = load_grid("ablation-cifar10-spikformer")
-    rows = read_rows(RESULTS / "cifar10-spikformer-teaching.csv")
+    kept = RESULTS / "ablation-cifar10-spikformer.csv"
+    rows = read_rows(kept)
     assert {row["digest"] for row in rows} == {digest(grid, row["variant"]) for row in rows}
-    shutil.copy(RESULTS / "cifar10-spikformer-teaching.csv", tmp_path / "results.csv")
+    shutil.copy(kept, tmp_path / "results.csv")
     going_on = with_output(grid, str(tmp_path), {"data.root": "elsewhere"})
     assert len(finished_rows(going_on)) == len(rows)
     page = PAGE.splitlines()
     lines = table_lines(grid, rows)
-    assert len(lines) == 2 + 15 + 12
+    assert len(lines) == 2 + 18 + 15
     for line in lines:  # speeds are left out there
         assert (line.rsplit("|", 2)[0] + "|" if line.startswith("|") else line) in page
+
+
+def test_what_another_processor_gave_is_that_of_its_rows() -> None:
+    rows = read_rows(RESULTS / "cifar10-spikformer-xeon.csv")
+    (paragraph,) = (line for line in PAGE.splitlines() if line.startswith("**On another processor"))
+    shown = []
+    for name in ("ann", "lif-4bit", "plain", "rectified", "ielif-fp32", "fgd-10"):
+        found = list(accuracies(rows, name).values())
+        assert len(found) == (2 if name == "lif-4bit" else 3)
+        shown.append(f"{fmean(found):.1f} ± {stdev(found):.1f}")
+    assert re.findall(r"[0-9.]+ ± [0-9.]+", paragraph) == shown
+    by_bits, half, n = paired_difference(*(accuracies(rows, f"lif-{b}") for b in ("4bit", "fp32")))
+    assert n == 1
+    assert math.isnan(half)
+    assert f"in fp32 {by_bits:.1f} more" in paragraph
+
+
+def test_how_far_spikes_are_distorted_is_that_of_its_rows() -> None:
+    with (RESULTS / "distortion-cifar10-spikformer.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(row["variant"], []).append(float(row["distortion"]))
+    assert all(len(values) % 9 == 0 for values in found.values())  # blocks and features
+    quantised = found["rectified"]
+    few = sum(value < 0.005 for value in quantised)
+    assert f"are at most {max(found['lif-4bit']):.3f} bits (Jensen-Shannon)" in PAGE
+    assert f"counts are at most {max(quantised):.2f} bits from the fp32 network's" in PAGE
+    assert f"{few} of {len(quantised)} less than 0.005" in PAGE
+    moved = (f"{min(found[name]):.2f} to {max(found[name]):.2f}" for name in ("plain", "fgd-10"))
+    assert "It moves their counts by {} bits, distillation by {}.".format(*moved) in PAGE
 
 
 def test_the_rates_in_attention_are_those_of_their_rows() -> None:
@@ -80,8 +102,8 @@ def test_the_rates_in_attention_are_those_of_their_rows() -> None:
     smaller = {"data.root": "elsewhere", "model.attention_scale": "0.0078125"}  # as the page says
     grid = with_output(load_grid("ablation-cifar10-spikformer"), "out", smaller)
     assert scaled["digest"] == digest(grid, scaled["variant"])
-    teaching = read_rows(RESULTS / "cifar10-spikformer-teaching.csv")
-    eighth, normed = (accuracies(teaching, n)[0] for n in ("rectified-published", "rectified"))
+    eighths = read_rows(RESULTS / "ablation-cifar10-spikformer.csv")
+    eighth, normed = (accuracies(eighths, n)[0] for n in ("rectified-published", "rectified"))
     one_seed = f"**{float(scaled['accuracy']):.1%}** ({eighth:.1f} with 1/8, {normed:.1f} with the"
     assert one_seed.replace("%**", " %**") in PAGE
 
@@ -99,8 +121,8 @@ def test_the_networks_of_two_million_parameters_are_those_of_their_rows() -> Non
 
 def test_what_bfloat16_costs_is_as_the_page_says() -> None:
     with_it, without = (
-        accuracies(read_rows(RESULTS / f"cifar10-spikformer-{name}.csv"), "rectified")
-        for name in ("bf16", "teaching")
+        accuracies(read_rows(RESULTS / f"{name}.csv"), "rectified")
+        for name in ("cifar10-spikformer-bf16", "ablation-cifar10-spikformer")
     )
     mean, half, n = paired_difference(without, with_it)
     page = " ".join(PAGE.split())
@@ -110,3 +132,17 @@ def test_what_bfloat16_costs_is_as_the_page_says() -> None:
     for found in (with_it, without):
         values = [f"{found[seed]:.2f}" for seed in range(3)]
         assert f"{values[0]}, {values[1]} and {values[2]} %" in page
+
+
+def test_the_readme_says_of_the_remedies_what_the_page_says() -> None:
+    rows = read_rows(RESULTS / "ablation-cifar10-spikformer.csv")
+    readme = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+    (line,) = (one for one in readme.splitlines() if one.startswith("| the remedies on CIFAR-10"))
+    named = {"direct 4-bit LIF": "lif-4bit", "IE-LIF": "plain", "rectified": "rectified"}
+    named |= {"(weight 10)": "fgd-10", "fp32 ANN": "ann", "in fp32": "lif-fp32"}
+    for label, variant in named.items():
+        found = list(accuracies(rows, variant).values())
+        assert f"{label} {fmean(found):.1f} ± {stdev(found):.1f}" in line, label
+    mean, half, _ = paired_difference(accuracies(rows, "lif-4bit"), accuracies(rows, "plain"))
+    interval = f"{mean - half:.1f} to {mean + half:.1f}".replace("-", "−")
+    assert f"(IE-LIF over LIF by {mean:.1f}, 95 % interval {interval})" in line

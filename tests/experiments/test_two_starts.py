@@ -45,7 +45,7 @@ def test_rows_without_a_pair_are_one_line(
 
 def test_the_page_shows_seven_pairs_of_its_table() -> None:
     page = (ROOT / "docs/cifar10.md").read_text(encoding="utf-8")
-    kept = ROOT / "docs/results/cifar10-spikformer-teaching.csv"
+    kept = ROOT / "docs/results/ablation-cifar10-spikformer.csv"
     found = SCRIPT["pairs"](SCRIPT["read_rows"](kept))
     assert len(found) == 7
     for pair in found:
