@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from shell import pasted
 
 from qsdformer.cli import run
 
@@ -28,8 +27,7 @@ def test_a_network_of_ones_own_runs_in_both_circuits(
     train, image, measure = block.splitlines()
     short = ["--epochs", "2", "--train_limit", "256"]
     assert run([*train.split()[1:], *short]) == 0
-    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    subprocess.run(["bash", "-c", image], check=True, env={**os.environ, "PATH": paths})
+    pasted(image, tmp_path)
     capsys.readouterr()
     _, program, *arguments = measure.split()
     monkeypatch.setattr(sys, "argv", [program, *arguments])

@@ -6,11 +6,8 @@ import csv
 import dataclasses
 import itertools
 import json
-import os
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from shell import pasted
 
 import qsdformer as qsd
 from accelerator.networks import family_graph, pixels, plain_values, small_design
@@ -289,8 +287,7 @@ def test_a_design_of_ones_own_is_begun_as_the_page_says(
     page = (Path(__file__).parents[2] / "docs/accelerator.md").read_text(encoding="utf-8")
     (copy,) = re.findall(r"^python -c .*> mine.yaml$", page, re.MULTILINE)
     monkeypatch.chdir(tmp_path)
-    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    subprocess.run(["bash", "-c", copy], check=True, env={**os.environ, "PATH": paths})
+    pasted(copy, tmp_path)
     design = load_design("mine.yaml")
     assert dataclasses.replace(design, name="sdt-sparse") == load_design("sdt-sparse")
     named = "".join(line for line in page.splitlines() if line.startswith("| `"))

@@ -9,12 +9,16 @@ import shutil
 from pathlib import Path
 from statistics import fmean, stdev
 
+import pytest
+from shell import pasted
+
 from qsdformer.experiments.ablation import finished_rows
 from qsdformer.experiments.ablation_report import (
     Row,
     accuracies,
     markdown,
     paired_difference,
+    paired_differences,
     read_rows,
     with_gaps,
 )
@@ -27,6 +31,24 @@ PAGE = (RESULTS.parent / "cifar10.md").read_text(encoding="utf-8")
 def table_lines(grid: Grid, rows: list[Row]) -> list[str]:
     """The lines of the table and of the comparisons that `qsd ablate` makes of rows."""
     return [line for line in markdown(grid, with_gaps(grid, rows)).splitlines() if line]
+
+
+def mean_sd(rows: list[Row], variant: str) -> str:
+    """Accuracy of a variant over its seeds, as the texts have it."""
+    found = list(accuracies(rows, variant).values())
+    return f"{fmean(found):.1f} ± {stdev(found):.1f}"
+
+
+def interval(difference: tuple[float, float, int]) -> str:
+    """The 95 % interval of a `paired_difference`, as the texts have it."""
+    mean, half, _ = difference
+    return f"{mean - half:.1f} to {mean + half:.1f}".replace("-", "−")
+
+
+def closed(rows: list[Row]) -> str:
+    """The share of the gap from direct 4-bit LIF to the ANN that the best student closes."""
+    low, best, top = (fmean(accuracies(rows, n).values()) for n in ("lif-4bit", "fgd-10", "ann"))
+    return f"{(best - low) / (top - low):.0%}".replace("%", " %")
 
 
 def test_the_tables_of_the_remedies_are_those_of_their_rows(tmp_path: Path) -> None:
@@ -44,14 +66,45 @@ def test_the_tables_of_the_remedies_are_those_of_their_rows(tmp_path: Path) -> N
         assert (line.rsplit("|", 2)[0] + "|" if line.startswith("|") else line) in page
 
 
+@pytest.mark.slow
+def test_the_figure_of_the_remedies_is_drawn_from_their_rows(tmp_path: Path) -> None:
+    (lines,) = re.findall(r"^```\n(mkdir .*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    (tmp_path / "docs").symlink_to(RESULTS.parent)
+    assert "3 cells, 3 finished already" in pasted(lines, tmp_path)
+    output = tmp_path / "runs/ablation-cifar10-spikformer"
+    assert not list(output.glob("cells/*"))
+    kept = RESULTS / "ablation-cifar10-spikformer.csv"
+    assert len(read_rows(output / "results.csv")) == len(read_rows(kept))
+    assert (output / "results.png").stat().st_size > 10_000
+
+
+def test_what_the_page_says_of_the_first_remedies_is_that_of_their_rows() -> None:
+    rows = read_rows(RESULTS / "ablation-cifar10-spikformer.csv")
+    direct, full, plain, best, ann = (
+        accuracies(rows, name) for name in ("lif-4bit", "lif-fp32", "plain", "fgd-10", "ann")
+    )
+    by_seed = [f"{value:+.1f}".replace("-", "−") for value in paired_differences(direct, full)]
+    cost, gained = (paired_difference(direct, other) for other in (full, plain))
+    assert f"(fp32 − 4 bits: {cost[0]:.1f} points, 95 % interval {interval(cost)}; by" in PAGE
+    assert "by seed {}, {} and {}; the paper's 6.1 lies outside".format(*by_seed) in PAGE
+    assert cost[0] + cost[1] < 6.1
+    assert f"is {gained[0]:.1f} points above direct 4-bit LIF" in PAGE
+    assert f"do not tell from 0 ({interval(gained)})" in PAGE
+    gap = fmean(ann.values()) - fmean(direct.values())
+    left = paired_differences(best, ann)
+    assert (
+        f"recover {closed(rows)} of the gap between direct 4-bit LIF and the ANN ({gap:.1f}" in PAGE
+    )
+    assert f"of which {fmean(left):.1f} ± {stdev(left):.1f} (sd) points remain" in PAGE
+
+
 def test_what_another_processor_gave_is_that_of_its_rows() -> None:
     rows = read_rows(RESULTS / "cifar10-spikformer-xeon.csv")
     (paragraph,) = (line for line in PAGE.splitlines() if line.startswith("**On another processor"))
     shown = []
     for name in ("ann", "lif-4bit", "plain", "rectified", "ielif-fp32", "fgd-10"):
-        found = list(accuracies(rows, name).values())
-        assert len(found) == (2 if name == "lif-4bit" else 3)
-        shown.append(f"{fmean(found):.1f} ± {stdev(found):.1f}")
+        assert len(accuracies(rows, name)) == (2 if name == "lif-4bit" else 3)
+        shown.append(mean_sd(rows, name))
     assert re.findall(r"[0-9.]+ ± [0-9.]+", paragraph) == shown
     by_bits, half, n = paired_difference(*(accuracies(rows, f"lif-{b}") for b in ("4bit", "fp32")))
     assert n == 1
@@ -141,8 +194,7 @@ def test_the_readme_says_of_the_remedies_what_the_page_says() -> None:
     named = {"direct 4-bit LIF": "lif-4bit", "IE-LIF": "plain", "rectified": "rectified"}
     named |= {"(weight 10)": "fgd-10", "fp32 ANN": "ann", "in fp32": "lif-fp32"}
     for label, variant in named.items():
-        found = list(accuracies(rows, variant).values())
-        assert f"{label} {fmean(found):.1f} ± {stdev(found):.1f}" in line, label
-    mean, half, _ = paired_difference(accuracies(rows, "lif-4bit"), accuracies(rows, "plain"))
-    interval = f"{mean - half:.1f} to {mean + half:.1f}".replace("-", "−")
-    assert f"(IE-LIF over LIF by {mean:.1f}, 95 % interval {interval})" in line
+        assert f"{label} {mean_sd(rows, variant)}" in line, label
+    assert f"and {closed(rows)} of the gap from direct LIF to the ANN is closed" in line
+    gained = paired_difference(accuracies(rows, "lif-4bit"), accuracies(rows, "plain"))
+    assert f"(IE-LIF over LIF by {gained[0]:.1f}, 95 % interval {interval(gained)})" in line

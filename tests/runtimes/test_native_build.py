@@ -23,6 +23,7 @@ from graph.random_graphs import random_graph
 from graph.test_artifact_fuzz import error_of, forged
 from mutants import damaged
 from PIL import Image
+from shell import pasted
 from variants import LIF, info_for
 
 import qsdformer as qsd
@@ -133,22 +134,12 @@ def test_the_steps_from_c_that_the_page_names_classify_an_image(tmp_path: Path):
         (tmp_path / name).symlink_to(SOURCE.parent / name)
     image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / "bird.png")
-    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    variables = {**os.environ, "PATH": paths}
-    done = subprocess.run(
-        ["bash", "-e", "-c", steps],
-        cwd=tmp_path,
-        env=variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    printed = pasted(steps, tmp_path)
     graph = load_artifact(tmp_path / "zoo/cifar10-small.qsd")
     pixels = np.fromfile(tmp_path / "bird.pixels", np.uint8).reshape(1, 3, 32, 32)
     logits = graph.run(pixels)[0]
     said = f"{graph.class_names[logits.argmax()]} {logits.max()}"
-    lines = done.stdout.splitlines()
+    lines = printed.splitlines()
     assert lines.count(said) == 2  # of the example, and of the program that was linked
 
 

@@ -191,7 +191,7 @@ def draw(grid: Grid, rows: list[Row], path: Path) -> None:
     axes.set_yticks(range(len(values)), [labels[name] for name in values])
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.4)
-    axes.set_xlabel("accuracy (%): mean, standard deviation, and each seed in grey")
+    figure.supxlabel("accuracy (%): mean, standard deviation, and each seed in grey", size="medium")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
 
