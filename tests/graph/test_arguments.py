@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import qsdformer as qsd
-from graph.user_networks import INFO, by, pixels, settled, through
+from graph.user_networks import INFO, Net, by, pixels, settled, through
 from qsdformer.errors import UserError
 from qsdformer.nn import IELIF, QuantConv2d, QuantLinear
 from qsdformer.runtimes.executors import normalised
@@ -20,6 +20,8 @@ HONOURED: dict[str, Callable[[Tensor], Tensor]] = {
     "an average pool": lambda x: F.avg_pool2d(x, 3, 1, 1, False, True),
     "an average pool, no padding": lambda x: F.avg_pool2d(x, 2, 2, 0, False, False, None),
     "a maximum pool": lambda x: torch.max_pool2d(x, 3, 1, 1, 1, False),
+    "an adaptive maximum pool": lambda x: F.adaptive_max_pool2d(x, (4, 4)),
+    "the largest of the map": lambda x: F.adaptive_max_pool2d(x, 1, False),
     "a product": lambda x: torch.div(input=x, other=2.0, rounding_mode=None),
     "a sum": lambda x: torch.add(input=x, other=0.25, alpha=1),
     "a dropout": lambda x: F.dropout(torch.dropout(x, 0.5, False), 0.5, False),
@@ -69,6 +71,18 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a dilated pool": (
         lambda: by(lambda x: torch.max_pool2d(x, 3, 1, 1, 2)),
         "a pool with dilation",
+    ),
+    "an adaptive maximum pool of unequal windows": (
+        lambda: by(lambda x: F.adaptive_max_pool2d(x, 3)),
+        "an adaptive pool must divide the map into equal squares",
+    ),
+    "an adaptive maximum pool that tells where": (
+        lambda: by(lambda x: F.adaptive_max_pool2d(x, 2, return_indices=True)[0]),
+        "adaptive_max_pool2d_with_indices is not supported",
+    ),
+    "a module that tells where": (
+        lambda: Net(lambda net, x: net.p(x)[0], p=nn.AdaptiveMaxPool2d(2, return_indices=True)),
+        "a pool with return_indices is not supported",
     ),
     "a maximum pool rounded up": (
         lambda: by(lambda x: torch.max_pool2d(x, 3, 2, 0, 1, True)),

@@ -86,7 +86,7 @@ class Pooled(nn.Sequential):
             conv(3, 6),
             nn.BatchNorm2d(6),
             IELIF(4),
-            nn.MaxPool2d(2),
+            nn.AdaptiveMaxPool2d(8),
             QuantConv2d(6, 6, 3, padding="same", bits=4),
             nn.MaxPool2d(3, 2, 1),
             nn.BatchNorm2d(6),

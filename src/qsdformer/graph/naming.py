@@ -64,7 +64,8 @@ class Names:
 def verb(node: fx.Node) -> str:
     """What a function does, as part of a name."""
     name = spelled(node).strip("_")
-    return {"adaptive_avg_pool2d": "mean", "max_pool2d": "max_pool"}.get(name, name)
+    pools = {"max_pool2d": "max_pool", "adaptive_max_pool2d": "max_pool"}
+    return {"adaptive_avg_pool2d": "mean", **pools}.get(name, name)
 
 
 def spelled(node: fx.Node) -> str:

@@ -7,7 +7,7 @@ change nothing in evaluation (dropout, identity, contiguous) leave no step.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -214,7 +214,9 @@ class Operation(Call):
         if name in POOLS:
             return self._pool(name, self._named(*POOLS[name]))
         if name == "adaptive_avg_pool2d":
-            return self._adaptive_pool()
+            return self._adaptive_pool("avg_pool")
+        if name == "adaptive_max_pool2d":
+            return self._adaptive_pool("max_pool")
         if name == "interpolate":
             return self._upsample(self._named(*INTERPOLATE))
         raise self.fail(f"{name} is not supported: {SUPPORTED}")
@@ -262,7 +264,11 @@ class Operation(Call):
         if isinstance(m, PlanePool):
             return self.make("plane_pool", heads=m.heads)
         if isinstance(m, nn.AdaptiveAvgPool2d):
-            return self._adaptive_pool()
+            return self._adaptive_pool("avg_pool")
+        if isinstance(m, nn.AdaptiveMaxPool2d):
+            if m.return_indices:
+                raise self.fail("a pool with return_indices is not supported")
+            return self._adaptive_pool("max_pool")
         if isinstance(m, nn.Upsample):
             return self._upsample(vars(m))
         raise self.fail(f"{type(m).__name__} is not supported: {SUPPORTED}")
@@ -350,18 +356,18 @@ class Operation(Call):
             raise self.fail("an average pool must count its padding")
         return self.make("avg_pool", **options)
 
-    def _adaptive_pool(self) -> Step:
+    def _adaptive_pool(self, kind: Literal["avg_pool", "max_pool"]) -> Step:
         height, width = self.shape()[-2:]
         if self.x.axes != "nchw":
             raise self.fail(f"a pool of {axes_text(self.x)} is not supported")
         if (height, width) == self.x.size[1:]:
             return self.x
-        if (height, width) == (1, 1):
+        if kind == "avg_pool" and (height, width) == (1, 1):
             return self.make("spatial_sum", mean=True)
         kernel = self.x.size[1] // height
         if self.x.size[1:] != (kernel * height, kernel * width):
             raise self.fail("an adaptive pool must divide the map into equal squares")
-        return self.make("avg_pool", kernel=kernel, stride=kernel, padding=0)
+        return self.make(kind, kernel=kernel, stride=kernel, padding=0)
 
     def _upsample(self, given: Mapping[str, Any]) -> Step:
         height, width = self.x.size[1:]

@@ -37,6 +37,7 @@ SHAPED = (
     nn.MaxPool2d,
     nn.AvgPool2d,
     nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
     nn.Flatten,
     nn.Unflatten,
     nn.Upsample,
