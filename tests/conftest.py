@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,13 @@ def small_config(**fields: Any) -> ModelConfig:
         full = {"weight_bits": None, "stem_bits": None, "head_bits": None}
         fields = {"attention": "softmax", **full, **fields}
     return ModelConfig(**{**SMALL, **fields})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, then those with many: none of them is begun when others end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (-slow[item.path], -tests[item.path]))
 
 
 @pytest.fixture(autouse=True)
