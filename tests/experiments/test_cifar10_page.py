@@ -161,6 +161,30 @@ def test_the_rates_in_attention_are_those_of_their_rows() -> None:
     assert one_seed.replace("%**", " %**") in PAGE
 
 
+def test_what_spikes_cost_the_architectures_is_that_of_their_rows() -> None:
+    rows = read_rows(RESULTS / "ablation-cifar10-architectures.csv")
+
+    def mean(variant: str, key: str = "accuracy") -> float:
+        return fmean(float(row[key]) for row in rows if row["variant"] == variant)
+
+    def below(variant: str, ann: str) -> str:
+        return f"{100 * (mean(ann) - mean(variant)):.1f}"
+
+    counts = [below(n, f"{n}-ann") for n in ("meta", "e", "sdt", "spikformer")]
+    binary = [below(f"{n}-lif", f"{n}-ann") for n in ("sdt", "spikformer")]
+    worth = [below(f"{n}-lif", n) for n in ("sdt", "spikformer")]
+    energies = [mean(n, "uj_bit_aware") for n in ("sdt-lif", "sdt", "spikformer-lif", "spikformer")]
+    less = [1 - energies[i] / energies[i + 1] for i in (0, 2)]
+    assert "**Spikes cost the four {}, {}, {} and {} points**".format(*counts) in PAGE
+    assert "SDT v1 and Spikformer {} and {}:".format(*binary) in PAGE
+    assert "of one step are worth {} and {} points".format(*worth) in PAGE
+    assert f"and {100 * less[0]:.0f} and {100 * less[1]:.0f} % less bit-aware energy" in PAGE
+    kinds = [(mean(n, "additions") / 1e6, mean(n, "uj_bit_aware")) for n in ("sdt", "spikformer")]
+    (few, little), (many, much) = kinds
+    assert f"with {few:.1f} million additions in place of {many:.1f}" in PAGE
+    assert f"and {little:.2f} µJ in place of {much:.2f}" in PAGE
+
+
 def test_the_networks_of_two_million_parameters_are_those_of_their_rows() -> None:
     with (RESULTS / "cifar10-small.csv").open(newline="", encoding="utf-8") as file:
         ann, *spiking = list(csv.DictReader(file))[:4]

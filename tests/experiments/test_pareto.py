@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/pareto.py"
+TABLE = SCRIPT.with_name("cost_table.py")
 ROWS = """variant,label,seed,accuracy,packed_bytes,additions,macs,uj_bit_aware,uj_twin_skip
 ann,ANN,0,0.8,4096,0,3e6,100,
 cheap,cheap,0,0.6,1024,1e6,1e3,2,4
@@ -43,20 +45,37 @@ def test_rows_without_energies_are_one_line(tmp_path: Path) -> None:
     assert done.stderr.count(b"\n") == 1
 
 
-def test_the_architectures_of_the_page_are_the_kept_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("grid", "variants"), [("architectures", 11)])
+def test_tables_and_figures_of_the_page_are_made_of_the_kept_rows(
+    grid: str, variants: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = SCRIPT.parents[1]
-    kept, picture = root / "docs/results/ablation-cifar10-architectures.csv", tmp_path / "a.png"
-    table = runpy.run_path(str(SCRIPT.with_name("cost_table.py")))["lines"](kept)
-    page = (root / "docs/cifar10.md").read_text(encoding="utf-8").splitlines()
-    assert len(table) == 11
-    assert set(table) <= set(page)
+    kept, picture = root / f"docs/results/ablation-cifar10-{grid}.csv", tmp_path / "a.png"
+    page = (root / "docs/cifar10.md").read_text(encoding="utf-8")
+    command = re.search(rf"`benchmarks/cost_table.py docs/results/{kept.name}(.*?)`", page)
+    assert command is not None
+    runpy.run_path(str(TABLE))["main"]([str(kept), *command[1].split()])
+    table = capsys.readouterr().out
+    assert table.count("\n") == variants + 2
+    assert f"\n\n{table}\n" in page
     command = [sys.executable, str(SCRIPT), str(kept), "--output", str(picture)]
     subprocess.run(command, check=True, capture_output=True)
     assert picture.stat().st_size > 10_000
 
 
-def test_a_table_of_costs_needs_rows_that_have_them() -> None:
-    lines = runpy.run_path(str(SCRIPT.with_name("cost_table.py")))["lines"]
+def test_a_table_of_costs_needs_rows_that_have_them(tmp_path: Path) -> None:
+    lines = runpy.run_path(str(TABLE))["lines"]
     old = SCRIPT.parents[1] / "docs/results/ablation-activity.csv"
     with pytest.raises(SystemExit, match=r"ablation-activity\.csv lacks values of "):
         lines(old)
+    results = tmp_path / "results.csv"
+    results.write_text(ROWS)
+    columns = ("packed_bytes", "additions", "uj_twin_skip")
+    *_, ann, cheap, beaten, none = lines(results, columns)
+    assert ann == "| ANN | 1 | 80.00 | 4 | 3.0 (MACs) | – |"
+    assert cheap == "| cheap | 2 | 65.00 ± 7.07 | 1 | 2.0 | 5.00 |"
+    assert beaten.endswith("| 9.00 |")
+    assert none.endswith("| – |")
+    results.write_text(ROWS.replace("1e3,2,4\n", "1e3,2,\n"))
+    with pytest.raises(SystemExit, match="some seeds of cheap lack their quantised ANN, skipping"):
+        lines(results, columns)
