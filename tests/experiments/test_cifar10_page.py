@@ -161,6 +161,39 @@ def test_the_rates_in_attention_are_those_of_their_rows() -> None:
     assert one_seed.replace("%**", " %**") in PAGE
 
 
+def test_what_bits_levels_and_activity_are_worth_is_that_of_their_rows() -> None:
+    grid = load_grid("ablation-cifar10-bits")
+    rows = read_rows(RESULTS / "ablation-cifar10-bits.csv")
+    assert {row["digest"] for row in rows} == {digest(grid, row["variant"]) for row in rows}
+    start = PAGE.index("## Bits, levels and activity on Spikformer")
+    section = PAGE[start : PAGE.index("\n## ", start)]
+    for line in table_lines(grid, rows):
+        assert line in section or not line.startswith("- ")
+
+    def mean(variant: str, key: str = "accuracy") -> float:
+        return fmean(float(row[key]) for row in rows if row["variant"] == variant)
+
+    pairs = [("levels-1", "rectified"), ("levels-2", "rectified"), ("rectified", "levels-8")]
+    pairs += [("bits-3", "rectified"), ("bits-2", "rectified"), ("ternary", "bits-2")]
+    pairs += [("bits-2", "bits-2-fgd"), ("rectified", "group-40"), ("rectified", "group-25")]
+    pairs += [("group-10", "rectified")]
+    for low, high in pairs:
+        found = paired_difference(*(accuracies(rows, name) for name in (low, high)))
+        told = rf" {found[0]:.1f}(?: points[a-z ]*)? \((?:95 % interval )?{interval(found)}\)"
+        assert re.search(told, section), (low, high)
+    shares = [
+        f"{100 * mean(n, 'uj_twin_skip') / mean(n, 'uj_bit_aware'):.0f}"
+        for n in ("rectified", "levels-8", "group-40", "group-25", "group-10")
+    ]
+    assert "takes less**: {} % of the energy at D = 4, {} at D = 8".format(*shares[:2]) in section
+    assert "({}, {} and {} % where the penalty is on".format(*shares[2:]) in section
+    left = [f"{100 * mean(f'group-{n}', 'active_groups'):.0f}" for n in (40, 25, 10)]
+    assert "{}, {} and {} % of the groups stay active".format(*left) in section
+    by_accuracy = sorted((n for n in grid.names if n != "ann"), key=mean)
+    assert by_accuracy[-1] == "bits-2-fgd"
+    assert f"**Two taught bits ({100 * mean('bits-2-fgd'):.1f} %) are worth more than" in section
+
+
 def test_what_spikes_cost_the_architectures_is_that_of_their_rows() -> None:
     rows = read_rows(RESULTS / "ablation-cifar10-architectures.csv")
 

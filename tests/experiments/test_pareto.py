@@ -45,7 +45,7 @@ def test_rows_without_energies_are_one_line(tmp_path: Path) -> None:
     assert done.stderr.count(b"\n") == 1
 
 
-@pytest.mark.parametrize(("grid", "variants"), [("architectures", 11)])
+@pytest.mark.parametrize(("grid", "variants"), [("architectures", 11), ("bits", 13)])
 def test_tables_and_figures_of_the_page_are_made_of_the_kept_rows(
     grid: str, variants: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
