@@ -25,6 +25,7 @@ from qsdformer.experiments.ablation_report import (
 from qsdformer.experiments.grid import Grid, digest, load_grid, with_output
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
+TWIN = ("uj_bit_aware", "uj_twin_skip")
 PAGE = (RESULTS.parent / "cifar10.md").read_text(encoding="utf-8")
 
 
@@ -255,3 +256,20 @@ def test_the_readme_says_of_the_remedies_what_the_page_says() -> None:
     assert f"and {closed(rows)} of the gap from direct LIF to the ANN is closed" in line
     gained = paired_difference(accuracies(rows, "lif-4bit"), accuracies(rows, "plain"))
     assert f"(IE-LIF over LIF by {gained[0]:.1f}, 95 % interval {interval(gained)})" in line
+
+
+def test_the_readme_says_of_bits_and_activity_what_the_rows_say() -> None:
+    rows = read_rows(RESULTS / "ablation-cifar10-bits.csv")
+    readme = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+    (line,) = (one for one in readme.splitlines() if one.startswith("| bits and spike activity"))
+    assert f"taught 2-bit network {mean_sd(rows, 'bits-2-fgd')} %" in line
+    assert (
+        f"(untaught {mean_sd(rows, 'bits-2')}, in fp32 {mean_sd(rows, 'full-precision')})" in line
+    )
+    for share, sign in ((40, 1), (25, 1), (10, -1)):
+        pair = (accuracies(rows, name) for name in ("rectified", f"group-{share}")[::sign])
+        found = paired_difference(*pair)
+        assert f"{found[0]:.1f} points ({interval(found)})" in line, share
+    energies = (fmean(float(r[k]) for r in rows if r["variant"] == "rectified") for k in TWIN)
+    spiking, skipping = energies
+    assert f"takes {100 * skipping / spiking:.0f} % of its energy" in line
