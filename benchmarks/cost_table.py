@@ -1,8 +1,7 @@
 """A table of docs/cifar10.md that sets a grid's variants side by side, by accuracy and cost.
 
     python benchmarks/cost_table.py docs/results/ablation-cifar10-architectures.csv
-    python benchmarks/cost_table.py docs/results/ablation-cifar10-bits.csv --columns packed_bytes \
-        active_groups additions uj_bit_aware uj_twin_skip
+    python benchmarks/cost_table.py docs/results/ablation-cifar10-bits.csv --columns packed_bytes
 
 Means over the seeds of each variant, and the standard deviation of accuracy. Additions of an ANN
 are its MACs; a dash is what a variant does not have.

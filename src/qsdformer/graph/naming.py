@@ -61,11 +61,18 @@ class Names:
         return model_path(path) + (f"@{int(calls) + 1}" if calls else "")
 
 
+# Of functions whose own names say more than what they do.
+VERBS = {
+    "adaptive_avg_pool2d": "mean",
+    "adaptive_max_pool2d": "max_pool",
+    "max_pool2d": "max_pool",
+}
+
+
 def verb(node: fx.Node) -> str:
     """What a function does, as part of a name."""
     name = spelled(node).strip("_")
-    pools = {"max_pool2d": "max_pool", "adaptive_max_pool2d": "max_pool"}
-    return {"adaptive_avg_pool2d": "mean", **pools}.get(name, name)
+    return VERBS.get(name, name)
 
 
 def spelled(node: fx.Node) -> str:
