@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback
 from rich.console import Console
 
 from qsdformer.cli import run as command
 from qsdformer.errors import UserError
 from qsdformer.files import atomic_path
-from qsdformer.models.checkpoint import load_checkpoint
+from qsdformer.models.checkpoint import KEY, load_checkpoint
 from qsdformer.recipes.recipe import Recipe, load_recipe
 from qsdformer.training import TrainResult, folder, train
 from qsdformer.training.folder import LOCK, going_on, locked
+from qsdformer.training.once import train_once
 
 TINY = {
     "dims": "[4, 6, 8, 8]",
@@ -171,6 +173,25 @@ def test_a_finished_run_goes_on_for_more_epochs(tmp_path: Path) -> None:
     _, text = run(tiny(tmp_path, epochs="2"), resume=True)
     assert "epoch   2/2" in text
     assert going_on(tmp_path, True).epochs == 2  # type: ignore[union-attr]
+
+
+def test_a_run_of_before_a_key_was_refused_that_decides_nothing_goes_on(tmp_path: Path) -> None:
+    keys = {"width": "16", "depth": "1", "heads": "2", "accelerator": "cpu", "train_limit": "32"}
+
+    def recipe(epochs: str) -> Recipe:
+        own = {**keys, "epochs": epochs, "batch_size": "16", "output": str(tmp_path)}
+        return load_recipe("digits-spikformer", own)
+
+    run(recipe("1"))
+    for file in tmp_path.glob("*.ckpt"):
+        content = torch.load(file, weights_only=True)
+        head = content[KEY]
+        head["model_config"]["residual_gain"] = 0.02
+        head["extra"]["recipe"]["model"]["residual_gain"] = 0.02
+        torch.save(content, file)
+    _, text = run(recipe("2"), resume=True)
+    assert "epoch   2/2" in text
+    assert train_once(recipe("2")).path == tmp_path / "last.ckpt"  # which is finished
 
 
 @pytest.mark.parametrize("error", [UserError("a bad image"), RuntimeError("a bug")])

@@ -29,7 +29,12 @@ from qsdformer.files import atomic_path, exported_kind
 from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.dense.config import DenseConfig, dense_config_from_dict
 from qsdformer.models.networks import build_network
-from qsdformer.models.registry import FIRST_FAMILY, UnknownFamilyError, config_from_dict
+from qsdformer.models.registry import (
+    FIRST_FAMILY,
+    UnknownFamilyError,
+    config_from_dict,
+    families,
+)
 from qsdformer.nn.config import NetworkConfig
 
 FORMAT_VERSION = 1
@@ -311,10 +316,16 @@ def check_same_model(
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored configuration with its backbone's fields among its own, and every family named."""
+    """A stored configuration with its backbone's fields among its own, and every family named.
+
+    Fields that decide nothing in a family are left out.
+    """
     backbone = values.get("backbone")
     if not isinstance(backbone, Mapping):
-        return {"family": FIRST_FAMILY, **values}
+        whole = {"family": FIRST_FAMILY, **values}
+        family = families().get(str(whole["family"]))
+        idle = () if family is None else family.config.WITHOUT_EFFECT
+        return {name: value for name, value in whole.items() if name not in idle}
     own = {name: value for name, value in values.items() if name != "backbone"}
     return {**own, **{f"backbone.{k}": v for k, v in _flat(backbone).items()}}
 

@@ -94,7 +94,9 @@ def _build(family: Family, fields: dict[str, Any]) -> SpikingTransformer:
     timm.create_model drops arguments that are None; "none" stands for them.
     """
     fields = with_our_names(fields)
-    fields.pop("family", None)  # of a model that timm has saved
+    if fields.pop("family", None) is not None:  # of a model that timm has saved: with all fields
+        for name in family.config.WITHOUT_EFFECT:
+            fields.pop(name, None)
     if fields.pop("drop_rate", 0) != 0:
         raise ValueError("drop_rate: this model has no dropout; use drop_path_rate")
     if fields.pop("global_pool", "avg") != "avg":

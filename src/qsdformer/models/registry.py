@@ -55,8 +55,9 @@ class Family:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Names of the configuration's fields."""
-        return tuple(f.name for f in dataclasses.fields(self.config))
+        """Names of the configuration's fields that decide something."""
+        names = (f.name for f in dataclasses.fields(self.config))
+        return tuple(name for name in names if name not in self.config.WITHOUT_EFFECT)
 
     def check_fields(self, given: Mapping[str, Any]) -> None:
         """`UserError` for a name that is no field here, saying which family has it."""

@@ -56,6 +56,8 @@ class NetworkConfig:
     SHAPE: ClassVar[tuple[str, ...]] = ("heads", "residual_gain")
     # Fields that say at a glance which network it is.
     SHOWN: ClassVar[tuple[str, ...]] = ()
+    # Fields that decide nothing in a family: they are stored and read, but nobody can give them.
+    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ()
     # What other fields become in the counterpart ANN.
     ANN_FIELDS: ClassVar[dict[str, Any]] = {**dict.fromkeys(BITS), "time_steps": 1}
     # Whole numbers that are at least 1.

@@ -337,6 +337,15 @@ def _parse_dense(task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
     return {task: SECTIONS[task].parse(values.get(task))} if task in SECTIONS else {}
 
 
+def parse_saved(values: Mapping[str, Any]) -> Recipe:
+    """As `parse_recipe`, of a checkpoint: one from before a key was refused may still have it."""
+    model = values.get("model")
+    if isinstance(model, Mapping) and (family := sizes().get(str(model.get("name")))) is not None:
+        idle = family.config.WITHOUT_EFFECT
+        values = {**values, "model": {k: v for k, v in model.items() if k not in idle}}
+    return parse_recipe(values)
+
+
 def _parse_optional(cls: type[Section], name: str, values: Mapping[str, Any]) -> Section | None:
     """A section that may be missing or none; an empty one, {}, has all the defaults."""
     section = values.get(name)

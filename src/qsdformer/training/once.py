@@ -24,7 +24,7 @@ from qsdformer.models import checkpoint
 from qsdformer.models.building import build
 from qsdformer.models.finetune import check_teacher_shape
 from qsdformer.recipes.derived import incidental
-from qsdformer.recipes.recipe import Recipe, parse_recipe
+from qsdformer.recipes.recipe import Recipe, parse_saved
 from qsdformer.tasks.choice import training_data
 from qsdformer.tasks.distillation import check_teacher_classes
 from qsdformer.tasks.segmentation import check_weights
@@ -240,7 +240,7 @@ def _other_key(there: Point, recipe: Recipe) -> str | None:
             f"{there.path} has weights only, and no recipe that they are of: name it in "
             "distill.teacher or model.start_from, from another folder, and remove it here"
         )
-    before = _deciding(parse_recipe(saved))
+    before = _deciding(parse_saved(saved))
     now = _deciding(recipe)
     keys = [key for key in {**now, **before} if now.get(key) != before.get(key)]
     return keys[0] if keys else None

@@ -25,7 +25,7 @@ from qsdformer.errors import UserError, one_line
 from qsdformer.files import write_json, write_text
 from qsdformer.models import checkpoint
 from qsdformer.nn.config import NetworkConfig, bits_text
-from qsdformer.recipes.recipe import AnyConfig, Recipe, parse_recipe
+from qsdformer.recipes.recipe import AnyConfig, Recipe, parse_saved
 from qsdformer.recipes.tasks import Measures
 from qsdformer.tasks.base import NetworkTask
 from qsdformer.tasks.choice import TaskData, make_task
@@ -190,7 +190,7 @@ def check_resume(start: Point, recipe: Recipe, config: AnyConfig, console: Conso
     checkpoint.check_same_model(start.header.get("model_config", {}), config, path)
     if not {"optimizer_states", "loops"} <= set(start.content):
         raise UserError(f"cannot resume from {path}: it has weights only, no training state")
-    trained = parse_recipe(start.header["extra"].get("recipe", {}))
+    trained = parse_saved(start.header["extra"].get("recipe", {}))
     old = trained.to_dict()
     if start.epochs >= recipe.train.epochs:
         raise UserError(

@@ -47,6 +47,7 @@ class SpikformerConfig(IsotropicConfig):
 
     family: ClassVar[str] = "spikformer"
     SHAPE: ClassVar[tuple[str, ...]] = (*IsotropicConfig.SHAPE, "qkv_bias")
+    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("residual_gain",)  # branches end in neurons
 
     attention_scale: float | None = option(0.125, "none: 1/N for N tokens")
     qkv_bias: bool = option(False, "in the convolutions of q, k and v, as in the CIFAR network")
