@@ -20,10 +20,11 @@ from qsdformer.recipes.derived import (
     with_start_shape,
     with_teacher_keys,
 )
-from qsdformer.recipes.reading import nearby, read_named, recipe_values, with_home
+from qsdformer.recipes.reading import nearby, read_named, recipe_values, refuse_idle, with_home
 from qsdformer.recipes.recipe import (
     Recipe,
     given_value,
+    model_keys,
     parse_recipe,
     resolve_key,
     with_values,
@@ -201,6 +202,9 @@ def cell_recipe(grid: Grid, cell: Cell) -> Recipe:
             path = str(cell_checkpoint(grid.output, Cell(start, cell.seed)))
             values["model"] = {**(values.get("model") or {}), "start_from": path}
         recipe = parse_recipe(values)
+        if not recipe.model.ann:  # which may be declared with the keys of what it is compared to
+            own = map(_path, grid.variant(cell.variant).overrides)
+            refuse_idle(values.get("model") or {}, model_keys(own))
         if recipe.task != "classification":
             raise UserError(f"task={recipe.task}: must be classification, all that is measured")
         return recipe

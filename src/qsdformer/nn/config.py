@@ -318,6 +318,16 @@ def decided_by(neuron: Any) -> dict[str, Any]:
     return {"attention": "softmax"} if neuron in ANN_NEURONS else {}
 
 
+# Fields that not all neurons read: those that do. ANNs' do not read what is about spikes.
+_SPIKING: tuple[Neuron, ...] = ("ielif", "lif")
+READ_BY: dict[str, tuple[Neuron, ...]] = {
+    **dict.fromkeys(("tau", "threshold", "attention_threshold"), ("lif",)),
+    **dict.fromkeys(("decay", "surrogate", "count_units", "rounding"), ("ielif",)),
+    **dict.fromkeys(("levels", "rectify", "dvs_mode"), _SPIKING),
+    **dict.fromkeys(("attention_scale", "attention_norm", "attention_gain"), _SPIKING),
+}
+
+
 def completed(
     fields: Mapping[str, Any], config: type[NetworkConfig] = ModelConfig
 ) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from qsdformer.errors import UserError
 from qsdformer.models.registry import families, owners, sizes
-from qsdformer.nn.config import ANN_NEURONS, decided_by
+from qsdformer.nn.config import ANN_NEURONS, READ_BY, NetworkConfig, decided_by
 from qsdformer.parsing import load_yaml, none_word, one_of, parse_value, type_hints
 from qsdformer.recipes import packaged_grids, packaged_recipes
 from qsdformer.recipes.dense import SECTIONS
@@ -89,6 +89,21 @@ def _merged_model(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
                 "real-valued neurons, softmax and full precision; leave out one of the two"
             )
     return whole
+
+
+def refuse_idle(model: Mapping[str, Any], given: Iterable[str]) -> None:
+    """`UserError` for a key that is given and that the neurons of a model section do not read.
+
+    A file may have such keys: other files and the command line may give it other neurons.
+    """
+    neuron = "relu" if model.get("ann") is True else str(model.get("neuron", NetworkConfig.neuron))
+    for key in given:
+        readers = READ_BY.get(key, ())
+        if readers and neuron not in readers:
+            raise UserError(
+                f"model.{key} is read by {' and '.join(readers)} neurons, and here they are "
+                f"{neuron}: leave it out"
+            )
 
 
 def not_of_an_ann(fields: Mapping[str, Any]) -> list[str]:

@@ -45,7 +45,7 @@ from qsdformer.recipes.dense import (
 )
 from qsdformer.recipes.derived import FROM_TEACHER, with_start_shape, with_teacher_keys
 from qsdformer.recipes.learning import ActivityConfig, DistillConfig, TrainConfig
-from qsdformer.recipes.reading import merged, not_of_an_ann, recipe_values
+from qsdformer.recipes.reading import merged, not_of_an_ann, recipe_values, refuse_idle
 from qsdformer.recipes.tasks import DENSE, MEASURES, Measures, Task
 
 # Set from the data, so a recipe may not name them.
@@ -250,7 +250,14 @@ def recipe_with(name: str, keys: Mapping[str, Any]) -> Recipe:
     """As `load_recipe`, for plain values of keys in place of texts."""
     given = {resolve_key(key).path: value for key, value in keys.items()}
     values = with_values(recipe_values(name), given)
-    return parse_recipe(with_start_shape(with_teacher_keys(values, given)))
+    recipe = parse_recipe(with_start_shape(with_teacher_keys(values, given)))
+    refuse_idle(values.get("model") or {}, model_keys(given))
+    return recipe
+
+
+def model_keys(paths: Iterable[str]) -> list[str]:
+    """Of full paths of keys, those of the model section, without its name."""
+    return [path.removeprefix("model.") for path in paths if path.startswith("model.")]
 
 
 def given_value(key: str, text: str) -> tuple[str, Any]:
