@@ -57,19 +57,28 @@ def closed(rows: list[Row]) -> str:
     return f"{(best - low) / (top - low):.0%}".replace("%", " %")
 
 
-def test_the_tables_of_the_remedies_are_those_of_their_rows(tmp_path: Path) -> None:
-    grid = load_grid("ablation-cifar10-spikformer")
-    kept = RESULTS / "ablation-cifar10-spikformer.csv"
+@pytest.mark.parametrize(
+    ("name", "columns", "lines"),
+    [  # speeds are left out of both
+        ("ablation-cifar10-spikformer", 9, 2 + 18 + 15),
+        ("ablation-cifar10", 8, 2 + 4 + 3),
+    ],
+)
+def test_the_tables_of_a_grid_are_those_of_their_rows(
+    name: str, columns: int, lines: int, tmp_path: Path
+) -> None:
+    grid, kept = load_grid(name), RESULTS / f"{name}.csv"
     rows = read_rows(kept)
     assert {row["digest"] for row in rows} == {digest(grid, row["variant"]) for row in rows}
     shutil.copy(kept, tmp_path / "results.csv")
     going_on = with_output(grid, str(tmp_path), {"data.root": "elsewhere"})
     assert len(finished_rows(going_on)) == len(rows)
     page = PAGE.splitlines()
-    lines = table_lines(grid, rows)
-    assert len(lines) == 2 + 18 + 15
-    for line in lines:  # speeds are left out there
-        assert (line.rsplit("|", 2)[0] + "|" if line.startswith("|") else line) in page
+    found = table_lines(grid, rows)
+    assert len(found) == lines
+    for line in found:
+        shown = "|".join(line.split("|")[: columns + 1]) + "|" if line.startswith("|") else line
+        assert shown in page
 
 
 @pytest.mark.slow
@@ -167,6 +176,28 @@ def test_the_rates_in_attention_are_those_of_their_rows() -> None:
     assert one_seed.replace("%**", " %**") in PAGE
 
 
+def test_what_is_said_of_metaspikeformer_is_that_of_its_rows() -> None:
+    rows = read_rows(RESULTS / "ablation-cifar10.csv")
+    section = PAGE.split("### On Meta-SpikeFormer")[1].split("\n## ")[0]
+    found = partial(accuracies, rows)
+    above, taught, rectified = (
+        paired_difference(found(a), found(b))
+        for a, b in (("ann", "fgd-10"), ("rectified", "fgd-10"), ("plain", "rectified"))
+    )
+    assert f"{above[0]:.1f} points above it (95 % interval {interval(above)})" in section
+    assert f"**, {taught[0]:.1f} points ({interval(taught)})" in section
+    nothing = f"{rectified[0]:.1f} points, from nothing ({interval(rectified)})"
+    assert nothing in section
+    left = paired_differences(found("rectified"), found("ann"))
+    assert f"gap, {fmean(left):.1f} ± {stdev(left):.1f} (sd), nothing is left" in section
+    assert f"can learn ({mean_sd(rows, 'ann')} %" in section
+    bits = [
+        f"{fmean(mean_value(rows, name, f'entropy_{k}') for k in 'qkv'):.2f}"
+        for name in ("plain", "rectified")
+    ]
+    assert "from {} to {} bits".format(*bits) in section
+
+
 def test_what_bits_levels_and_activity_are_worth_is_that_of_their_rows() -> None:
     grid = load_grid("ablation-cifar10-bits")
     rows = read_rows(RESULTS / "ablation-cifar10-bits.csv")
@@ -218,6 +249,13 @@ def test_what_spikes_cost_the_architectures_is_that_of_their_rows() -> None:
     assert "SDT v1 and Spikformer {} and {}:".format(*binary) in PAGE
     assert "of one step are worth {} and {} points".format(*worth) in PAGE
     assert f"and {100 * less[0]:.0f} and {100 * less[1]:.0f} % less bit-aware energy" in PAGE
+    ahead = [
+        100 * (mean(f"{a}{kind}") - mean(f"{b}{kind}"))
+        for a in ("sdt", "spikformer")
+        for b in ("meta", "e")
+        for kind in ("", "-ann")
+    ]
+    assert f"are {min(ahead):.0f} to {max(ahead):.0f} points above Meta-SpikeFormer and E" in PAGE
     kinds = [(mean(n, "additions") / 1e6, mean(n, "uj_bit_aware")) for n in ("sdt", "spikformer")]
     (few, little), (many, much) = kinds
     assert f"with {few:.1f} million additions in place of {many:.1f}" in PAGE
