@@ -59,9 +59,10 @@ def closed(rows: list[Row]) -> str:
 
 @pytest.mark.parametrize(
     ("name", "columns", "lines"),
-    [  # speeds are left out of both
+    [  # speeds are left out of all three
         ("ablation-cifar10-spikformer", 9, 2 + 18 + 15),
         ("ablation-cifar10", 8, 2 + 4 + 3),
+        ("ablation-cifar10-gap", 5, 2 + 22 + 5),
     ],
 )
 def test_the_tables_of_a_grid_are_those_of_their_rows(
@@ -198,6 +199,53 @@ def test_what_is_said_of_metaspikeformer_is_that_of_its_rows() -> None:
     assert "from {} to {} bits".format(*bits) in section
 
 
+def test_what_closes_the_gap_is_that_of_its_rows() -> None:
+    rows = read_rows(RESULTS / "ablation-cifar10-gap.csv")
+    section = PAGE.split("## Closing the gap on Spikformer")[1].split("\n## ")[0]
+    found = partial(accuracies, rows)
+    gaps = sorted(paired_differences(found("fgd-10-together"), found("ann")))
+    assert f"is {fmean(gaps):.1f} ± {stdev(gaps):.1f} points (sd) below its ANN" in section
+    assert "({:.1f}, {:.1f} and {:.1f})".format(*gaps) in section
+    shown = {
+        "from FGD alone ({} points more, 95 % interval {})": ("fgd-10", "fgd-10-together"),
+        "the student {} points better (95 % interval {})": ("fgd-10", "fgd-10-from-ann"),
+        "by {} points untaught ({};": ("rectified", "double-rate"),
+        "before neurons rectified, by {} points ({}: no more": ("rectified", "rectify-all"),
+    }
+    for text, pair in shown.items():
+        difference = paired_difference(*map(found, pair))
+        assert text.format(f"{difference[0]:.1f}", interval(difference)) in section
+    left = paired_difference(found("fgd-10-from-ann"), found("ann"))
+    assert f", {left[0]:.1f} below an ANN of as many epochs ({interval(left)})" in section
+    faster = found("fgd-10-double-rate")[0] - found("fgd-10")[0]
+    assert f"and {faster:.1f} taught (one seed)" in section
+    for name, text in {
+        "half-rate": "half of it loses {}, one seed",
+        "from-full-precision": "two in full precision lose {} points",
+        "from-eight-levels": "two with D = 8 {}",
+        "from-ann": "two as an ANN {}.",
+    }.items():
+        lost = paired_difference(found(name), found("rectified"))
+        assert lost[2] == 1
+        assert text.format(f"{lost[0]:.1f}") in section
+    for text, names in {
+        "({} against {} %, one seed)": ("ann-double-rate", "ann"),
+        "from an ANN of 9 epochs ({} %) and its logits the student has {} %": (
+            "ann-long",
+            "fgd-10-long",
+        ),
+        "from that of 3 epochs {} with logits and {} without": ("fgd-10-logits", "fgd-10"),
+        "surrogate ({} %) and averaged weights ({})": ("rect-surrogate", "ema"),
+    }.items():
+        assert text.format(*(f"{found(name)[0]:.1f}" for name in names)) in section
+    rates = [mean_value(rows, name, "firing_rate") for name in ("rectify-all", "rectified")]
+    assert "a firing rate of {:.2f} against {:.2f}".format(*rates) in section
+    pairs = ("rectify-all", "rectified", "fgd-10-together", "fgd-10")
+    work = [mean_value(rows, name, "additions") / 1e6 for name in pairs]
+    assert "{:.1f} million additions against {:.1f} (".format(*work[:2]) in section
+    assert "twice the rate {:.1f} against {:.1f})".format(*work[2:]) in section
+
+
 def test_what_bits_levels_and_activity_are_worth_is_that_of_their_rows() -> None:
     grid = load_grid("ablation-cifar10-bits")
     rows = read_rows(RESULTS / "ablation-cifar10-bits.csv")
@@ -299,6 +347,29 @@ def test_the_readme_says_of_the_remedies_what_the_page_says() -> None:
     assert f"and {closed(rows)} of the gap from direct LIF to the ANN is closed" in line
     gained = paired_difference(accuracies(rows, "lif-4bit"), accuracies(rows, "plain"))
     assert f"(IE-LIF over LIF by {gained[0]:.1f}, 95 % interval {interval(gained)})" in line
+
+
+def test_the_readme_says_of_the_gap_what_the_rows_say() -> None:
+    spikformer, meta = (
+        partial(accuracies, read_rows(RESULTS / f"ablation-{name}.csv"))
+        for name in ("cifar10-gap", "cifar10")
+    )
+    readme = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+    (line,) = (one for one in readme.splitlines() if one.startswith("| what closes the gap"))
+    gaps = {
+        name: paired_differences(found(name), found("ann"))
+        for found, names in ((spikformer, ("fgd-10-together", "fgd-10")), (meta, ("rectified",)))
+        for name in names
+    }
+    gaps["untaught"] = paired_differences(spikformer("rectified"), spikformer("ann"))
+    shown = {name: f"{fmean(gap):.1f} ± {stdev(gap):.1f}" for name, gap in gaps.items()}
+    lowest, highest = (f(gaps["fgd-10-together"]) for f in (min, max))
+    assert f"rectified: {shown['fgd-10-together']} points (sd) below its ANN" in line
+    assert f"by seed {lowest:.1f} to {highest:.1f} (1.5" in line
+    assert f"FGD alone {shown['fgd-10']}, untaught {shown['untaught']})" in line
+    above = paired_difference(meta("ann"), meta("fgd-10"))
+    assert f"10: {above[0]:.1f} points above its ANN (95 % interval {interval(above)})" in line
+    assert f"untaught {shown['rectified']} below" in line
 
 
 def test_the_readme_says_of_bits_and_activity_what_the_rows_say() -> None:
