@@ -6,6 +6,7 @@ import csv
 import math
 import re
 import shutil
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
@@ -27,6 +28,19 @@ from qsdformer.experiments.grid import Grid, digest, load_grid, with_output
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 PAGE = (RESULTS.parent / "cifar10.md").read_text(encoding="utf-8")
+README = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def section(heading: str) -> str:
+    """What the page says under a heading, up to the next one of its level or above."""
+    after = PAGE.split(f"\n{heading}\n")[1]
+    return re.split(rf"\n#{{2,{heading.index(' ')}}} ", after)[0]
+
+
+def readme_row(start: str) -> str:
+    """The one line of the README that begins so."""
+    (line,) = (one for one in README.splitlines() if one.startswith(start))
+    return line
 
 
 def table_lines(grid: Grid, rows: list[Row]) -> list[str]:
@@ -39,10 +53,15 @@ def mean_value(rows: list[Row], variant: str, key: str = "accuracy") -> float:
     return fmean(float(row[key]) for row in rows if row["variant"] == variant)
 
 
+def with_sd(values: Iterable[float]) -> str:
+    """Mean and standard deviation, as the texts have them."""
+    found = list(values)
+    return f"{fmean(found):.1f} ± {stdev(found):.1f}"
+
+
 def mean_sd(rows: list[Row], variant: str) -> str:
     """Accuracy of a variant over its seeds, as the texts have it."""
-    found = list(accuracies(rows, variant).values())
-    return f"{fmean(found):.1f} ± {stdev(found):.1f}"
+    return with_sd(accuracies(rows, variant).values())
 
 
 def interval(difference: tuple[float, float, int]) -> str:
@@ -111,7 +130,7 @@ def test_what_the_page_says_of_the_first_remedies_is_that_of_their_rows() -> Non
     assert (
         f"recover {closed(rows)} of the gap between direct 4-bit LIF and the ANN ({gap:.1f}" in PAGE
     )
-    assert f"of which {fmean(left):.1f} ± {stdev(left):.1f} (sd) points remain" in PAGE
+    assert f"of which {with_sd(left)} (sd) points remain" in PAGE
 
 
 def test_what_another_processor_gave_is_that_of_its_rows() -> None:
@@ -179,33 +198,35 @@ def test_the_rates_in_attention_are_those_of_their_rows() -> None:
 
 def test_what_is_said_of_metaspikeformer_is_that_of_its_rows() -> None:
     rows = read_rows(RESULTS / "ablation-cifar10.csv")
-    section = PAGE.split("### On Meta-SpikeFormer")[1].split("\n## ")[0]
+    text = section("### On Meta-SpikeFormer")
     found = partial(accuracies, rows)
     above, taught, rectified = (
         paired_difference(found(a), found(b))
         for a, b in (("ann", "fgd-10"), ("rectified", "fgd-10"), ("plain", "rectified"))
     )
-    assert f"{above[0]:.1f} points above it (95 % interval {interval(above)})" in section
-    assert f"**, {taught[0]:.1f} points ({interval(taught)})" in section
+    assert f"{above[0]:.1f} points above it (95 % interval {interval(above)})" in text
+    assert f"**, {taught[0]:.1f} points ({interval(taught)})" in text
     nothing = f"{rectified[0]:.1f} points, from nothing ({interval(rectified)})"
-    assert nothing in section
+    assert nothing in text
     left = paired_differences(found("rectified"), found("ann"))
-    assert f"gap, {fmean(left):.1f} ± {stdev(left):.1f} (sd), nothing is left" in section
-    assert f"can learn ({mean_sd(rows, 'ann')} %" in section
+    assert f"gap, {with_sd(left)} (sd), nothing is left" in text
+    host = read_rows(RESULTS / "ablation-cifar10-spikformer.csv")
+    behind = 100 * (mean_value(host, "ann") - mean_value(rows, "ann"))
+    assert f"can learn ({mean_sd(rows, 'ann')} %, {behind:.0f} points below Spikformer" in text
     bits = [
         f"{fmean(mean_value(rows, name, f'entropy_{k}') for k in 'qkv'):.2f}"
         for name in ("plain", "rectified")
     ]
-    assert "from {} to {} bits".format(*bits) in section
+    assert "from {} to {} bits".format(*bits) in text
 
 
 def test_what_closes_the_gap_is_that_of_its_rows() -> None:
     rows = read_rows(RESULTS / "ablation-cifar10-gap.csv")
-    section = PAGE.split("## Closing the gap on Spikformer")[1].split("\n## ")[0]
+    page = section("## Closing the gap on Spikformer")
     found = partial(accuracies, rows)
     gaps = sorted(paired_differences(found("fgd-10-together"), found("ann")))
-    assert f"is {fmean(gaps):.1f} ± {stdev(gaps):.1f} points (sd) below its ANN" in section
-    assert "({:.1f}, {:.1f} and {:.1f})".format(*gaps) in section
+    assert f"is {with_sd(gaps)} points (sd) below its ANN" in page
+    assert "({:.1f}, {:.1f} and {:.1f})".format(*gaps) in page
     shown = {
         "from FGD alone ({} points more, 95 % interval {})": ("fgd-10", "fgd-10-together"),
         "the student {} points better (95 % interval {})": ("fgd-10", "fgd-10-from-ann"),
@@ -214,11 +235,11 @@ def test_what_closes_the_gap_is_that_of_its_rows() -> None:
     }
     for text, pair in shown.items():
         difference = paired_difference(*map(found, pair))
-        assert text.format(f"{difference[0]:.1f}", interval(difference)) in section
+        assert text.format(f"{difference[0]:.1f}", interval(difference)) in page
     left = paired_difference(found("fgd-10-from-ann"), found("ann"))
-    assert f", {left[0]:.1f} below an ANN of as many epochs ({interval(left)})" in section
+    assert f", {left[0]:.1f} below an ANN of as many epochs ({interval(left)})" in page
     faster = found("fgd-10-double-rate")[0] - found("fgd-10")[0]
-    assert f"and {faster:.1f} taught (one seed)" in section
+    assert f"and {faster:.1f} taught (one seed)" in page
     for name, text in {
         "half-rate": "half of it loses {}, one seed",
         "from-full-precision": "two in full precision lose {} points",
@@ -227,7 +248,7 @@ def test_what_closes_the_gap_is_that_of_its_rows() -> None:
     }.items():
         lost = paired_difference(found(name), found("rectified"))
         assert lost[2] == 1
-        assert text.format(f"{lost[0]:.1f}") in section
+        assert text.format(f"{lost[0]:.1f}") in page
     for text, names in {
         "({} against {} %, one seed)": ("ann-double-rate", "ann"),
         "from an ANN of 9 epochs ({} %) and its logits the student has {} %": (
@@ -237,24 +258,35 @@ def test_what_closes_the_gap_is_that_of_its_rows() -> None:
         "from that of 3 epochs {} with logits and {} without": ("fgd-10-logits", "fgd-10"),
         "surrogate ({} %) and averaged weights ({})": ("rect-surrogate", "ema"),
     }.items():
-        assert text.format(*(f"{found(name)[0]:.1f}" for name in names)) in section
+        assert text.format(*(f"{found(name)[0]:.1f}" for name in names)) in page
     rates = [mean_value(rows, name, "firing_rate") for name in ("rectify-all", "rectified")]
-    assert "a firing rate of {:.2f} against {:.2f}".format(*rates) in section
+    assert "a firing rate of {:.2f} against {:.2f}".format(*rates) in page
     pairs = ("rectify-all", "rectified", "fgd-10-together", "fgd-10")
     work = [mean_value(rows, name, "additions") / 1e6 for name in pairs]
-    assert "{:.1f} million additions against {:.1f} (".format(*work[:2]) in section
-    assert "twice the rate {:.1f} against {:.1f})".format(*work[2:]) in section
+    assert "{:.1f} million additions against {:.1f} (".format(*work[:2]) in page
+    assert "twice the rate {:.1f} against {:.1f})".format(*work[2:]) in page
+
+
+def test_two_processors_of_a_kind_train_the_same_networks() -> None:
+    rows = read_rows(RESULTS / "ablation-cifar10-gap.csv")
+    here = {(row["variant"], row["seed"], row["digest"]): row for row in rows}
+    others = read_rows(RESULTS / "cifar10-gap-zen5.csv")
+    assert [row["variant"] for row in others] == ["ann", "fgd-10-from-ann", "double-rate"]
+    measured = ("accuracy", "firing_rate", "active_groups", "additions")
+    measured += tuple(f"{kind}_{name}" for kind in ("entropy", "rate") for name in "qkv")
+    for row in others:
+        same = here[row["variant"], row["seed"], row["digest"]]
+        assert [row[key] for key in measured] == [same[key] for key in measured]
 
 
 def test_what_bits_levels_and_activity_are_worth_is_that_of_their_rows() -> None:
     grid = load_grid("ablation-cifar10-bits")
     rows = read_rows(RESULTS / "ablation-cifar10-bits.csv")
     assert {row["digest"] for row in rows} == {digest(grid, row["variant"]) for row in rows}
-    start = PAGE.index("## Bits, levels and activity on Spikformer")
-    section = PAGE[start : PAGE.index("\n## ", start)]
+    page = section("## Bits, levels and activity on Spikformer")
     compared = [line for line in table_lines(grid, rows) if line.startswith("- ")]
     assert len(compared) == len(grid.compare)
-    assert set(compared) <= set(section.splitlines())
+    assert set(compared) <= set(page.splitlines())
 
     mean = partial(mean_value, rows)
     pairs = [("levels-1", "rectified"), ("levels-2", "rectified"), ("rectified", "levels-8")]
@@ -264,20 +296,20 @@ def test_what_bits_levels_and_activity_are_worth_is_that_of_their_rows() -> None
     for low, high in pairs:
         found = paired_difference(*(accuracies(rows, name) for name in (low, high)))
         told = rf" {found[0]:.1f}(?: points[a-z ]*)? \((?:95 % interval )?{interval(found)}\)"
-        assert re.search(told, section), (low, high)
+        assert re.search(told, page), (low, high)
     shares = [
         f"{100 * mean(n, 'uj_twin_skip') / mean(n, 'uj_bit_aware'):.0f}"
         for n in ("rectified", "levels-8", "group-40", "group-25", "group-10")
     ]
-    assert "takes less**: {} % of the energy at D = 4, {} at D = 8".format(*shares[:2]) in section
-    assert "({}, {} and {} % where the penalty is on".format(*shares[2:]) in section
+    assert "takes less**: {} % of the energy at D = 4, {} at D = 8".format(*shares[:2]) in page
+    assert "({}, {} and {} % where the penalty is on".format(*shares[2:]) in page
     left = [f"{100 * mean(f'group-{n}', 'active_groups'):.0f}" for n in (40, 25, 10)]
-    assert "{}, {} and {} % of the groups stay active".format(*left) in section
+    assert "{}, {} and {} % of the groups stay active".format(*left) in page
     seeds = [f"{value:.1f}" for value in sorted(accuracies(rows, "group-10").values())]
-    assert "({} against {} and {} %)".format(*seeds) in section
+    assert "({} against {} and {} %)".format(*seeds) in page
     by_accuracy = sorted((n for n in grid.names if n != "ann"), key=mean)
     assert by_accuracy[-1] == "bits-2-fgd"
-    assert f"**Two taught bits ({100 * mean('bits-2-fgd'):.1f} %) are worth more than" in section
+    assert f"**Two taught bits ({100 * mean('bits-2-fgd'):.1f} %) are worth more than" in page
 
 
 def test_what_spikes_cost_the_architectures_is_that_of_their_rows() -> None:
@@ -338,8 +370,7 @@ def test_what_bfloat16_costs_is_as_the_page_says() -> None:
 
 def test_the_readme_says_of_the_remedies_what_the_page_says() -> None:
     rows = read_rows(RESULTS / "ablation-cifar10-spikformer.csv")
-    readme = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
-    (line,) = (one for one in readme.splitlines() if one.startswith("| the remedies on CIFAR-10"))
+    line = readme_row("| the remedies on CIFAR-10")
     named = {"direct 4-bit LIF": "lif-4bit", "IE-LIF": "plain", "rectified": "rectified"}
     named |= {"(weight 10)": "fgd-10", "fp32 ANN": "ann", "in fp32": "lif-fp32"}
     for label, variant in named.items():
@@ -354,15 +385,14 @@ def test_the_readme_says_of_the_gap_what_the_rows_say() -> None:
         partial(accuracies, read_rows(RESULTS / f"ablation-{name}.csv"))
         for name in ("cifar10-gap", "cifar10")
     )
-    readme = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
-    (line,) = (one for one in readme.splitlines() if one.startswith("| what closes the gap"))
+    line = readme_row("| what closes the gap")
     gaps = {
         name: paired_differences(found(name), found("ann"))
         for found, names in ((spikformer, ("fgd-10-together", "fgd-10")), (meta, ("rectified",)))
         for name in names
     }
     gaps["untaught"] = paired_differences(spikformer("rectified"), spikformer("ann"))
-    shown = {name: f"{fmean(gap):.1f} ± {stdev(gap):.1f}" for name, gap in gaps.items()}
+    shown = {name: with_sd(gap) for name, gap in gaps.items()}
     lowest, highest = (f(gaps["fgd-10-together"]) for f in (min, max))
     assert f"rectified: {shown['fgd-10-together']} points (sd) below its ANN" in line
     assert f"by seed {lowest:.1f} to {highest:.1f} (1.5" in line
@@ -374,8 +404,7 @@ def test_the_readme_says_of_the_gap_what_the_rows_say() -> None:
 
 def test_the_readme_says_of_bits_and_activity_what_the_rows_say() -> None:
     rows = read_rows(RESULTS / "ablation-cifar10-bits.csv")
-    readme = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
-    (line,) = (one for one in readme.splitlines() if one.startswith("| bits and spike activity"))
+    line = readme_row("| bits and spike activity")
     assert f"taught 2-bit network {mean_sd(rows, 'bits-2-fgd')} %" in line
     assert (
         f"(untaught {mean_sd(rows, 'bits-2')}, in fp32 {mean_sd(rows, 'full-precision')})" in line

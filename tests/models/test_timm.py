@@ -94,11 +94,12 @@ def _loaded_model(tmp_path: Path) -> backbone.MetaSpikeFormer:
 
 
 @pytest.mark.parametrize("safe", [False, True])
-@pytest.mark.parametrize("origin", ["timm", "ours", "checkpoint"])
+@pytest.mark.parametrize("origin", ["timm", "spikformer", "ours", "checkpoint"])
 def test_timm_saves_a_model_of_ours_and_builds_it_again(tmp_path, origin, safe):
     torch.manual_seed(0)
     model = {
         "timm": lambda: timm.create_model(TINY, num_classes=4, weight_bits="none", time_steps=2),
+        "spikformer": lambda: timm.create_model("spikformer_tiny", num_classes=4),
         "ours": _own_model,
         "checkpoint": lambda: _loaded_model(tmp_path),
     }[origin]()

@@ -24,7 +24,6 @@ from qsdformer.recipes.reading import nearby, read_named, recipe_values, refuse_
 from qsdformer.recipes.recipe import (
     Recipe,
     given_value,
-    model_keys,
     parse_recipe,
     resolve_key,
     with_values,
@@ -203,8 +202,7 @@ def cell_recipe(grid: Grid, cell: Cell) -> Recipe:
             values["model"] = {**(values.get("model") or {}), "start_from": path}
         recipe = parse_recipe(values)
         if not recipe.model.ann:  # which may be declared with the keys of what it is compared to
-            own = map(_path, grid.variant(cell.variant).overrides)
-            refuse_idle(values.get("model") or {}, model_keys(own))
+            refuse_idle(values, map(_path, grid.variant(cell.variant).overrides))
         if recipe.task != "classification":
             raise UserError(f"task={recipe.task}: must be classification, all that is measured")
         return recipe

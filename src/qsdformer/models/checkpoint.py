@@ -324,8 +324,7 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(backbone, Mapping):
         whole = {"family": FIRST_FAMILY, **values}
         family = families().get(str(whole["family"]))
-        idle = () if family is None else family.config.WITHOUT_EFFECT
-        return {name: value for name, value in whole.items() if name not in idle}
+        return whole if family is None else family.deciding(whole)
     own = {name: value for name, value in values.items() if name != "backbone"}
     return {**own, **{f"backbone.{k}": v for k, v in _flat(backbone).items()}}
 

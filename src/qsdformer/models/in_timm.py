@@ -95,8 +95,7 @@ def _build(family: Family, fields: dict[str, Any]) -> SpikingTransformer:
     """
     fields = with_our_names(fields)
     if fields.pop("family", None) is not None:  # of a model that timm has saved: with all fields
-        for name in family.config.WITHOUT_EFFECT:
-            fields.pop(name, None)
+        fields = family.deciding(fields)
     if fields.pop("drop_rate", 0) != 0:
         raise ValueError("drop_rate: this model has no dropout; use drop_path_rate")
     if fields.pop("global_pool", "avg") != "avg":

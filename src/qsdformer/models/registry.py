@@ -59,6 +59,11 @@ class Family:
         names = (f.name for f in dataclasses.fields(self.config))
         return tuple(name for name in names if name not in self.config.WITHOUT_EFFECT)
 
+    def deciding(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """Stored values without those of fields that decide nothing."""
+        idle = self.config.WITHOUT_EFFECT
+        return {name: value for name, value in stored.items() if name not in idle}
+
     def check_fields(self, given: Mapping[str, Any]) -> None:
         """`UserError` for a name that is no field here, saying which family has it."""
         for name in given:

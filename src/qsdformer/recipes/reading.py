@@ -91,17 +91,19 @@ def _merged_model(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def refuse_idle(model: Mapping[str, Any], given: Iterable[str]) -> None:
-    """`UserError` for a key that is given and that the neurons of a model section do not read.
+def refuse_idle(values: Mapping[str, Any], given: Iterable[str]) -> None:
+    """`UserError` for a key that is given, by its full path, and that a recipe's neurons ignore.
 
     A file may have such keys: other files and the command line may give it other neurons.
     """
+    model = values.get("model") or {}
     neuron = "relu" if model.get("ann") is True else str(model.get("neuron", NetworkConfig.neuron))
-    for key in given:
-        readers = READ_BY.get(key, ())
+    for path in given:
+        section, _, key = path.rpartition(".")
+        readers = READ_BY.get(key, ()) if section == "model" else ()
         if readers and neuron not in readers:
             raise UserError(
-                f"model.{key} is read by {' and '.join(readers)} neurons, and here they are "
+                f"{path} is read by {' and '.join(readers)} neurons, and here they are "
                 f"{neuron}: leave it out"
             )
 

@@ -251,13 +251,8 @@ def recipe_with(name: str, keys: Mapping[str, Any]) -> Recipe:
     given = {resolve_key(key).path: value for key, value in keys.items()}
     values = with_values(recipe_values(name), given)
     recipe = parse_recipe(with_start_shape(with_teacher_keys(values, given)))
-    refuse_idle(values.get("model") or {}, model_keys(given))
+    refuse_idle(values, given)
     return recipe
-
-
-def model_keys(paths: Iterable[str]) -> list[str]:
-    """Of full paths of keys, those of the model section, without its name."""
-    return [path.removeprefix("model.") for path in paths if path.startswith("model.")]
 
 
 def given_value(key: str, text: str) -> tuple[str, Any]:
@@ -348,8 +343,7 @@ def parse_saved(values: Mapping[str, Any]) -> Recipe:
     """As `parse_recipe`, of a checkpoint: one from before a key was refused may still have it."""
     model = values.get("model")
     if isinstance(model, Mapping) and (family := sizes().get(str(model.get("name")))) is not None:
-        idle = family.config.WITHOUT_EFFECT
-        values = {**values, "model": {k: v for k, v in model.items() if k not in idle}}
+        values = {**values, "model": family.deciding(model)}
     return parse_recipe(values)
 
 
