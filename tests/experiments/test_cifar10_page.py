@@ -125,6 +125,11 @@ def test_what_the_page_says_of_the_first_remedies_is_that_of_their_rows() -> Non
     assert cost[0] + cost[1] < 6.1
     assert f"is {gained[0]:.1f} points above direct 4-bit LIF" in PAGE
     assert f"do not tell from 0 ({interval(gained)})" in PAGE
+    counts, rectified = (accuracies(rows, name) for name in ("ielif-fp32", "rectified"))
+    cost = paired_difference(rectified, counts)
+    assert f"With IE-LIF four bits cost {cost[0]:.1f} points ({interval(cost)};" in PAGE
+    ahead = fmean(best.values()) - fmean(counts.values())
+    assert f"4-bit network is {ahead:.1f} points better than the untaught one in fp32" in PAGE
     gap = fmean(ann.values()) - fmean(direct.values())
     left = paired_differences(best, ann)
     assert (
