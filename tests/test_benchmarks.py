@@ -14,6 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from shell import benchmark
+
+from qsdformer.data.base import DataInfo
+from qsdformer.models.checkpoint import load_checkpoint
+from qsdformer.nn.quantizers import quantized_layers
+from qsdformer.recipes.recipe import load_recipe
+from qsdformer.tasks.classification import Classification
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py"))
@@ -68,6 +76,33 @@ def test_a_line_that_a_text_shows_is_understood(
     monkeypatch.setattr(sys, "argv", shlex.split(line))
     with pytest.raises(Understood):
         runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
+
+
+def test_step_sizes_start_otherwise_and_weights_as_in_training(tmp_path: Path) -> None:
+    name = "cifar10-spikformer-tiny"
+    command = ["step_size_start.py", name, "--seed", 3, "--checkpoint", tmp_path / "start.ckpt"]
+    recipe = load_recipe(name, {"seed": "3"})
+    halves = (0.5, 0.5, 0.5)
+    info = DataInfo(
+        image_size=32, channels=3, mean=halves, std=halves, class_names=tuple("0123456789")
+    )
+    begun = Classification(recipe, info).model
+    errors = []
+    for start in (1, 0.5, "least-error"):
+        done = benchmark(*command, "--start", start)
+        errors += re.findall(r"([0-9.]+)% with LSQ's step sizes, ([0-9.]+)% here", done.stdout)
+        made = load_checkpoint(tmp_path / "start.ckpt").model
+        for name, layer in quantized_layers(begun).items():
+            other = made.get_submodule(name)
+            assert torch.equal(layer.weight, other.weight)
+            if start != "least-error":
+                assert torch.allclose(layer.step_size * start, other.step_size)
+    (own, same), (_, half), (_, least) = errors
+    assert own == same
+    assert float(least) < float(half) < float(own)
+    refused = benchmark(*command, "--start", "-1")
+    assert refused.code == 2
+    assert refused.stderr.endswith("--start -1: must be least-error or a number above 0\n")
 
 
 def test_times_are_added_to_a_table_of_the_same_columns_alone(tmp_path: Path) -> None:

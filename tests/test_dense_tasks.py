@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from shell import benchmark
 
 from qsdformer.recipes.recipe import load_recipe
 
@@ -31,9 +32,9 @@ def test_rows_of_earlier_runs_stay_and_finished_runs_are_added(tmp_path: Path):
         (runs / name / "result.json").write_text(json.dumps({**values, "parameters": 5}))
         masks = "" if "ann" in name else "0.25"
         (runs / name / "metrics.csv").write_text(f"epoch,val_mask_map50\n1,0.5\n2,{masks}\n2,\n")
-    command = [sys.executable, str(ROOT / "benchmarks/dense_tasks.py"), "camvid", "--finished"]
-    command += ["--runs", str(runs), "--csv", str(table), "--jobs", "2"]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    options = ["--runs", runs, "--csv", table, "--jobs", 2]
+    done = benchmark("dense_tasks.py", "camvid", "--finished", *options)
+    assert done.code == 0
     rows = table.read_text().splitlines()
     assert rows[0] == HEAD
     assert rows[1].startswith("ANN,0,0.7500,0.7500,3,2,1,5,miou,")
@@ -43,16 +44,15 @@ def test_rows_of_earlier_runs_stay_and_finished_runs_are_added(tmp_path: Path):
     assert rows[3].endswith(",0.2500")
     assert rows[4:] == [earlier]
     # Beside the ANN of the same seed, not beside the mean over two.
-    assert "miou 50.00 %, n = 1, -33.3% of the ANN's (n = 1)" in printed
+    assert "miou 50.00 %, n = 1, -33.3% of the ANN's (n = 1)" in done.stdout
 
 
 def test_the_table_of_fashion_mnist_keeps_the_rows_of_runs_that_are_not_here(tmp_path: Path):
     kept = (ROOT / "docs/results/fashion-mnist.csv").read_text()
     table, runs = tmp_path / "kept.csv", tmp_path / "runs"
     table.write_text(kept)
-    command = [sys.executable, str(ROOT / "benchmarks/fashion_mnist.py"), "--finished"]
-    command += ["--runs", str(runs), "--csv", str(table)]
-    subprocess.run(command, check=True, capture_output=True)
+    command = ["fashion_mnist.py", "--finished", "--runs", runs, "--csv", table]
+    assert benchmark(*command).code == 0
     assert table.read_text().splitlines() == kept.splitlines()
     lines = kept.splitlines()
     table.write_text("\n".join(line for line in lines if not line.startswith("ANN fp32,1")) + "\n")
@@ -60,7 +60,7 @@ def test_the_table_of_fashion_mnist_keeps_the_rows_of_runs_that_are_not_here(tmp
     folder.mkdir(parents=True)
     values = {"last_accuracy": 0.5, "seconds": 3, "cpu_seconds": 2, "parameters": 5}
     (folder / "result.json").write_text(json.dumps(values))
-    subprocess.run(command, check=True, capture_output=True)
+    assert benchmark(*command).code == 0
     rows = table.read_text().splitlines()
     assert len(rows) == len(lines)
     assert sum(row not in lines for row in rows) == 1

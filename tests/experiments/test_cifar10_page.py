@@ -12,7 +12,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
+import torch
 from shell import pasted
+from torch import Tensor, nn
 
 from qsdformer.experiments.ablation import finished_rows
 from qsdformer.experiments.ablation_report import (
@@ -25,6 +27,9 @@ from qsdformer.experiments.ablation_report import (
     with_gaps,
 )
 from qsdformer.experiments.grid import Grid, digest, load_grid, with_output
+from qsdformer.models.building import build
+from qsdformer.nn.neurons import IELIF, spike_count
+from qsdformer.recipes.recipe import load_recipe
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 PAGE = (RESULTS.parent / "cifar10.md").read_text(encoding="utf-8")
@@ -270,6 +275,28 @@ def test_what_closes_the_gap_is_that_of_its_rows() -> None:
     work = [mean_value(rows, name, "additions") / 1e6 for name in pairs]
     assert "{:.1f} million additions against {:.1f} (".format(*work[:2]) in page
     assert "twice the rate {:.1f} against {:.1f})".format(*work[2:]) in page
+
+
+def test_a_norm_before_each_neuron_learns_its_firing_window() -> None:
+    torch.manual_seed(0)
+    recipe = load_recipe("cifar10-spikformer-tiny")
+    model = build(recipe.model.config(in_channels=3, num_classes=10))
+    normed: list[Tensor] = []  # all kept, so that no two lie at one address
+    read: list[Tensor] = []
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_hook(lambda module, given, found: normed.append(found))
+        if isinstance(module, IELIF):
+            module.register_forward_pre_hook(lambda module, given: read.append(given[0]))
+    model(torch.randn(2, 3, 32, 32))
+    assert len(read) == sum(isinstance(module, IELIF) for module in model.modules())
+    addresses = {x.data_ptr() for x in normed}
+    assert all(x.data_ptr() in addresses for x in read)
+
+    # So scale and offset of its norm are the window of a neuron that has it from 0 to 1.
+    x, low, width = torch.randn(1000), 0.25, 2.0
+    scale, offset = 1 / width, -low / width
+    assert torch.equal(spike_count(x * scale + offset, 4), spike_count(x - low, 4, window=width))
 
 
 def test_two_processors_of_a_kind_train_the_same_networks() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+
+from shell import benchmark
 
 from qsdformer.analysis.information import histogram_entropy, spike_histograms
 from qsdformer.experiments import ablation
@@ -15,8 +15,8 @@ from qsdformer.experiments.grid import Cell, cell_recipe, load_grid
 from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.tasks.activity import measure_activity
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks/information_distortion.py"
-RATES = SCRIPT.with_name("attention_rates.py")
+SCRIPT = "information_distortion.py"
+RATES = "attention_rates.py"
 GRID = """
 recipe: digits
 reference: ielif-fp32
@@ -36,9 +36,9 @@ def test_entropy_and_divergence_by_block(tmp_path: Path) -> None:
         ablation.run_cell(grid, Cell(name, 0))
     cells = tmp_path / "out/cells"
     shutil.copytree(cells / "ielif-fp32-s0", cells / "rectified-s0")  # the same network as its twin
-    command = [sys.executable, str(SCRIPT), "--ablation", str(tmp_path / "out"), "--images", "40"]
-    command += ["--blocks", str(tmp_path / "blocks.png"), "--csv", str(tmp_path / "blocks.csv")]
-    subprocess.run(command, check=True)
+    measured = ["--ablation", tmp_path / "out", "--images", 40]
+    written = ["--blocks", tmp_path / "blocks.png", "--csv", tmp_path / "blocks.csv"]
+    assert benchmark(SCRIPT, *measured, *written).code == 0
     assert (tmp_path / "blocks.png").stat().st_size > 10_000
     with (tmp_path / "blocks.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -51,14 +51,13 @@ def test_entropy_and_divergence_by_block(tmp_path: Path) -> None:
     names = [n for n in histograms if n.endswith(("q_neuron", "k_neuron", "v_neuron"))]
     expected = {f"{histogram_entropy(histograms[name]):.5g}" for name in names}
     assert {row["entropy"] for row in rows[6:]} == expected
-    again = ["--kept", str(tmp_path / "blocks.csv"), "--blocks", str(tmp_path / "again.png")]
-    subprocess.run([sys.executable, str(SCRIPT), *again], check=True)
+    again = ["--kept", tmp_path / "blocks.csv", "--blocks", tmp_path / "again.png"]
+    assert benchmark(SCRIPT, *again).code == 0
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "blocks.png").read_bytes()
     assert not (tmp_path / "again.csv").exists()
-    command = [sys.executable, str(RATES), "--ablation", str(tmp_path / "out"), "--images", "40"]
-    command += ["--csv", str(tmp_path / "rates.csv")]
+    command = [RATES, *measured, "--csv", tmp_path / "rates.csv"]
     for variants in (["ielif-fp32", "plain"], ["ielif-fp32"]):  # once more: in place of its rows
-        subprocess.run([*command, *variants], check=True)
+        assert benchmark(*command, *variants).code == 0
     with (tmp_path / "rates.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(r["variant"], r["block"]) for r in rows] == [
@@ -71,15 +70,14 @@ def test_entropy_and_divergence_by_block(tmp_path: Path) -> None:
         for kind in ("q", "k", "v", "attention"):
             rate = activity[f"{block}.{kind}_neuron"]["firing_rate"]
             assert float(row[f"rate_{kind}"]) == round(rate, 4)
-    missing = subprocess.run([*command, "fgd"], capture_output=True, text=True)
-    assert missing.returncode == 2
+    missing = benchmark(*command, "fgd")
+    assert missing.code == 2
     assert missing.stderr.count("\n") == 1
 
 
 def test_a_folder_without_finished_pairs_is_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--ablation", str(tmp_path), "--blocks", "x.png"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2
+    done = benchmark(SCRIPT, "--ablation", tmp_path, "--blocks", tmp_path / "x.png")
+    assert done.code == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "x.png").exists()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from shell import BENCHMARKS, benchmark
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks/pareto.py"
+SCRIPT = BENCHMARKS / "pareto.py"
 TABLE = SCRIPT.with_name("cost_table.py")
 ROWS = """variant,label,seed,accuracy,packed_bytes,additions,macs,uj_bit_aware,uj_twin_skip
 ann,ANN,0,0.8,4096,0,3e6,100,
@@ -24,9 +23,9 @@ old,without energies,0,0.9,1,1,1,,
 def test_means_fronts_and_picture(tmp_path: Path) -> None:
     results, picture = tmp_path / "results.csv", tmp_path / "pareto.png"
     results.write_text(ROWS)
-    command = [sys.executable, str(SCRIPT), str(results), "--output", str(picture)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    size, operations, energy, _ = done.splitlines()
+    done = benchmark(SCRIPT.name, results, "--output", picture)
+    assert done.code == 0
+    size, operations, energy, _ = done.stdout.splitlines()
     assert size.endswith("cheap: 1 at 65.00 %, ANN: 4 at 80.00 %")
     assert operations.endswith("cheap: 2 at 65.00 %, ANN: 3 at 80.00 %")
     assert energy.endswith("cheap: 3 at 65.00 %, ANN: 100 at 80.00 %")
@@ -40,9 +39,9 @@ def test_means_fronts_and_picture(tmp_path: Path) -> None:
 def test_rows_without_energies_are_one_line(tmp_path: Path) -> None:
     results = tmp_path / "results.csv"
     results.write_text("variant,label,seed,accuracy\nann,ANN,0,0.8\n")
-    done = subprocess.run([sys.executable, str(SCRIPT), str(results)], capture_output=True)
-    assert done.returncode == 2
-    assert done.stderr.count(b"\n") == 1
+    done = benchmark(SCRIPT.name, results)
+    assert done.code == 2
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(("grid", "variants"), [("architectures", 11), ("bits", 13)])
@@ -58,8 +57,7 @@ def test_tables_and_figures_of_the_page_are_made_of_the_kept_rows(
     table = capsys.readouterr().out
     assert table.count("\n") == variants + 2
     assert f"\n\n{table}\n" in page
-    command = [sys.executable, str(SCRIPT), str(kept), "--output", str(picture)]
-    subprocess.run(command, check=True, capture_output=True)
+    assert benchmark(SCRIPT.name, kept, "--output", picture).code == 0
     assert picture.stat().st_size > 10_000
 
 
