@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-import contextlib
 import csv
 import functools
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -158,15 +159,33 @@ def test_pytorch_has_the_threads_that_the_table_says(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", seen.append)
 
     class Ended:
-        def send(self, _):
+        def recv_bytes(self):
             raise EOFError
 
-        def recv(self):
-            raise EOFError
-
-    with contextlib.suppress(EOFError):
-        bench._serve(Ended(), None, None, 2)
+    bench._serve(Ended(), 2)
     assert seen == [2]
+
+
+UNGUARDED = """
+import torch
+from qsdformer.data.preprocessing import Preprocessing
+from qsdformer.errors import UserError
+from qsdformer.runtimes.bench import _eager
+
+pre = Preprocessing(channels=1, image_size=(1, 1), mean=(0.5,), std=(0.5,))
+try:
+    _eager(torch.nn.Linear(1000, 1000), pre, 1)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_program_that_its_process_of_pytorch_runs_again_is_told_so(tmp_path):
+    (tmp_path / "unguarded.py").write_text(UNGUARDED)
+    command = [sys.executable, str(tmp_path / "unguarded.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("which that process runs again?\n")
 
 
 def test_the_table_has_each_time_in_its_column():

@@ -7,16 +7,18 @@ runs in a process of its own: beside the runtimes' threads its own take up to th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import json
 import multiprocessing
 import os
+import pickle
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -256,22 +258,38 @@ def _eager(model: nn.Module, pre: Preprocessing, threads: int) -> Timer:
     """Times `model` in a process of its own, which ends with this one."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    context.Process(target=_serve, args=(theirs, model, pre, threads), daemon=True).start()
+    context.Process(target=_serve, args=(theirs, threads), daemon=True).start()
     theirs.close()
+    # Not an argument of the process: one that ends before it has read those is waited for forever.
+    with _ended():
+        ours.send_bytes(pickle.dumps((model, pre)))
 
     def time_once(pixels: Array) -> tuple[float, float]:
-        try:
+        with _ended():
             ours.send(pixels)
             found: tuple[float, float] = ours.recv()
-        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-            raise UserError("PyTorch's process has ended: is there too little memory?") from error
-        return found
+            return found
 
     return time_once
 
 
-def _serve(pipe: Connection, model: nn.Module, pre: Preprocessing, threads: int) -> None:
+@contextlib.contextmanager
+def _ended() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+        raise UserError(
+            "PyTorch's process has ended: is there too little memory, or is this called from a "
+            'program without `if __name__ == "__main__":`, which that process runs again?'
+        ) from error
+
+
+def _serve(pipe: Connection, threads: int) -> None:
     torch.set_num_threads(threads)
+    try:
+        model, pre = pickle.loads(pipe.recv_bytes())
+    except (EOFError, KeyboardInterrupt):
+        return
 
     def run(pixels: Array) -> object:
         with torch.inference_mode():
