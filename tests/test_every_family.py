@@ -27,9 +27,8 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_trained_network_goes_through_every_command(recipe, variant, capsys, monkeypatch):
-    if (recipe, variant) != (RECIPES[0], "distilled"):
-        # Four processes that import PyTorch, for figures that are of file kinds, not of families.
-        monkeypatch.setattr(bench, "peak_memory", lambda *_: 1.0)
+    # Measured in processes that import PyTorch, and of file kinds, not of families: see test_bench.
+    monkeypatch.setattr(bench, "peak_memory", lambda *_: 1.0)
 
     def qsd(*arguments: str) -> str:
         assert run(arguments) == 0, arguments
