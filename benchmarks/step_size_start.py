@@ -6,7 +6,8 @@
 Weights are those that `qsd train RECIPE --seed 0` begins with. With --start least-error each
 output channel's step size is the one, of 200, whose codes are closest to its weights in the mean
 square; with a number it is that many times LSQ's own. Training then goes on with `--start_from
-start.ckpt`. Prints the error of each start as a share of the weights' mean square.
+start.ckpt`. Prints the error of each start as a share of the weights' mean square, and with
+--trained last.ckpt how far training has led from it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from qsdformer.errors import UserError
 from qsdformer.models.base import SpikingTransformer
 from qsdformer.models.building import build
-from qsdformer.models.checkpoint import save_checkpoint
+from qsdformer.models.checkpoint import load_checkpoint, save_checkpoint
 from qsdformer.nn.config import Coding
 from qsdformer.nn.quantizers import code_range, quantized_layers, weight_codes
 from qsdformer.recipes.recipe import load_recipe
@@ -64,6 +65,30 @@ def restart(model: SpikingTransformer, start: str) -> tuple[float, float]:
     return before / total, after / total
 
 
+@torch.no_grad()
+def way(begun: SpikingTransformer, trained: SpikingTransformer) -> str:
+    """How step sizes and weights have changed, smallest to largest of the layers with weight_bits.
+
+    Of step sizes the median of a layer's ratios, of weights the ratio of root mean squares, of
+    codes the share that is the first or last of their range.
+    """
+    steps, weights, ends = [], [], []
+    for name, layer in quantized_layers(begun).items():
+        after, bits = quantized_layers(trained)[name], layer.coding
+        if bits is None or bits != begun.config.weight_bits:
+            continue
+        steps.append(float((after.step_size / layer.step_size).median()))
+        weights.append(float(after.weight.norm() / layer.weight.norm()))
+        first, last = code_range(bits)
+        codes = after.codes()
+        ends.append(100 * float(((codes == first) | (codes == last)).float().mean()))
+    return (
+        f"step sizes {min(steps):.2f} to {max(steps):.2f} times as large, weights "
+        f"{min(weights):.1f} to {max(weights):.1f} times, codes at the ends of their range "
+        f"{min(ends):.0f} to {max(ends):.0f} %"
+    )
+
+
 def main() -> None:
     """Parse arguments, build the network and write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -72,6 +97,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--weight_bits", metavar="BITS", help="in place of the recipe's")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--trained", type=Path, metavar="CKPT", help="what training made of it")
     options = parser.parse_args()
     if options.start != LEAST_ERROR:
         try:
@@ -88,10 +114,13 @@ def main() -> None:
         model = build(config)
         before, after = restart(model, options.start)
         save_checkpoint(options.checkpoint, model)
+        trained = None if options.trained is None else load_checkpoint(options.trained).model
     except UserError as error:
         parser.exit(2, f"error: {error}\n")
     print(f"square error of the weights: {before:.2%} with LSQ's step sizes, {after:.2%} here")
     print(options.checkpoint)
+    if trained is not None:
+        print(f"after training: {way(model, trained)}")
 
 
 if __name__ == "__main__":

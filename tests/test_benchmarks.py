@@ -100,6 +100,9 @@ def test_step_sizes_start_otherwise_and_weights_as_in_training(tmp_path: Path) -
     (own, same), (_, half), (_, least) = errors
     assert own == same
     assert float(least) < float(half) < float(own)
+    (tmp_path / "start.ckpt").rename(tmp_path / "trained.ckpt")
+    trained = benchmark(*command, "--start", 0.5, "--trained", tmp_path / "trained.ckpt").stdout
+    assert "weights 1.0 to 1.0 times, codes at the ends of their range " in trained
     refused = benchmark(*command, "--start", "-1")
     assert refused.code == 2
     assert refused.stderr.endswith("--start -1: must be least-error or a number above 0\n")

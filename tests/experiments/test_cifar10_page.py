@@ -86,7 +86,7 @@ def closed(rows: list[Row]) -> str:
     [  # speeds are left out of all three
         ("ablation-cifar10-spikformer", 9, 2 + 18 + 15),
         ("ablation-cifar10", 8, 2 + 4 + 3),
-        ("ablation-cifar10-gap", 5, 2 + 22 + 5),
+        ("ablation-cifar10-gap", 5, 2 + 25 + 6),
     ],
 )
 def test_the_tables_of_a_grid_are_those_of_their_rows(
@@ -242,6 +242,7 @@ def test_what_closes_the_gap_is_that_of_its_rows() -> None:
         "the student {} points better (95 % interval {})": ("fgd-10", "fgd-10-from-ann"),
         "by {} points untaught ({};": ("rectified", "double-rate"),
         "before neurons rectified, by {} points ({}: no more": ("rectified", "rectify-all"),
+        "in place of a cosine's, by {} points ({}; not": ("rectified", "linear-rate"),
     }
     for text, pair in shown.items():
         difference = paired_difference(*map(found, pair))
@@ -265,6 +266,7 @@ def test_what_closes_the_gap_is_that_of_its_rows() -> None:
             "ann-long",
             "fgd-10-long",
         ),
+        "from one twice as wide ({} %) {},": ("ann-wide", "fgd-10-wide"),
         "from that of 3 epochs {} with logits and {} without": ("fgd-10-logits", "fgd-10"),
         "surrogate ({} %) and averaged weights ({})": ("rect-surrogate", "ema"),
     }.items():
@@ -297,6 +299,28 @@ def test_a_norm_before_each_neuron_learns_its_firing_window() -> None:
     x, low, width = torch.randn(1000), 0.25, 2.0
     scale, offset = 1 / width, -low / width
     assert torch.equal(spike_count(x * scale + offset, 4), spike_count(x - low, 4, window=width))
+
+
+def test_what_other_step_sizes_to_begin_with_are_worth_is_that_of_their_rows() -> None:
+    rows = read_rows(RESULTS / "cifar10-step-sizes.csv")
+    page = section("## Closing the gap on Spikformer")
+    bases = {"rectified": "ablation-cifar10-spikformer", "bits-2": "ablation-cifar10-bits"}
+    for variant, name in bases.items():
+        given = {"data.root": "elsewhere", "model.start_from": "runs/start-0.ckpt"}
+        grid = with_output(load_grid(name), "out", given)
+        own = [row for row in rows if row["variant"] == variant and int(row["seed"]) == 0]
+        assert {row["digest"] for row in own} == {digest(grid, variant)}
+    for label, sign, text in (
+        ("4 bits, least error", -1, "loses {} points at 4 bits (95 % interval {})"),
+        ("2 bits, least error", -1, "**{} at 2 bits** ({})"),
+        ("4 bits, twice as large", 1, "it gains {} ({})"),
+    ):
+        chosen = [row for row in rows if row["label"] == label]
+        variant = chosen[0]["variant"]
+        base = accuracies(read_rows(RESULTS / f"{bases[variant]}.csv"), variant)
+        found = paired_difference(*(base, accuracies(chosen, variant))[::sign])
+        assert found[2] == 3
+        assert text.format(f"{found[0]:.1f}", interval(found)) in page
 
 
 def test_two_processors_of_a_kind_train_the_same_networks() -> None:
@@ -361,6 +385,14 @@ def test_what_spikes_cost_the_architectures_is_that_of_their_rows() -> None:
     assert "SDT v1 and Spikformer {} and {}:".format(*binary) in PAGE
     assert "of one step are worth {} and {} points".format(*worth) in PAGE
     assert f"and {100 * less[0]:.0f} and {100 * less[1]:.0f} % less bit-aware energy" in PAGE
+    found = partial(accuracies, rows)
+    close = paired_difference(found("spikformer"), found("sdt"))
+    assert f"({close[0]:.1f} points above it, 95 % interval {interval(close)})" in PAGE
+    published = paired_differences(found("e-counts"), found("e"))
+    cost = "{:.0f} points in 3 epochs** ({:.1f} and {:.1f}, two seeds)"
+    assert cost.format(fmean(published), *published) in PAGE
+    times = mean("e", "additions") / mean("e-counts", "additions")
+    assert f"come back, for {times:.1f} times the additions" in PAGE
     ahead = [
         100 * (mean(f"{a}{kind}") - mean(f"{b}{kind}"))
         for a in ("sdt", "spikformer")
