@@ -139,6 +139,7 @@ def test_ann_recipe_builds_the_counterpart() -> None:
         ("train.warmup", "1", "must be in [0, 1), a fraction of all steps"),
         ("warmup_start", "2", "must be in [0, 1], a share of lr"),
         ("layer_decay", "0", "must be in (0, 1]"),
+        ("step_size_lr", "0", "must be above 0"),
         ("weight_decay", "-1", "must be 0 or more"),
         ("betas", "[0.9, 1.0]", "must be two numbers in [0, 1)"),
         ("label_smoothing", "1", "must be in [0, 1)"),
@@ -362,6 +363,7 @@ def test_a_classification_recipe_is_written_as_it_was_before_there_were_other_ta
     assert list(values)[:5] == ["seed", "output", "model", "data", "train"]
     assert not {"task", "segmentation", "detection"} & set(values)
     added = ("warmup_steps", "warmup_start", "schedule", "power", "layer_decay", "head_lr")
+    added = (*added, "step_size_lr")
     assert not set(added) & set(values["train"])
     poly = load_recipe("digits", {"train.schedule": "poly"}).to_dict()["train"]
     assert (poly["schedule"], "power" in poly) == ("poly", False)

@@ -115,6 +115,8 @@ def test_every_trained_parameter_is_in_one_group_whatever_the_groups() -> None:
         {"layer_decay": 0.7},
         {"head_lr": 2.0},
         {"layer_decay": 0.7, "head_lr": 2.0},
+        {"step_size_lr": 8.0},
+        {"layer_decay": 0.7, "head_lr": 2.0, "step_size_lr": 8.0},
     ):
         groups = parameter_groups(model, TrainConfig(**fields))  # type: ignore[arg-type]
         assert sorted(id(p) for group in groups for p in group["params"]) == every
@@ -136,6 +138,29 @@ def test_layers_nearer_to_the_image_learn_more_slowly_and_the_head_as_told() -> 
     assert 0 < stem < min(deep) <= max(deep) <= 0.1
     assert {rate for name, rate in found.items() if name.startswith("head.")} == {0.2}
     assert {rate for name, rate in found.items() if name.startswith("neck.")} == {0.1}
+
+
+@pytest.mark.parametrize("fields", [{}, {"layer_decay": 0.5}])
+def test_step_sizes_learn_at_their_own_multiple_of_their_layers_rate(
+    fields: dict[str, float],
+) -> None:
+    model = create_model("metaspikeformer_tiny", num_classes=3, weight_bits=4)
+    rates = []
+    for factor in (1.0, 8.0):
+        optimizer = make_optimizer(model, TrainConfig(step_size_lr=factor, **fields))  # type: ignore[arg-type]
+        set_rate(optimizer, 0.01)
+        assert rate_of(optimizer) == pytest.approx(0.01)
+        rates.append({id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]})
+    for name, parameter in model.named_parameters():
+        factor = 8.0 if name.endswith("log_step_size") else 1.0
+        assert rates[1][id(parameter)] == pytest.approx(factor * rates[0][id(parameter)]), name
+
+
+def test_a_network_without_step_sizes_learns_alike_whatever_their_rate() -> None:
+    bits = dict.fromkeys(("weight_bits", "stem_bits", "head_bits"))
+    model = create_model("metaspikeformer_tiny", num_classes=3, **bits)
+    groups = parameter_groups(model, TrainConfig(step_size_lr=8.0))
+    assert {group.get("lr_scale", 1.0) for group in groups} == {1.0}
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])

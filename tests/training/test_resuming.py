@@ -186,11 +186,13 @@ def test_a_momentum_given_on_resuming_holds(tmp_path: Path) -> None:
     assert [group["momentum"] for group in groups] == [0.5, 0.5]
 
 
-def test_other_groups_of_rates_are_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["layer_decay", "step_size_lr"])
+def test_other_groups_of_rates_are_one_line(key: str, tmp_path: Path) -> None:
     left(tmp_path)
     before = (tmp_path / "last.ckpt").read_bytes()
-    with pytest.raises(UserError, match=r"set train\.layer_decay and train\.head_lr as they were"):
-        run(tiny(tmp_path, layer_decay="0.8"), resume=True)
+    said = r"set train\.layer_decay, head_lr and step_size_lr as they were"
+    with pytest.raises(UserError, match=said):
+        run(tiny(tmp_path, **{key: "0.8"}), resume=True)
     assert (tmp_path / "last.ckpt").read_bytes() == before
 
 

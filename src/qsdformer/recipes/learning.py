@@ -44,6 +44,7 @@ class TrainConfig:
         1.0, "factor of lr from one block to the one before it, as in timm", added=True
     )
     head_lr: float = option(1.0, "factor of lr for the head of a dense network", added=True)
+    step_size_lr: float = option(1.0, "factor of lr for the weights' step sizes", added=True)
     weight_decay: float = option(0.05, "for tensors of two or more dimensions only")
     betas: tuple[float, float] = option((0.9, 0.999), "of the optimiser's moving averages")
     label_smoothing: float = option(0.0, "in [0, 1)")
@@ -76,7 +77,7 @@ class TrainConfig:
         require(self, "min_lr", 0 <= self.min_lr <= self.lr, "between 0 and lr")
         require(self, "warmup", 0 <= self.warmup < 1, "in [0, 1), a fraction of all steps")
         require(self, "warmup_start", 0 <= self.warmup_start <= 1, "in [0, 1], a share of lr")
-        for name in ("power", "head_lr"):
+        for name in ("power", "head_lr", "step_size_lr"):
             value = getattr(self, name)
             require(self, name, math.isfinite(value) and value > 0, "above 0")
         for name in ("lr_factor", "layer_decay"):

@@ -110,7 +110,7 @@ class NetworkTask(LightningModule):
             if [len(g["params"]) for g in saved] != [len(g["params"]) for g in own]:
                 raise UserError(
                     "cannot resume: the layers have other learning rates than in the checkpoint; "
-                    "set train.layer_decay and train.head_lr as they were there"
+                    "set train.layer_decay, head_lr and step_size_lr as they were there"
                 )
             for group, new in zip(saved, own, strict=True):
                 group.update({key: new[key] for key in OPTIMISER_KEYS if key in new})

@@ -10,7 +10,8 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from qsdformer.models.dense.base import DenseNetwork
-from qsdformer.models.dense.rates import layerwise_groups
+from qsdformer.models.dense.rates import layerwise_groups, scale_rates
+from qsdformer.nn.quantizers import quantized_layers
 from qsdformer.recipes.learning import TrainConfig
 
 
@@ -72,9 +73,17 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     """Optimiser groups: tensors of two or more dimensions decay, the others do not.
 
     Norms, biases, layer scales and quantiser step sizes are vectors, and so never decay. With
-    `layer_decay` below 1 there are two groups for each layer that timm tells apart, with `head_lr`
-    two for the head; their `lr_scale` is a factor of the learning rate.
+    `layer_decay` below 1 there are two groups for each layer that timm tells apart; `head_lr` and
+    `step_size_lr` give the head and the step sizes groups of their own. `lr_scale` of a group is
+    its factor of the learning rate.
     """
+    logs = [layer.log_step_size for layer in quantized_layers(model).values()]
+    step_sizes = [log for log in logs if log is not None]
+    return scale_rates(_layerwise(model, config), step_sizes, config.step_size_lr)
+
+
+def _layerwise(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """The groups with which all of a layer learn at one rate."""
     decay = config.weight_decay
     if isinstance(model, DenseNetwork) and (config.layer_decay, config.head_lr) != (1, 1):
         return layerwise_groups(

@@ -1,10 +1,12 @@
-"""Parameter groups with a factor on the learning rate: lower in early layers, higher in heads."""
+"""Parameter groups with a factor on the learning rate: by layer, for heads, for any others."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from timm.optim import param_groups_layer_decay
+from torch import nn
 
 from qsdformer.models.dense.base import DenseNetwork
 
@@ -28,14 +30,22 @@ def layerwise_groups(
         no_weight_decay_list=network.no_weight_decay(),
         layer_decay=layer_decay,
     )
-    if head_rate == 1.0:
+    heads = [p for module in network.part("heads") for p in module.parameters()]
+    return scale_rates(groups, heads, head_rate)
+
+
+def scale_rates(
+    groups: list[dict[str, Any]], chosen: Iterable[nn.Parameter], factor: float
+) -> list[dict[str, Any]]:
+    """The same groups, but `chosen` of their parameters in groups with `factor` times the rate."""
+    if factor == 1.0:
         return groups
-    heads = {id(p) for module in network.part("heads") for p in module.parameters()}
+    ids = {id(p) for p in chosen}
     found = []
     for group in groups:
-        for is_head, factor in ((False, 1.0), (True, head_rate)):
-            parameters = [p for p in group["params"] if (id(p) in heads) == is_head]
+        for is_chosen, times in ((False, 1.0), (True, factor)):
+            parameters = [p for p in group["params"] if (id(p) in ids) == is_chosen]
             if parameters:
-                rate = group["lr_scale"] * factor
+                rate = group.get("lr_scale", 1.0) * times
                 found.append({**group, "params": parameters, "lr_scale": rate})
     return found
