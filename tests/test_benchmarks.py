@@ -13,11 +13,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from data import cifar_files
+from PIL import Image
 from shell import benchmark
 
 from qsdformer.data.base import DataInfo
+from qsdformer.data.cifar_names import CIFAR10
 from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.nn.quantizers import quantized_layers
 from qsdformer.recipes.recipe import load_recipe
@@ -106,6 +110,52 @@ def test_step_sizes_start_otherwise_and_weights_as_in_training(tmp_path: Path) -
     refused = benchmark(*command, "--start", "-1")
     assert refused.code == 2
     assert refused.stderr.endswith("--start -1: must be least-error or a number above 0\n")
+
+
+def published_cifar10(root: Path) -> Path:
+    """CIFAR-10 with 40 training images and 25 test images, two or three of each class."""
+    labels = cifar_files.labels(0, 25)[:, None].astype(np.uint8)
+    test = np.concatenate([labels, cifar_files.pixels(6, 25)], axis=1).tobytes()
+    return cifar_files.write_folder(root, {**cifar_files.binary_ten(), "test_batch.bin": test})
+
+
+def test_all_training_images_and_every_second_test_image_of_a_class_become_files(
+    tmp_path: Path,
+) -> None:
+    root, folder = published_cifar10(tmp_path / "published"), tmp_path / "made" / "folders"
+    done = benchmark("cifar10_folders.py", root, folder)
+    assert done.stdout.split("\n")[:2] == ["train: 40 images", "val: 15 images"]
+    for number, kept in enumerate([True, False, True]):
+        for label, name in enumerate(CIFAR10[:5]):
+            file = folder / "val" / name / f"{number:04}.png"
+            assert file.is_file() == kept
+            if kept:
+                pixels = cifar_files.pixels(6, 25)[10 * number + label].reshape(3, 32, 32)
+                assert np.array_equal(np.asarray(Image.open(file)), pixels.transpose(1, 2, 0))
+    cats = sorted(path.name for path in (folder / "train" / "cat").iterdir())
+    assert cats == ["0000.png", "0001.png", "0002.png"]
+    benchmark("cifar10_folders.py", root, tmp_path / "jpeg", "--jpeg")
+    image = Image.open(tmp_path / "jpeg" / "val" / "cat" / "0002.jpg")
+    assert image.layer[0][1:3] == (2, 2)  # type: ignore[attr-defined]  # brightness to colours
+    assert image.quantization[0][0] == 8  # type: ignore[attr-defined]  # as quality 75 has it
+
+
+def test_images_are_written_whole_from_a_published_archive_into_a_new_folder(
+    tmp_path: Path,
+) -> None:
+    root = published_cifar10(tmp_path / "published")
+    for data, folder, said in (
+        (root, root, f"{root} is there already: choose another folder\n"),
+        (tmp_path, tmp_path / "new", "no published archive of CIFAR-10, nor a folder of it\n"),
+        (root, root / "test_batch.bin" / "new", "choose another folder\n"),
+    ):
+        refused = benchmark("cifar10_folders.py", data, folder)
+        assert refused.code == 2
+        assert refused.stderr.endswith(said)
+    (root / "test_batch.bin").write_bytes(b"")
+    refused = benchmark("cifar10_folders.py", root, tmp_path / "new")
+    assert refused.code == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["published"]
 
 
 def test_times_are_added_to_a_table_of_the_same_columns_alone(tmp_path: Path) -> None:

@@ -1,0 +1,79 @@
+"""The images of docs/cifar10.md as class folders, from the published CIFAR-10.
+
+    python benchmarks/cifar10_folders.py DATA FOLDER [--jpeg]
+
+DATA is a published archive, or a folder that has it. FOLDER gets train/CLASS/NNNN.png of all
+training images and val/CLASS/NNNN.png of every second test image of each class, numbered within
+their class in the order of the archive. With --jpeg they are JPEG files of quality 75, colours at
+half the resolution, as those that the page's networks learned from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from qsdformer.data.cifar import TEN, is_published, load_ten
+from qsdformer.data.config import DataConfig
+from qsdformer.data.memory import MemoryDataset
+from qsdformer.errors import UserError
+
+QUALITY, HALVED_COLOURS = 75, 2  # Pillow's number for colours of half the resolution
+HALF = 2  # of the test images; the others are kept aside
+
+
+def write_split(folder: Path, dataset: MemoryDataset, every: int, *, jpeg: bool) -> int:
+    """Write each `every`th image of each class of `dataset`; how many that are."""
+    names = dataset.info.class_names
+    counters = [itertools.count() for _ in names]
+    images = dataset.images.permute(0, 2, 3, 1).numpy()
+    written = 0
+    for image, label in zip(images, dataset.labels.tolist(), strict=True):
+        number = next(counters[label])
+        if number % every:
+            continue
+        file = folder / names[label] / f"{number:04}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        made = Image.fromarray(image)
+        if jpeg:
+            made.save(file.with_suffix(".jpg"), quality=QUALITY, subsampling=HALVED_COLOURS)
+        else:
+            made.save(file.with_suffix(".png"))
+        written += 1
+    return written
+
+
+def main() -> None:
+    """Parse arguments and write all or nothing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", metavar="DATA")
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("--jpeg", action="store_true", help="as JPEG files of quality 75")
+    options = parser.parse_args()
+    folder: Path = options.folder
+    if folder.exists():
+        parser.error(f"{folder} is there already: choose another folder")
+    try:
+        if not is_published(TEN, options.data):
+            raise UserError(f"{options.data}: no published archive of CIFAR-10, nor a folder of it")
+        source = load_ten(DataConfig(name="cifar10", root=options.data), 0)
+        splits = {"train": (source.train(), 1), "val": (source.test, HALF)}
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as made:
+            whole = Path(made) / folder.name
+            for split, (dataset, every) in splits.items():
+                written = write_split(whole / split, dataset, every, jpeg=options.jpeg)
+                print(f"{split}: {written:,} images")
+            whole.rename(folder)
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
+    except OSError as error:
+        parser.exit(2, f"error: cannot write {folder}: {error.strerror}; choose another folder\n")
+
+
+if __name__ == "__main__":
+    main()
