@@ -3,15 +3,15 @@
     python benchmarks/cifar10_folders.py DATA FOLDER [--jpeg]
 
 DATA is a published archive, or a folder that has it. FOLDER gets train/CLASS/NNNN.png of all
-training images and val/CLASS/NNNN.png of every second test image of each class, numbered within
-their class in the order of the archive. With --jpeg they are JPEG files of quality 75, colours at
+training images, val/CLASS/NNNN.png of every second test image of each class from the first on, and
+test/CLASS/NNNN.png of the others, which the page keeps aside; numbers are those within the class in
+the order of the archive. With --jpeg they are JPEG files of quality 75, colours at
 half the resolution, as those that the page's networks learned from.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import tempfile
 from pathlib import Path
 
@@ -23,27 +23,23 @@ from qsdformer.data.memory import MemoryDataset
 from qsdformer.errors import UserError
 
 QUALITY, HALVED_COLOURS = 75, 2  # Pillow's number for colours of half the resolution
-HALF = 2  # of the test images; the others are kept aside
+SPLITS = {"train": slice(None), "val": slice(0, None, 2), "test": slice(1, None, 2)}  # of a class
 
 
-def write_split(folder: Path, dataset: MemoryDataset, every: int, *, jpeg: bool) -> int:
-    """Write each `every`th image of each class of `dataset`; how many that are."""
-    names = dataset.info.class_names
-    counters = [itertools.count() for _ in names]
+def write_split(folder: Path, dataset: MemoryDataset, chosen: slice, *, jpeg: bool) -> int:
+    """Write the chosen ones of each class's images of `dataset`; how many that are."""
     images = dataset.images.permute(0, 2, 3, 1).numpy()
     written = 0
-    for image, label in zip(images, dataset.labels.tolist(), strict=True):
-        number = next(counters[label])
-        if number % every:
-            continue
-        file = folder / names[label] / f"{number:04}"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        made = Image.fromarray(image)
-        if jpeg:
-            made.save(file.with_suffix(".jpg"), quality=QUALITY, subsampling=HALVED_COLOURS)
-        else:
-            made.save(file.with_suffix(".png"))
-        written += 1
+    for label, name in enumerate(dataset.info.class_names):
+        of_class = (dataset.labels == label).nonzero()[:, 0].tolist()
+        (folder / name).mkdir(parents=True)
+        for number in range(len(of_class))[chosen]:
+            image, file = Image.fromarray(images[of_class[number]]), folder / name / f"{number:04}"
+            if jpeg:
+                image.save(file.with_suffix(".jpg"), quality=QUALITY, subsampling=HALVED_COLOURS)
+            else:
+                image.save(file.with_suffix(".png"))
+            written += 1
     return written
 
 
@@ -61,12 +57,13 @@ def main() -> None:
         if not is_published(TEN, options.data):
             raise UserError(f"{options.data}: no published archive of CIFAR-10, nor a folder of it")
         source = load_ten(DataConfig(name="cifar10", root=options.data), 0)
-        splits = {"train": (source.train(), 1), "val": (source.test, HALF)}
+        train = source.train()
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as made:
             whole = Path(made) / folder.name
-            for split, (dataset, every) in splits.items():
-                written = write_split(whole / split, dataset, every, jpeg=options.jpeg)
+            for split, chosen in SPLITS.items():
+                dataset = train if split == "train" else source.test
+                written = write_split(whole / split, dataset, chosen, jpeg=options.jpeg)
                 print(f"{split}: {written:,} images")
             whole.rename(folder)
     except UserError as error:
