@@ -89,13 +89,13 @@ def test_the_commands_of_a_card_run_on_a_folder_of_its_layout(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     name = path.stem.partition("-")[0]
-    folder = {"cifar10": "cifar-10"}.get(name, name)
-    count = SETS[name](tmp_path / "data" / folder)
+    card = path.with_suffix(".md").read_text(encoding="utf-8")
+    (folder,) = set(re.findall(r"--data\.root (data/[\w-]+)", card))
+    count = SETS[name](tmp_path / folder)
     for image in ("street.jpg", "cells.jpg", "bird.png"):
         write_image(tmp_path / image, (480, 640))
     (tmp_path / "zoo").symlink_to(ZOO)
     monkeypatch.chdir(tmp_path)
-    card = path.with_suffix(".md").read_text(encoding="utf-8")
     commands = re.findall(r"^qsd (.*)$", card, re.MULTILINE)
     assert len(commands) == 3
     for command in commands:

@@ -417,6 +417,41 @@ def test_the_networks_of_two_million_parameters_are_those_of_their_rows() -> Non
         assert f" | {' | '.join(cells)} |" in PAGE, row["network"]
 
 
+def test_the_networks_of_the_original_pixels_are_those_of_their_rows() -> None:
+    text = section("### On the original pixels")
+    with (RESULTS / "cifar10-small.csv").open(newline="", encoding="utf-8") as file:
+        rows = {row["network"]: row for row in csv.DictReader(file)}
+    ann, student = (
+        rows[f"{name}, original pixels"] for name in ("ANN fp32", "4 bits, IE-LIF D = 4")
+    )
+    accuracy = {name: 100 * float(row["accuracy"]) for name, row in rows.items()}
+    best, taught = accuracy[ann["network"]], accuracy[student["network"]]
+    work = f"{ann['macs_m']} (MACs) | {ann['bit_aware_uj']}"
+    assert f"| ANN fp32, 30 epochs | {best:.2f} | {ann['minutes']} | – | {work} |" in text
+    cells = [f"{taught:.2f}", student["minutes"], f"{int(student['packed_kib']):,}"]
+    cells += [student["additions_m"], student["bit_aware_uj"]]
+    assert f" | {' | '.join(cells)} |" in text
+    minutes = int(ann["minutes"]) + int(student["minutes"])
+    assert taught >= 90
+    assert minutes <= 180
+    assert f"{taught:.2f} % after {minutes} minutes of both cores, teacher included, " in text
+    assert f"{best - taught:.1f} points below its ANN" in text
+    costs = (best - accuracy["ANN fp32"], taught - accuracy["4 bits, IE-LIF D = 4"])
+    assert "cost the ANN {:.1f} points and the 4-bit network {:.1f}**".format(*costs) in text
+    assert f"cost an ANN of 2 M parameters {costs[0]:.1f} points" in PAGE
+    with (RESULTS / "cifar10-original-pixels.csv").open(newline="", encoding="utf-8") as file:
+        crossed = list(csv.DictReader(file))
+    for row in crossed:
+        cells = [row["learned_from"], row["network"], row["jpeg"], row["original"] or "–"]
+        assert f"| {' | '.join(cells)} |" in text
+    changes = [float(row["original"]) - float(row["jpeg"]) for row in crossed[1:]]
+    assert all(0 < change < 1 for change in changes[:3])
+    assert [round(change, 1) for change in changes[3:]] == [6.5, 6.5]
+    line = readme_row("| CIFAR-10, Spike-driven Transformer v1")
+    assert f"images {taught:.1f} % (1,059 kB" in line
+    assert f"ANN {best:.1f} %, {minutes} minutes of both cores" in line
+
+
 def test_what_bfloat16_costs_is_as_the_page_says() -> None:
     with_it, without = (
         accuracies(read_rows(RESULTS / f"{name}.csv"), "rectified")
