@@ -31,6 +31,8 @@ NETWORKS = {
     "cifar10-small-2bit": "… and 2 bits",
     "cifar10-original-ann": "ANN fp32, original pixels",
     "cifar10-original": "4 bits, IE-LIF D = 4, original pixels",
+    "cifar10-original-sparse": "… original pixels, and a penalty on active groups",
+    "cifar10-original-2bit": "… original pixels, and 2 bits",
 }
 COLUMNS = ["network", "seed", "epochs", "accuracy", "train_accuracy", "minutes", "processes"]
 COLUMNS += ["parameters", "packed_kib", "additions_m", "macs_m", "bit_aware_uj", "active_groups"]
