@@ -5,8 +5,8 @@
 DATA is a published archive, or a folder that has it. FOLDER gets train/CLASS/NNNN.png of all
 training images, val/CLASS/NNNN.png of every second test image of each class from the first on, and
 test/CLASS/NNNN.png of the others, which the page keeps aside; numbers are those within the class in
-the order of the archive. With --jpeg they are JPEG files of quality 75, colours at
-half the resolution, as those that the page's networks learned from.
+the order of the archive. With --jpeg they are JPEG files of quality 75 with colours at half the
+resolution, like those that the page's grids learned from.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def write_split(folder: Path, dataset: MemoryDataset, chosen: slice, *, jpeg: bo
     images = dataset.images.permute(0, 2, 3, 1).numpy()
     written = 0
     for label, name in enumerate(dataset.info.class_names):
-        of_class = (dataset.labels == label).nonzero()[:, 0].tolist()
+        of_class = images[(dataset.labels == label).numpy()]
         (folder / name).mkdir(parents=True)
         for number in range(len(of_class))[chosen]:
-            image, file = Image.fromarray(images[of_class[number]]), folder / name / f"{number:04}"
+            image, file = Image.fromarray(of_class[number]), folder / name / f"{number:04}"
             if jpeg:
                 image.save(file.with_suffix(".jpg"), quality=QUALITY, subsampling=HALVED_COLOURS)
             else:

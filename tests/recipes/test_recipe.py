@@ -362,9 +362,9 @@ def test_a_classification_recipe_is_written_as_it_was_before_there_were_other_ta
     values = load_recipe("digits").to_dict()
     assert list(values)[:5] == ["seed", "output", "model", "data", "train"]
     assert not {"task", "segmentation", "detection"} & set(values)
-    added = ("warmup_steps", "warmup_start", "schedule", "power", "layer_decay", "head_lr")
-    added = (*added, "step_size_lr")
-    assert not set(added) & set(values["train"])
+    added = {"warmup_steps", "warmup_start", "schedule", "power"}
+    added |= {"layer_decay", "head_lr", "step_size_lr"}
+    assert not added & set(values["train"])
     poly = load_recipe("digits", {"train.schedule": "poly"}).to_dict()["train"]
     assert (poly["schedule"], "power" in poly) == ("poly", False)
 
