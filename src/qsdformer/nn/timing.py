@@ -7,9 +7,15 @@ step, (T, B, C, H, W).
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from qsdformer.errors import UserError
+
+
+def repeated(x: Tensor, steps: int) -> Tensor:
+    """(B, ...) to (T*B, ...), of the memory format of `x`, which `Tensor.repeat` would not keep."""
+    return torch.cat([x] * steps) if steps > 1 else x
 
 
 class TimeInput(nn.Module):
@@ -56,7 +62,7 @@ class TimeInput(nn.Module):
             if shape[0] != steps:
                 raise UserError(f"images with {shape[0]} frames: this model has {steps} time steps")
             return images.flatten(0, 1)
-        return images.repeat(steps, 1, 1, 1) if self.repeat and steps > 1 else images
+        return repeated(images, steps) if self.repeat else images
 
     def extra_repr(self) -> str:
         """Settings shown by print(model)."""
@@ -72,9 +78,7 @@ class TimeRepeat(nn.Module):
 
     def forward(self, x: Tensor, images: Tensor) -> Tensor:
         """(B, ...) to (T*B, ...) for still `images`; frames (T, B, C, H, W) have made T*B."""
-        if self.steps == 1 or images.dim() == 5:
-            return x
-        return x.repeat(self.steps, *[1] * (x.dim() - 1))
+        return x if images.dim() == 5 else repeated(x, self.steps)
 
     def extra_repr(self) -> str:
         """Settings shown by print(model)."""
