@@ -19,6 +19,7 @@ from qsdformer.tasks.optimisation import (
     parameter_groups,
     rate_of,
     set_rate,
+    step_size_notes,
 )
 
 
@@ -159,8 +160,14 @@ def test_step_sizes_learn_at_their_own_multiple_of_their_layers_rate(
 def test_a_network_without_step_sizes_learns_alike_whatever_their_rate() -> None:
     bits = dict.fromkeys(("weight_bits", "stem_bits", "head_bits"))
     model = create_model("metaspikeformer_tiny", num_classes=3, **bits)
-    groups = parameter_groups(model, TrainConfig(step_size_lr=8.0))
+    config = TrainConfig(step_size_lr=8.0)
+    groups = parameter_groups(model, config)
     assert {group.get("lr_scale", 1.0) for group in groups} == {1.0}
+    assert step_size_notes(config, model) == (
+        "train.step_size_lr changes nothing: no weights of this network have step sizes",
+    )
+    quantised = create_model("metaspikeformer_tiny", num_classes=3, weight_bits=4)
+    assert step_size_notes(config, quantised) == step_size_notes(TrainConfig(), model) == ()
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])

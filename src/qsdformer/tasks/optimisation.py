@@ -57,6 +57,13 @@ def schedule_notes(config: TrainConfig, images: int) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def step_size_notes(config: TrainConfig, model: nn.Module) -> tuple[str, ...]:
+    """A line where a factor for step sizes has none to change."""
+    if config.step_size_lr == 1 or _step_sizes(model):
+        return ()
+    return ("train.step_size_lr changes nothing: no weights of this network have step sizes",)
+
+
 def set_rate(optimizer: Optimizer, rate: float) -> None:
     """Make `rate` that of all groups, each scaled as the recipe wants it."""
     for group in optimizer.param_groups:
@@ -77,9 +84,13 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     `step_size_lr` give the head and the step sizes groups of their own. `lr_scale` of a group is
     its factor of the learning rate.
     """
+    return scale_rates(_layerwise(model, config), _step_sizes(model), config.step_size_lr)
+
+
+def _step_sizes(model: nn.Module) -> list[nn.Parameter]:
+    """The learned logarithms of the weights' step sizes."""
     logs = [layer.log_step_size for layer in quantized_layers(model).values()]
-    step_sizes = [log for log in logs if log is not None]
-    return scale_rates(_layerwise(model, config), step_sizes, config.step_size_lr)
+    return [log for log in logs if log is not None]
 
 
 def _layerwise(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from qsdformer.recipes.recipe import AnyConfig, Recipe, parse_saved
 from qsdformer.recipes.tasks import Measures
 from qsdformer.tasks.base import NetworkTask
 from qsdformer.tasks.choice import TaskData, make_task
-from qsdformer.tasks.optimisation import schedule_notes
+from qsdformer.tasks.optimisation import schedule_notes, step_size_notes
 from qsdformer.tasks.teachers import Teacher
 from qsdformer.terminal import say
 from qsdformer.training.checkpointing import NonFiniteGuard, RunCheckpoints, SafeCheckpointIO
@@ -103,7 +103,11 @@ def fit(
             clear(folder)
         (folder / RESULT).unlink(missing_ok=True)  # of fewer epochs
         write_text(folder / "recipe.yaml", recipe.to_yaml())
-        notes = (*data.notes, *schedule_notes(recipe.train, data.train_size))
+        notes = (
+            *data.notes,
+            *schedule_notes(recipe.train, data.train_size),
+            *step_size_notes(recipe.train, task.model),
+        )
         for line in (_heading(recipe, task, data), *(f"note: {note}" for note in notes)):
             say(console, line)
     advice = f"go on with --resume from {saver.last_path}, if there is one by now"
