@@ -237,7 +237,12 @@ def _text(rate: float | None) -> str:
 def main() -> None:
     """Parse arguments and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", help="runs, checkpoints or .qsd files; 1st is swept")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="[NAME=]PATH",
+        help="runs or .qsd files; the first is swept",
+    )
     parser.add_argument("--data-root", help="folder of the images of .qsd files")
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--output", type=Path, default=Path("docs/figures"))

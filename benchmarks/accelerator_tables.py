@@ -4,12 +4,15 @@ A line for each checkpoint: accuracy, firing rate, and cycles and energy on `sdt
 passes, with counts stored, and with weights shared as well, beside `dense-int`. Energies are given
 with and without leakage, which is an assumption of both designs.
 
-    python benchmarks/accelerator_tables.py runs/A zoo/B.qsd --data-root data/cifar-10 --images 8
+    python benchmarks/accelerator_tables.py runs/A "B's name=zoo/B.qsd" --data-root data/cifar-10
+
+--csv FILE keeps the rows by name: those of other networks that it has stay in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,6 +28,7 @@ from qsdformer.analysis.report.collect import locate
 from qsdformer.commands.exported_data import data_for, pixel_batches
 from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError
+from qsdformer.files import atomic_path
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.lowering import lower
 from qsdformer.graph.ops import Array
@@ -45,11 +49,18 @@ class Trained:
     accuracy: float | None
 
 
-def load_trained(path: str, images: int, limit: int, root: str | None = None) -> Trained:
+def load_trained(run: str, images: int, limit: int, root: str | None = None) -> Trained:
     """The network of a run folder, checkpoint or .qsd file; accuracy on `limit` images, if any.
 
-    A file takes its images from the folder `root`, a checkpoint from where it was trained.
+    `run` is its path, or NAME=PATH. A file takes its images from the folder `root`, a checkpoint
+    from where it was trained.
     """
+    name, _, path = run.rpartition("=")
+    trained = _load(path, images, limit, root)
+    return dataclasses.replace(trained, name=name) if name else trained
+
+
+def _load(path: str, images: int, limit: int, root: str | None) -> Trained:
     graph = None if Path(path).is_dir() else load_exported(path)
     if isinstance(graph, IntegerGraph):
         return _load_file(path, graph, images, limit, root)
@@ -116,40 +127,57 @@ def without_leakage(found: Figures) -> float:
     return (found.total - found.energy["leakage"]) / 1e6
 
 
-COLUMNS = ("kcycles", "µJ without leakage", "µJ")
-
-
-def line(trained: Trained) -> str:
-    """A row of the table."""
+def measured(trained: Trained) -> dict[str, str]:
+    """A row: accuracy in %, firing rate, and by design thousand cycles and µJ an image."""
     simulations = {n: simulate(trained.graph, d, trained.images) for n, d in designs().items()}
     assert all(s.differing == 0 for s in simulations.values())
     found = {name: figures(s) for name, s in simulations.items()}
     accuracy = "" if trained.accuracy is None else f"{trained.accuracy:.1%}"
-    cells = [
-        trained.name,
-        accuracy,
-        f"{firing_rate(simulations['dense']):.3f}",
-        *(f"{each.cycles / 1e3:,.1f}" for each in found.values()),
-        *(f"{without_leakage(each):,.2f}" for each in found.values()),
-        *(f"{each.total / 1e6:,.2f}" for each in found.values()),
-    ]
+    return {
+        "network": trained.name,
+        "top-1": accuracy,
+        "rate": f"{firing_rate(simulations['dense']):.3f}",
+        **{f"kcycles: {name}": f"{each.cycles / 1e3:.1f}" for name, each in found.items()},
+        **{f"µJ: {name}": f"{without_leakage(each):.2f}" for name, each in found.items()},
+        **{f"µJ with leakage: {name}": f"{each.total / 1e6:.2f}" for name, each in found.items()},
+    }
+
+
+def line(row: dict[str, str]) -> str:
+    """A measured row in Markdown, energy with leakage in brackets."""
+    cycles = [row[f"kcycles: {name}"] for name in designs()]
+    energies = [f"{row[f'µJ: {name}']} ({row[f'µJ with leakage: {name}']})" for name in designs()]
+    cells = [row["network"], row["top-1"], row["rate"], *cycles, *energies]
     return f"| {' | '.join(cells)} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse arguments and print the table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", help="run folders, checkpoints or .qsd files")
+    parser.add_argument(
+        "runs", nargs="+", metavar="[NAME=]PATH", help="run folders, checkpoints or .qsd files"
+    )
     parser.add_argument("--data-root", help="folder of the images of .qsd files")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--limit", type=int, default=10**6, help="images for accuracy, 0 for none")
+    parser.add_argument("--csv", type=Path, help="keep the rows in this file, too")
     options = parser.parse_args(arguments)
-    titles = [f"{what}, {name}" for what in COLUMNS for name in designs()]
+    titles = [f"{what}: {name}" for what in ("kcycles", "µJ") for name in designs()]
     print(f"| network | top-1 | rate | {' | '.join(titles)} |")
     print("|" + "---|" * (3 + len(titles)))
-    for path in options.runs:
-        trained = load_trained(path, options.images, options.limit, options.data_root)
-        print(line(trained), flush=True)
+    kept: dict[str, dict[str, str]] = {}
+    if options.csv is not None and options.csv.exists():
+        with options.csv.open(newline="", encoding="utf-8") as file:
+            kept = {row["network"]: row for row in csv.DictReader(file)}
+    for run in options.runs:
+        row = measured(load_trained(run, options.images, options.limit, options.data_root))
+        kept[row["network"]] = row
+        print(line(row), flush=True)
+    if options.csv is not None:
+        with atomic_path(options.csv) as path, path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(row), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(kept.values())
 
 
 if __name__ == "__main__":

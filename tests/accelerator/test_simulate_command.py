@@ -270,10 +270,20 @@ def test_the_table_takes_checkpoints_and_files(
     script = Path(__file__).parents[2] / "benchmarks" / "accelerator_tables.py"
     main = runpy.run_path(str(script))["main"]
     files = [str(stored / "spiking.ckpt"), str(tmp_path / "file.qsd")]
-    main([*files, "--data-root", str(tmp_path), "--images", "2", "--limit", "8"])
-    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [len(row) for row in rows] == [15, 15]
+    table = tmp_path / "rows.csv"
+    few = ["--images", "2", "--limit", "8"]
+    for words in ([f"my own={files[0]}", files[1]], files[1:]):
+        main([*words, "--data-root", str(tmp_path), *few, "--csv", str(table)])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "%" in line]
+    assert [len(row) for row in rows] == [11, 11, 11]
+    assert rows[1] == rows[2]
+    assert [row[0] for row in rows[:2]] == ["| my own", "| file"]
     assert all(row[1].endswith("%") and float(row[3]) > 0 for row in rows)
+    with table.open(newline="", encoding="utf-8") as file:
+        kept = list(csv.DictReader(file))
+    assert [[f"| {row['network']}", *list(row.values())[1:7]] for row in kept] == [
+        row[:7] for row in rows[:2]
+    ]
     with pytest.raises(UserError, match="does not say where its images are: give --data-root"):
         main(files[1:])
 
