@@ -40,6 +40,7 @@ SWEEP = (
     "buffers=0.125|0.25|0.5|1"
 )
 MARKERS = "osv^D<>Pp*hX"
+BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
 PASSES, COUNTS, SHARED = "D passes", "counts", "counts, shared weights"
 
 
@@ -93,7 +94,7 @@ def _stored(trained: Trained) -> list[tuple[int, float, float, float]]:
 
 def against_dense(simulations: dict[str, dict[str, Simulation]], path: Path) -> None:
     """Cycles and energy of the sparse design over those of the dense array."""
-    figure, panels = _panels(2)
+    figure, panels = _panels(2, beside=2.8)
     dense = load_design("dense-int")
     measures: dict[str, Callable[[Costs], float]] = {
         "cycles": lambda c: c.cycles,
@@ -123,8 +124,8 @@ def against_dense(simulations: dict[str, dict[str, Simulation]], path: Path) -> 
         )
         axes.set_xlim(0.004, 1)
         axes.grid(alpha=0.3)
-    for axes, place in zip(panels, ("lower right", "upper left"), strict=True):
-        axes.legend(fontsize=6, loc=place)
+    panels[0].legend(fontsize=6, loc="lower right")
+    panels[1].legend(fontsize=7, title="stages of", **BESIDE)
     _save(figure, path)
 
 
@@ -214,13 +215,14 @@ def pareto(points: Sequence[Point], path: Path) -> None:
             )
     axes.set(xlabel="frames/s", ylabel="µJ an image", xscale="log", yscale="log")
     axes.grid(alpha=0.3)
-    beside = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
-    axes.legend(fontsize=7, title="size of a dot: memory", **beside)
+    axes.legend(fontsize=7, title="size of a dot: memory", **BESIDE)
     _save(figure, path)
 
 
-def _panels(count: int) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(4.6 * max(count, 1.4), 3.8), layout="constrained")
+def _panels(count: int, beside: float = 0) -> tuple[Figure, Any]:
+    """So many panels, with so many inches to their right for a legend."""
+    size = (4.6 * max(count, 1.4) + beside, 3.8)
+    figure = Figure(figsize=size, layout="constrained")
     return figure, np.atleast_1d(figure.subplots(1, count))
 
 
