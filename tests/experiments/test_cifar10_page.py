@@ -85,7 +85,7 @@ def closed(rows: list[Row]) -> str:
     ("name", "columns", "lines"),
     [  # speeds are left out of all three
         ("ablation-cifar10-spikformer", 9, 2 + 18 + 15),
-        ("ablation-cifar10", 8, 2 + 4 + 3),
+        ("ablation-cifar10", 8, 2 + 10 + 3),
         ("ablation-cifar10-gap", 5, 2 + 25 + 6),
     ],
 )
@@ -228,6 +228,18 @@ def test_what_is_said_of_metaspikeformer_is_that_of_its_rows() -> None:
         for name in ("plain", "rectified")
     ]
     assert "from {} to {} bits".format(*bits) in text
+
+    def first(name: str) -> str:
+        return f"{found(name)[0]:.1f}"
+
+    assert f"(one seed; its untaught network has {first('rectified')} %)" in text
+    assert (
+        f"weight 1 on counts {first('fgd-counts')}, on membrane potentials {first('fgd')}" in text
+    )
+    assert f"weight 3 {first('fgd-3')} %, where weight 10 gives {first('fgd-10')};" in text
+    assert f"logits alone {first('logits')}." in text
+    assert f"with fp32 weights has {first('ielif-fp32')} % in that seed" in text
+    assert f"T = 4 has {first('lif-fp32')} % there" in text
 
 
 def test_what_closes_the_gap_is_that_of_its_rows() -> None:
