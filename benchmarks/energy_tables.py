@@ -6,14 +6,10 @@ python benchmarks/energy_tables.py energy.json
 
 from __future__ import annotations
 
-import argparse
-import csv
 import json
-from collections.abc import Sequence
+import sys
 from pathlib import Path
 from typing import Any
-
-from qsdformer.files import atomic_path
 
 TITLES = {
     "spiking": "spiking, 4-1-4",
@@ -24,44 +20,26 @@ TITLES = {
 MODELS = ("papers", "papers-inner", "bit-aware", "memory")
 
 
-def rows_of(ledgers: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
-    """A row for each network: size, µJ an image by cost model, and its layers on spikes alone."""
-    names = {row["name"] for row in ledgers["spiking"]["rows"] if row["kind"] == "ac"}
-    found = []
-    for name, ledger in ledgers.items():
-        rows = [row for row in ledger["rows"] if row["name"] in names]
-        found.append(
-            {
-                "network": TITLES[name],
-                "packed KiB": f"{ledger['packed_bytes'] / 1024:.0f}",
-                **{m: f"{ledger['energy_pj'][m]['total'] / 1e6:.2f}" for m in MODELS},
-                "operations (M)": f"{sum(row['count'] for row in rows) / 1e6:.2f}",
-                "their nJ": f"{sum(row['energy_pj']['bit-aware'] for row in rows) / 1e3:.0f}",
-            }
-        )
-    return found
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print energies of the networks, and what happens in the layers that see spikes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("json", type=Path, help="what qsd analyze --twins --json has written")
-    parser.add_argument("--csv", type=Path, help="write the rows to this file, too")
-    options = parser.parse_args(arguments)
-    values = json.loads(options.json.read_text(encoding="utf-8"))
+def main(path: str) -> None:
+    """Print the table of energies, and what happens in the layers that see spikes."""
+    values = json.loads(Path(path).read_text())
     ledgers = dict(zip(TITLES, values["ledgers"], strict=True))
     spiking = ledgers["spiking"]
     print(f"{spiking['name']}: top-1 {spiking['accuracy']:.2%}")
-    rows = rows_of(ledgers)
-    print(f"| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")
-    for row in rows:
-        print(f"| {' | '.join(row.values())} |")
+    print("| | packed | " + " | ".join(f"`{m}`" for m in MODELS) + " |")
+    print("|---|" + "---|" * (1 + len(MODELS)))
+    for name, ledger in ledgers.items():
+        totals = (ledger["energy_pj"][model]["total"] / 1e6 for model in MODELS)
+        energies = " | ".join(f"{total:.2f}" for total in totals)
+        print(f"| {TITLES[name]} | {ledger['packed_bytes'] / 1024:,.0f} KiB | {energies} |")
+    names = {row["name"] for row in spiking["rows"] if row["kind"] == "ac"}
+    print("\n| layers on spikes | operations (M) | bit-aware (nJ) |\n|---|---|---|")
+    for name, ledger in ledgers.items():
+        rows = [row for row in ledger["rows"] if row["name"] in names]
+        count = sum(row["count"] for row in rows) / 1e6
+        energy = sum(row["energy_pj"]["bit-aware"] for row in rows) / 1e3
+        print(f"| {TITLES[name]} | {count:.2f} | {energy:,.0f} |")
     _print_deviations(spiking)
-    if options.csv is not None:
-        with atomic_path(options.csv) as path, path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
 
 
 def _print_deviations(spiking: dict[str, Any]) -> None:
@@ -82,4 +60,4 @@ def _deviation(row: dict[str, Any]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

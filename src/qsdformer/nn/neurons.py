@@ -138,9 +138,8 @@ class _LIFSteps(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
         spikes, potentials = ctx.saved_tensors
         to_x, to_v = torch.empty_like(potentials), grad_v
-        for h, s, g, to_x_t in list(
-            zip(*(x.unbind(0) for x in (potentials, spikes, grad, to_x)), strict=True)
-        )[::-1]:
+        backwards = (x.unbind(0)[::-1] for x in (potentials, spikes, grad, to_x))
+        for h, s, g, to_x_t in zip(*backwards, strict=True):
             sigmoid = torch.sub(h, ctx.threshold).mul_(SIGMOID_STEEPNESS).sigmoid_()
             to_h = torch.ops.aten.sigmoid_backward(g, sigmoid).mul_(SIGMOID_STEEPNESS)
             to_h.add_(to_v).addcmul_(to_v, s, value=-1)
