@@ -85,7 +85,7 @@ def closed(rows: list[Row]) -> str:
     ("name", "columns", "lines"),
     [  # speeds are left out of all three
         ("ablation-cifar10-spikformer", 9, 2 + 18 + 15),
-        ("ablation-cifar10", 8, 2 + 10 + 3),
+        ("ablation-cifar10", 9, 2 + 11 + 3),
         ("ablation-cifar10-gap", 5, 2 + 25 + 6),
     ],
 )
@@ -239,7 +239,14 @@ def test_what_is_said_of_metaspikeformer_is_that_of_its_rows() -> None:
     assert f"weight 3 {first('fgd-3')} %, where weight 10 gives {first('fgd-10')};" in text
     assert f"logits alone {first('logits')}." in text
     assert f"with fp32 weights has {first('ielif-fp32')} % in that seed" in text
-    assert f"T = 4 has {first('lif-fp32')} % there" in text
+    with (RESULTS / "distortion-cifar10-metaspikeformer.csv").open(newline="") as file:
+        distortions = [float(row["distortion"]) for row in csv.DictReader(file)]
+    assert len(distortions) == 9  # 3 blocks of q, k and v
+    assert f"at most {max(distortions):.3f} bits (Jensen-Shannon) from those of the" in text
+    direct, full = first("lif-4bit"), first("lif-fp32")
+    assert f"accuracy is {direct} in place of {full} %" in text
+    above_lif = found("rectified")[0] - found("lif-4bit")[0]
+    assert f"is {above_lif:.1f} points above direct LIF in that seed" in text
 
 
 def test_what_closes_the_gap_is_that_of_its_rows() -> None:
