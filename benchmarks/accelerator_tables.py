@@ -28,7 +28,7 @@ from qsdformer.analysis.report.collect import locate
 from qsdformer.commands.exported_data import data_for, pixel_batches
 from qsdformer.data.preprocessing import Preprocessing
 from qsdformer.errors import UserError
-from qsdformer.files import atomic_path
+from qsdformer.files import write_csv
 from qsdformer.graph.integer import IntegerGraph
 from qsdformer.graph.lowering import lower
 from qsdformer.graph.ops import Array
@@ -174,10 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         kept[row["network"]] = row
         print(line(row), flush=True)
     if options.csv is not None:
-        with atomic_path(options.csv) as path, path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(row), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(kept.values())
+        write_csv(options.csv, list(row), kept.values(), line_end="\n")
 
 
 if __name__ == "__main__":

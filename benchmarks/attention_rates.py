@@ -18,7 +18,7 @@ from typing import Any
 from qsdformer.errors import UserError
 from qsdformer.experiments.ablation_measure import evaluation_images
 from qsdformer.experiments.grid import Cell, cell_checkpoint
-from qsdformer.files import atomic_path
+from qsdformer.files import write_csv
 from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.recipes.recipe import parse_recipe
 from qsdformer.tasks.activity import measure_activity
@@ -63,13 +63,7 @@ def main() -> None:
     again = {(cell.variant, str(cell.seed)) for cell in cells}
     kept = [row for row in kept if (row["variant"], row["seed"]) not in again]
     columns = ["variant", "seed", "block", *(f"rate_{name}" for name in NEURONS)]
-    with (
-        atomic_path(options.csv) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*kept, *rows])
+    write_csv(options.csv, columns, [*kept, *rows], line_end="\n")
     print(options.csv)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qsdformer.experiments.ablation_measure import measure
-from qsdformer.files import atomic_path
+from qsdformer.files import write_csv
 from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.recipes.recipe import parse_recipe
 
@@ -82,10 +82,7 @@ def main(words: list[str] | None = None) -> None:
     for folder, name in NETWORKS.items():
         if (options.runs / folder / "result.json").exists():
             rows[name] = row_of(name, options.runs / folder, options.root, options.machine)
-    with atomic_path(options.csv) as path, path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows.values())
+    write_csv(options.csv, COLUMNS, rows.values(), line_end="\n")
     print(options.csv.read_text(), end="")
 
 

@@ -30,7 +30,7 @@ from qsdformer.analysis.information import histogram_entropy, spike_information_
 from qsdformer.errors import UserError
 from qsdformer.experiments.ablation_measure import evaluation_images
 from qsdformer.experiments.grid import Cell, cell_checkpoint
-from qsdformer.files import atomic_path
+from qsdformer.files import atomic_path, write_csv
 from qsdformer.models.checkpoint import load_checkpoint
 from qsdformer.nn.neurons import IELIF, LIF, SpikingNeuron
 from qsdformer.nn.taps import matching_modules, tap
@@ -212,11 +212,8 @@ def kept_rows(path: Path, seed: int) -> list[dict[str, Any]]:
 
 def write_blocks(rows: list[dict[str, Any]], path: Path) -> None:
     """The rows as CSV, whole or not at all."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+    short = [{k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    write_csv(path, list(rows[0]), short, line_end="\n")
 
 
 def _draw_membrane(axes: Any, found: dict[str, Distribution], neuron: SpikingNeuron) -> None:

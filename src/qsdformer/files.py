@@ -114,11 +114,15 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_csv(
-    path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
+    path: str | os.PathLike[str],
+    columns: Sequence[str],
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    line_end: str = "\r\n",
 ) -> None:
     """Write rows, by column, to `path` as CSV, whole or not at all."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns)
+    writer = csv.DictWriter(text, columns, lineterminator=line_end)
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
