@@ -20,6 +20,8 @@ MOST_VALUES = 100_000  # in a YAML file; those of grids have hundreds
 
 # The annotated types of a dataclass's fields, evaluated once: recipes ask for them key by key.
 type_hints: Callable[[Any], dict[str, Any]] = functools.cache(get_type_hints)
+# What checks values of a type, made once: making it takes longer than checking.
+_checker: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 
 
 def option(default: Any, text: str, *, added: bool = False, training: bool = False) -> Any:
@@ -91,7 +93,7 @@ def parse_section(cls: type[Section], path: str, section: Any) -> Section:
     values = {key: none_word(hints[key], value) for key, value in values.items()}
     try:
         # As JSON, strict checking still takes lists for tuples and whole numbers for floats.
-        return TypeAdapter(cls).validate_json(json.dumps(values, default=str), strict=True)
+        return _checker(cls).validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "missing" and len(first["loc"]) == 1:
@@ -104,7 +106,7 @@ def parse_section(cls: type[Section], path: str, section: Any) -> Section:
 
 def parse_value(path: str, kind: Any, value: Any) -> Any:
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(value, default=str), strict=True)
+        return _checker(kind).validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError:
         raise _mistyped(path, kind, value) from None
 

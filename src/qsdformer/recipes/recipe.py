@@ -10,6 +10,7 @@ names the key's full path. PyTorch is not needed to read them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args, get_origin
@@ -161,7 +162,8 @@ class Option:
         return self.path.rpartition(".")[2]
 
 
-def options() -> list[Option]:
+@functools.cache
+def options() -> tuple[Option, ...]:
     """Every key of a recipe, in order; of the model's and the data's, those of all kinds."""
     sections: tuple[tuple[str, Any], ...] = (
         ("model", ModelRecipe),
@@ -194,7 +196,7 @@ def options() -> list[Option]:
                 added=section in DENSE or item.metadata.get("added", False),
                 training=item.metadata.get("training", False),
             )
-    return list(found.values())
+    return tuple(found.values())
 
 
 def _widened(option: Option, kind: Any) -> Option:
