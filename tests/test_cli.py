@@ -14,7 +14,9 @@ from PIL import Image
 
 from qsdformer import __version__
 from qsdformer.cli import COMMANDS, run
+from qsdformer.data import DataConfig, DataModule
 from qsdformer.models.checkpoint import load_checkpoint, save_checkpoint
+from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.recipes import packaged_grids, packaged_recipes
 
 SMALL = [
@@ -312,28 +314,49 @@ def test_what_only_training_uses_is_no_option_of_other_commands(
     assert capsys.readouterr().err == wanted
 
 
-# Runs each of several commands and tells whether PyTorch had to be imported for any.
-WITHOUT_TORCH = """
+# Runs each of several commands and tells whether any of the packages had to be imported for one.
+WITHOUT = """
 import sys
 from qsdformer.cli import run
-for words in sys.argv[1:]:
+packages, *commands = sys.argv[1:]
+for words in commands:
     try:
         run(words.split())
     except SystemExit:
         pass
-    assert "torch" not in sys.modules, words
+    assert not {*packages.split()} & {*sys.modules}, words
 """
+
+
+def run_without(packages: str, *commands: str) -> subprocess.CompletedProcess[str]:
+    """Commands run in one process that fails where they import any of some packages."""
+    words = [sys.executable, "-c", WITHOUT, packages, *commands]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def test_help_recipes_and_bad_keys_need_no_pytorch() -> None:
     words = [f"{name} --help" for name, *_ in COMMANDS]
     words += ["recipes", "train digits --help", "train digits --levels 0", "digits --help"]
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_without("torch", *words)
     assert "fashion-mnist-tiny-distilled Fashion-MNIST: " in " ".join(done.stdout.split())
     assert "model.levels=0" in done.stderr
+
+
+def test_a_classifier_is_exported_and_measured_without_what_takes_seconds_to_import(
+    make_model: Callable[..., MetaSpikeFormer], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.ckpt"
+    info = DataModule(DataConfig(name="digits"), batch_size=1).info
+    save_checkpoint(path, make_model(in_channels=1, num_classes=10), info)
+    done = run_without(
+        "timm torchvision lightning torchmetrics",
+        f"export {path} {tmp_path}/a.qsd",
+        f"eval {path} --data.name digits",
+        f"eval {tmp_path}/a.qsd --data.name digits",
+    )
+    assert [line.count("top-1") for line in done.stdout.splitlines()] == [0, 1, 1]
 
 
 def shown(*words: str, capsys: pytest.CaptureFixture) -> str:

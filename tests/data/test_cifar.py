@@ -12,6 +12,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from data import cifar_files as tiny
@@ -268,7 +269,7 @@ def test_a_download_is_one_checked_archive_that_is_found_again(
         calls.append((url, md5))
         tiny.write_archive(Path(root) / filename, "cifar-10-batches-py", tiny.python_ten())
 
-    monkeypatch.setattr(cifar, "download_url", fetch)
+    monkeypatch.setattr(torchvision.datasets.utils, "download_url", fetch)
     for _ in range(2):
         assert module(tmp_path / "new", download=True).train_size == 40
     assert len(calls) == 1
@@ -282,6 +283,6 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(
         (Path(root) / filename).write_text("half")
         raise URLError("no route\nto host")
 
-    monkeypatch.setattr(cifar, "download_url", fail)
+    monkeypatch.setattr(torchvision.datasets.utils, "download_url", fail)
     assert "no route to host" in one_line_error(tmp_path / "new", download=True)
     assert list((tmp_path / "new").iterdir()) == []

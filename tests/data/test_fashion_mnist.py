@@ -10,6 +10,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from qsdformer.data import DataConfig, DataModule, fashion_mnist
 from qsdformer.errors import UserError
@@ -140,7 +141,7 @@ def test_download_without_network_is_one_line_and_leaves_nothing(
         (Path(root) / "half").write_text("half a file")
         raise error
 
-    monkeypatch.setattr(fashion_mnist.torchvision.datasets, "FashionMNIST", fail)
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", fail)
     message = one_line_error(tmp_path / "new", download=True)
     assert re.search("no route to host|mirrors failed", message)
     assert list((tmp_path / "new").iterdir()) == []
@@ -155,7 +156,7 @@ def test_download_goes_into_the_cache_and_is_found_there_again(
         calls.append(root)
         shutil.copytree(fashion_folder, Path(root) / "FashionMNIST" / "raw")
 
-    monkeypatch.setattr(fashion_mnist.torchvision.datasets, "FashionMNIST", fetch)
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", fetch)
     config = DataConfig(name="fashion_mnist", download=True)
     for _ in range(2):
         assert DataModule(config, batch_size=8).train_size == 50

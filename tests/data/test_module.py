@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from qsdformer.data import DataConfig, DataModule
+from qsdformer.data.lightning import LightningData
 from qsdformer.errors import UserError
 
 Build = Callable[..., DataModule]
@@ -75,10 +76,7 @@ def test_reading_batches_draws_nothing_from_the_global_generator(build: Build) -
 def test_evaluation_is_complete_and_never_augmented(build: Build) -> None:
     """Variation is of the seed, evaluation is not: the same images in the same order."""
     module, other = build(), build(seed=1)
-    first, second, third = (
-        list(loader())
-        for loader in (module.val_dataloader, module.test_dataloader, other.val_dataloader)
-    )
+    first, second, third = (list(of.val_dataloader()) for of in (module, module, other))
     assert sum(len(labels) for _, labels in first) == module.eval_size
     assert all(equal(a, b) for a, b in zip(first, second, strict=True))
     assert all(equal(a, b) for a, b in zip(first, third, strict=True))
@@ -189,7 +187,7 @@ def fit(folder: Path, workers: int, resume: Path | None = None, **when: object) 
     )
     config = DataConfig(name="digits", train_limit=100, crop_padding=2, workers=workers)
     data = DataModule(config, batch_size=25, eval_batch_size=360)
-    trainer.fit(recorder, datamodule=data, ckpt_path=resume)
+    trainer.fit(recorder, datamodule=LightningData(data), ckpt_path=resume)
     return recorder
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from qsdformer.data import DataInfo
+from qsdformer.data.base import IMAGENET_MEAN, IMAGENET_STD
 from qsdformer.errors import UserError
 from qsdformer.models import metaspikeformer as backbone
 from qsdformer.models.building import timm_inputs
@@ -263,6 +264,13 @@ def test_timms_record_names_the_first_convolution_and_the_classifier(model):
     assert model.get_submodule(config["first_conv"]) is model.stages[0].downsample.conv
     data = timm.data.resolve_model_data_config(model)
     assert (data["input_size"], data["interpolation"]) == ((3, 224, 224), "bicubic")
+
+
+def test_the_statistics_of_imagenet_are_timms():
+    assert (IMAGENET_MEAN, IMAGENET_STD) == (
+        timm.data.IMAGENET_DEFAULT_MEAN,
+        timm.data.IMAGENET_DEFAULT_STD,
+    )
 
 
 def test_layer_groups_follow_the_depth(model):

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qsdformer.data import DataModule
+from qsdformer.data.lightning import LightningData
 from qsdformer.models.metaspikeformer import MetaSpikeFormer
 from qsdformer.nn.exact import TF32_SWITCHES, exact_float32
 from qsdformer.nn.taps import spiking_neurons, tap
@@ -38,7 +39,7 @@ def trained(
     recipe = parse_recipe(values)
     module = DataModule(recipe.data, batch_size=32, eval_batch_size=100)
     trainer = make_trainer(recipe, [*callbacks])
-    trainer.fit(Classification(recipe, module.info), datamodule=module)
+    trainer.fit(Classification(recipe, module.info), datamodule=LightningData(module))
     return recipe, trainer
 
 
@@ -126,7 +127,7 @@ def test_validation_logs_top_1_and_top_5(tmp_path: Path) -> None:
     recipe, trainer = trained(tmp_path)
     task = cast(Classification, trainer.lightning_module)
     data = DataModule(recipe.data, batch_size=32, eval_batch_size=400)
-    (metrics,) = trainer.validate(task, datamodule=data, verbose=False)
+    (metrics,) = trainer.validate(task, datamodule=LightningData(data), verbose=False)
     found = evaluate(task.evaluated, data.val_dataloader(), torch.device("cpu"))
     assert metrics["val_accuracy"] == pytest.approx(found.top1, abs=1e-7)
     assert metrics["val_top5"] == pytest.approx(found.top5, abs=1e-7)
@@ -158,7 +159,7 @@ def test_validation_under_bfloat16_measures_the_network_that_eval_does(
     rounded = multi_bit_under_autocast(task.evaluated, images)
     assert any(not torch.equal(rounded[name], counts[name]) for name in counts)  # a real risk
     with tap(task.evaluated, *counts, "head") as seen:
-        (metrics,) = trainer.validate(task, datamodule=data, verbose=False)
+        (metrics,) = trainer.validate(task, datamodule=LightningData(data), verbose=False)
     neurons = spiking_neurons(task.evaluated)
     for name, expected in counts.items():
         assert torch.equal(neurons[name].counts(seen[name]), expected), name

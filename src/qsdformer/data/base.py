@@ -25,6 +25,8 @@ ImageSize: TypeAlias = "int | tuple[int, int]"  # pixels: a square's side, or (h
 LARGEST_IMAGE = 8192  # pixels of a side
 LARGEST_CHANNELS = 1024
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+# Mean and standard deviation of ImageNet's pixels in [0, 1]; timm has them too, but takes seconds.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALLEST_CROP = 0.01  # share of a resized image, in both directions
 
 Batch: TypeAlias = (

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
-from torchvision.datasets.utils import download_url
 
 from qsdformer.data.archives import file_names, read_files
 from qsdformer.data.base import DataInfo, Source, bad_file
@@ -59,7 +57,7 @@ class Cifar:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     layouts: tuple[Layout, ...]
-    published: type[torchvision.datasets.CIFAR10]  # where, and with which checksum
+    published: str  # the class of torchvision that says where, and with which checksum
 
 
 def read_records(content: bytes, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +107,7 @@ TEN = Cifar(
             read=partial(read_records, label_bytes=1),
         ),
     ),
-    published=torchvision.datasets.CIFAR10,
+    published="CIFAR10",
 )
 HUNDRED = Cifar(
     title="CIFAR-100",
@@ -131,7 +129,7 @@ HUNDRED = Cifar(
             read=partial(read_records, label_bytes=2),  # coarse, then fine
         ),
     ),
-    published=torchvision.datasets.CIFAR100,
+    published="CIFAR100",
 )
 
 
@@ -240,8 +238,11 @@ def _read_split(kind: Cifar, layout: Layout, place: Path, split: str) -> Split:
 
 def _download(kind: Cifar, folder: Path) -> Path:
     def fetch(temporary: Path) -> list[Path]:
+        from torchvision import datasets  # which takes seconds
+        from torchvision.datasets.utils import download_url
+
         # Only the checked archive: torchvision's own class would unpickle it.
-        published = kind.published
+        published = getattr(datasets, kind.published)
         download_url(published.url, str(temporary), published.filename, published.tgz_md5)
         return [temporary / published.filename]
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from qsdformer.data.base import DataInfo, Source
 from qsdformer.data.config import DataConfig
@@ -21,6 +19,9 @@ HELD_OUT = 0.2  # share of the images
 
 def load(config: DataConfig, seed: int) -> Source:
     """The digits, split 80/20 with equal class shares; the split is the same for every seed."""
+    from sklearn.datasets import load_digits  # which takes seconds
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     images = torch.from_numpy(digits.images).unsqueeze(1) / BRIGHTEST * 255
     images = images.round().to(torch.uint8)  # (N, 1, 8, 8)

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor
 
 from qsdformer.data.base import DataInfo, Source, bad_file
@@ -128,7 +127,9 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
 
 def _download(folder: Path) -> Path:
     def fetch(temporary: Path) -> list[Path]:
-        torchvision.datasets.FashionMNIST(str(temporary), download=True)
+        from torchvision.datasets import FashionMNIST  # which takes seconds
+
+        FashionMNIST(str(temporary), download=True)
         return [temporary / "FashionMNIST" / "raw" / name for name in FILES]
 
     return download_into(

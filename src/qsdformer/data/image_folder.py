@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import torch
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from qsdformer.data.augment import image_keys
-from qsdformer.data.base import Batch, DataError, DataInfo, Source
+from qsdformer.data.base import IMAGENET_MEAN, IMAGENET_STD, Batch, DataError, DataInfo, Source
 from qsdformer.data.config import DataConfig
 from qsdformer.data.folders import ClassFolders, check_images, check_same_classes, scan_split
 from qsdformer.data.images import Transform, eval_transform, load_pixels, read_image
@@ -102,8 +101,8 @@ def load(config: DataConfig, seed: int) -> Source:
         image_size=config.image_size or (MEMORY_SIZE if config.in_memory else DEFAULT_SIZE),
         channels=3,
         class_names=val.classes,
-        mean=IMAGENET_DEFAULT_MEAN,
-        std=IMAGENET_DEFAULT_STD,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
         interpolation="bicubic",
         crop_pct=1.0 if config.in_memory else CROP_PCT,
     )
@@ -116,10 +115,9 @@ def load(config: DataConfig, seed: int) -> Source:
             train=lambda: read(scan_train()),
             test=lambda: read(val),
         )
-    transform = train_transform(config, info)
 
     def train() -> FolderDataset:
-        files = _dataset(scan_train(), info)
+        files, transform = _dataset(scan_train(), info), train_transform(config, info)
         augmented = dataclasses.replace(files, seed=seed, train_transform=transform)
         return augmented.select(_fair_order(len(augmented)))
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 
 from qsdformer.data.base import DataError, DataInfo, size_text
@@ -69,6 +68,8 @@ def eval_transform(info: DataInfo) -> Transform:
     if info.fit != "crop" or not isinstance(info.image_size, int):
         preprocessing = Preprocessing.of(info)
         return lambda image: normalise(torch.from_numpy(pixels([image], preprocessing)), info)[0]
+    from timm.data import create_transform  # which takes seconds
+
     transform = create_transform(
         input_size=(info.channels, info.image_size, info.image_size),
         is_training=False,

@@ -1,4 +1,4 @@
-"""Batches of a training and an evaluation set for Lightning, whatever is learned."""
+"""Batches of a training and an evaluation set, whatever is learned."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import signal
 from collections.abc import Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-import lightning
 import torch
 from torch.utils.data import DataLoader, Sampler
 
@@ -30,10 +29,18 @@ class BatchDataset(Protocol):
 Dataset = TypeVar("Dataset", bound=BatchDataset)
 
 
+class Batches(Protocol):
+    """Batches to train and to evaluate on."""
+
+    def train_dataloader(self, *, pin_memory: bool = False) -> DataLoader[Any]: ...
+
+    def val_dataloader(self, *, pin_memory: bool = False) -> DataLoader[Any]: ...
+
+
 class ResumableLoader(DataLoader[Any]):
     """A loader with the methods by which Lightning knows that it resumes in mid-epoch.
 
-    There is nothing to store: `resume_at` finds the place from Lightning's own counters.
+    There is nothing to store: `LightningData` finds the place from Lightning's own counters.
     """
 
     def state_dict(self) -> dict[str, Any]:
@@ -44,12 +51,12 @@ class ResumableLoader(DataLoader[Any]):
         """Does nothing."""
 
 
-class SplitModule(lightning.LightningDataModule, Generic[Dataset]):
+class SplitModule(Generic[Dataset]):
     """A training set, if there is one, and an evaluation set in batches.
 
     Batches depend on (seed, epoch, rank) alone, so that a resumed run sees what an uninterrupted
-    one would have. The samplers split the data over the processes of torch.distributed themselves:
-    build the Trainer with `use_distributed_sampler=False`. Subclasses set `_train` and `_eval`.
+    one would have. The samplers split the data over the processes of torch.distributed themselves.
+    Subclasses set `_train` and `_eval`. For Lightning there is `LightningData` around it.
     """
 
     _train: Dataset | None
@@ -59,7 +66,6 @@ class SplitModule(lightning.LightningDataModule, Generic[Dataset]):
     def __init__(
         self, *, batch_size: int, eval_batch_size: int | None, seed: int, workers: int
     ) -> None:
-        super().__init__()
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
@@ -94,55 +100,31 @@ class SplitModule(lightning.LightningDataModule, Generic[Dataset]):
         paths = [*self.training_set.unread, *self._eval.unread]
         check_images(paths, skippable=self.can_skip_bad)
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self, *, pin_memory: bool = False) -> DataLoader[Any]:
         """Shuffled, augmented batches; call `loader.sampler.set_epoch` before each epoch."""
         sampler = TrainSampler(self.train_size, batch_size=self.batch_size, seed=self.seed)
-        if self.trainer is not None:
-            resume_at(sampler, self.trainer)
-        return self._loader(self.training_set, sampler, self.batch_size)
+        return self._loader(self.training_set, sampler, self.batch_size, pin_memory)
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self, *, pin_memory: bool = False) -> DataLoader[Any]:
         """The images evaluated on, in order, each once."""
         sampler = EvalSampler(self.eval_size)
-        return self._loader(self._eval, sampler, self.eval_batch_size)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """The same as `val_dataloader`."""
-        return self.val_dataloader()
+        return self._loader(self._eval, sampler, self.eval_batch_size, pin_memory)
 
     def _loader(
-        self, dataset: BatchDataset, sampler: Sampler[int], batch_size: int
+        self, dataset: BatchDataset, sampler: Sampler[int], batch_size: int, pin_memory: bool
     ) -> ResumableLoader:
         """Batches of a dataset that answers for a whole one at once."""
-        device = None if self.trainer is None else self.trainer.strategy.root_device
         return ResumableLoader(
             dataset,  # type: ignore[arg-type]  # it has __getitems__, which is what is called
             batch_size=batch_size,
             sampler=sampler,
             num_workers=self.workers,
             collate_fn=_already_a_batch,
-            pin_memory=device is not None and device.type == "cuda",
+            pin_memory=pin_memory,
             # Its own generator: worker seeds must not be drawn from the training's.
             generator=torch.Generator(),
             worker_init_fn=_outlive_sigterm,
         )
-
-
-def resume_at(sampler: TrainSampler, trainer: lightning.Trainer) -> None:
-    """Start a sampler where a checkpoint left off.
-
-    Lightning sets the epoch too, but on resuming only after worker processes have begun to
-    fetch; and it does not skip the batches of a half-finished epoch.
-    """
-    epoch: Any = trainer.fit_loop.epoch_progress.current
-    batches: Any = trainer.fit_loop.epoch_loop.batch_progress
-    in_epoch = epoch.started > epoch.processed
-    # After its last batch an epoch's validation runs; a checkpoint made there is of a full epoch.
-    finished = in_epoch and batches.is_last_batch
-    sampler.set_epoch(epoch.processed + int(finished))
-    if in_epoch and not finished:
-        # Not `completed`: that still lacks the batch after which a checkpoint was made.
-        sampler.skip_batches(batches.current.processed)
 
 
 def _outlive_sigterm(worker: int) -> None:

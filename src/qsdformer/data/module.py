@@ -1,4 +1,4 @@
-"""The one Lightning data module, for every source."""
+"""The one data module of classification and segmentation, for every source."""
 
 from __future__ import annotations
 

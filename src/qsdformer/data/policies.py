@@ -1,6 +1,7 @@
 """Variation by the policies of timm (RandAugment, AugMix, AutoAugment) and by mixing images.
 
-B images, C channels, H rows, W columns, K classes.
+B images, C channels, H rows, W columns, K classes. timm and torchvision take seconds to
+import and come only where they are used.
 """
 
 from __future__ import annotations
@@ -12,9 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import auto_augment, create_transform
 from torch import Tensor
-from torchvision.transforms import v2
 
 from qsdformer.data.augment import Keys
 from qsdformer.data.base import DataInfo
@@ -29,6 +28,8 @@ Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 def create_train_transform(config: DataConfig, info: DataInfo, **options: Any) -> Any:
     """timm's training transform with the recipe's policy; `UserError` if timm does not know it."""
+    from timm.data import create_transform
+
     try:
         with _posterize_down_to_nothing():
             return create_transform(
@@ -48,6 +49,8 @@ def create_train_transform(config: DataConfig, info: DataInfo, **options: Any) -
 @contextlib.contextmanager
 def _posterize_down_to_nothing() -> Iterator[None]:
     """Let timm's policies made in this block keep 0 bits, which Pillow 12 refuses, as before."""
+    from timm.data import auto_augment
+
     table = auto_augment.NAME_TO_OP
     theirs = {name: op for name, op in table.items() if op is auto_augment.posterize}
     table.update(dict.fromkeys(theirs, _posterize))
@@ -60,6 +63,8 @@ def _posterize_down_to_nothing() -> Iterator[None]:
 def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
     if bits == 0:
         return Image.new(image.mode, image.size)  # black
+    from timm.data import auto_augment
+
     varied: Image.Image = auto_augment.posterize(image, bits, **options)
     return varied
 
@@ -92,6 +97,8 @@ def batch_mix(config: DataConfig, classes: int) -> Mix | None:
 
     It draws from torch's global generator, which training seeds anew for each step.
     """
+    from torchvision.transforms import v2
+
     mixes: list[Mix] = []
     if config.mixup:
         mixes.append(v2.MixUp(alpha=config.mixup, num_classes=classes))

@@ -19,7 +19,7 @@ from qsdformer.graph.call import Call
 from qsdformer.graph.layout import axes_text, reduced, repeated, reshaped
 from qsdformer.graph.naming import IN_PLACE, Names, spelled
 from qsdformer.graph.steps import Constant, Step, Traced
-from qsdformer.graph.tracer import NORMS, SUPPORTED, called, model_path, shape_of
+from qsdformer.graph.tracer import SUPPORTED, called, is_norm, model_path, shape_of
 from qsdformer.graph.windows import conv_options, pool_options
 from qsdformer.nn.attention import LayerScale, SpikeAttention
 from qsdformer.nn.blocks import border_conv
@@ -234,7 +234,7 @@ class Operation(Call):
             return self.make("conv_transpose", module=m)
         if isinstance(m, nn.Linear):
             return self._linear(m)
-        if isinstance(m, NORMS):
+        if is_norm(m):
             return self._norm(m)
         if isinstance(m, LayerScale):
             return self.make("scale", module=m, factor=Constant(lambda: m.scale))

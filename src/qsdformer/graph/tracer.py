@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.ops import FrozenBatchNorm2d
 
 from qsdformer.errors import UserError, one_line
 from qsdformer.nn.attention import LayerScale, SpikeAttention
@@ -25,7 +25,6 @@ from qsdformer.nn.neurons import SpikingNeuron
 from qsdformer.nn.pointwise import PlanePool
 from qsdformer.nn.timing import TimeInput, TimeMean, TimeRepeat
 
-NORMS = (_BatchNorm, FrozenBatchNorm2d)
 OURS = (SpikingNeuron, SpikeAttention, LayerScale, PlanePool, TimeInput, TimeMean, TimeRepeat)
 # Modules without parameters, whose own forward tells the shape of their result.
 SHAPED = (
@@ -55,6 +54,15 @@ SUPPORTED = (
 KNOWN = ("qsdformer", "torch", "torchvision")
 _BORDER_CONV = border_conv  # the name without underscore is another function during recording
 ROOT = "model"  # where the traced model lies in the module that is traced
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch norm, torchvision's frozen one included.
+
+    A module can be that only where torchvision is imported already, which takes seconds.
+    """
+    frozen = getattr(sys.modules.get("torchvision.ops.misc"), "FrozenBatchNorm2d", ())
+    return isinstance(module, (_BatchNorm, frozen))
 
 
 class _Root(nn.Module):
@@ -153,7 +161,7 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         inside = m.__module__.startswith(("torch.nn", "torch.ao.nn"))
         containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-        ours = isinstance(m, (*OURS, *NORMS, nn.Conv2d, nn.Linear, nn.ConvTranspose2d))
+        ours = isinstance(m, (*OURS, nn.Conv2d, nn.Linear, nn.ConvTranspose2d)) or is_norm(m)
         return ours or (inside and not isinstance(m, containers))
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
@@ -274,7 +282,7 @@ class _Tracer(fx.Tracer):
             if x.shape[-1] != m.in_features:
                 raise ValueError(f"{m.in_features} inputs are asked for, and {x.shape[-1]} given")
             return x.new_empty(*x.shape[:-1], m.out_features)
-        if isinstance(m, (SpikingNeuron, LayerScale, *NORMS)):
+        if isinstance(m, (SpikingNeuron, LayerScale)) or is_norm(m):
             return x
         raise UserError(f"{self._where()}: {type(m).__name__} is not supported: {SUPPORTED}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,9 +21,9 @@ class SpikingTransformer(nn.Module):
     config: NetworkConfig
     head: nn.Module
     # What timm knows of its own models, so that it can save ours and build them again.
-    pretrained_cfg: dict[str, Any]
-    default_cfg: dict[str, Any]
     _model_args: dict[str, Any]
+    _make_record: Callable[[], dict[str, Any]]
+    _record: dict[str, Any] | None = None
 
     def __init__(self, config: NetworkConfig, features: int) -> None:
         super().__init__()
@@ -45,6 +46,19 @@ class SpikingTransformer(nn.Module):
         return self.config.num_classes
 
     # What follows is timm's interface.
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """timm's record of images and layers, made when it is first asked for: that takes timm."""
+        if self._record is None:
+            self._record = self._make_record()
+        return self._record
+
+    @pretrained_cfg.setter
+    def pretrained_cfg(self, record: dict[str, Any]) -> None:
+        self._record = record
+
+    default_cfg = pretrained_cfg  # its older name
 
     @property
     def in_chans(self) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from qsdformer.models.base import SpikingTransformer
-from qsdformer.models.registry import DEFAULT, Family, families, model_config
+from qsdformer.models.registry import DEFAULT, families, model_config
 from qsdformer.nn.config import NetworkConfig
 
 if TYPE_CHECKING:
@@ -24,12 +25,10 @@ def create_model(name: str = DEFAULT, **fields: Any) -> Any:
     return build(model_config(name, **fields))
 
 
-def build(config: NetworkConfig) -> SpikingTransformer:
-    """The network of a configuration, with new weights."""
-    importlib.import_module(IN_TIMM)
-    family = families()[config.family]
-    model = family.network(config)
-    model.pretrained_cfg = model.default_cfg = record_of(family, config)
+def build(config: NetworkConfig, info: DataInfo | None = None) -> SpikingTransformer:
+    """The network of a configuration, with new weights; `info` is for its record in timm."""
+    model = families()[config.family].network(config)
+    model._make_record = functools.partial(record_of, config, info)
     model._model_args = config.to_dict()
     return model
 
@@ -48,11 +47,17 @@ def timm_inputs(info: DataInfo) -> dict[str, Any]:
     }
 
 
-def record_of(family: Family, config: NetworkConfig) -> dict[str, Any]:
-    """timm's record of a model: under the name of its size, or of any where it has none."""
-    # Not at the top: importing timm imports the file that makes our models known to it, and that
-    # imports this one.
+def record_of(config: NetworkConfig, info: DataInfo | None) -> dict[str, Any]:
+    """timm's record of a model: under the name of its size, or of any where it has none.
+
+    Images are those that timm's models usually have, or as `info` says.
+    """
+    # Not at the top: importing timm takes seconds, and imports the file that makes our models known
+    # to it, which imports this one.
     from timm.models import get_pretrained_cfg
+
+    importlib.import_module(IN_TIMM)
+    family = families()[config.family]
 
     def shape(of: NetworkConfig) -> list[Any]:
         return [getattr(of, name) for name in of.SHOWN]
@@ -60,5 +65,5 @@ def record_of(family: Family, config: NetworkConfig) -> dict[str, Any]:
     fits = [n for n, size in family.sizes.items() if shape(family.config(**size)) == shape(config)]
     registered = get_pretrained_cfg(fits[0] if fits else next(iter(family.sizes)))
     assert registered is not None
-    record: dict[str, Any] = registered.to_dict()
-    return record
+    inputs = {} if info is None else timm_inputs(info)
+    return {**registered.to_dict(), **inputs}

@@ -6,7 +6,6 @@ import sys
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import timm
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import (
     build_model_with_cfg,
     generate_default_cfgs,
@@ -14,6 +13,7 @@ from timm.models import (
 )
 from torch import nn
 
+from qsdformer.data.base import IMAGENET_MEAN, IMAGENET_STD
 from qsdformer.errors import UserError
 from qsdformer.models.building import build as build_network
 from qsdformer.models.registry import Family, with_our_names
@@ -43,8 +43,8 @@ def _record(family: Family, name: str) -> dict[str, Any]:
     return {
         "num_classes": 1000,
         "input_size": family.inputs.get(name, (3, 224, 224)),
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
         "crop_pct": 0.875,
         "interpolation": "bicubic",
         "first_conv": family.first_conv,

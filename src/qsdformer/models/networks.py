@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from qsdformer.models.base import SpikingTransformer
-from qsdformer.models.building import build, timm_inputs
+from qsdformer.models.building import build
 from qsdformer.models.dense.config import DenseConfig
 from qsdformer.nn.config import NetworkConfig
 
@@ -25,7 +25,4 @@ def build_network(
         from qsdformer.models.dense.building import build_dense  # torchvision's, for few
 
         return cast(SpikingTransformer, build_dense(config, info))
-    model = build(config)
-    if info is not None:
-        model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **timm_inputs(info)}
-    return model
+    return build(config, info)

@@ -133,7 +133,8 @@ class _QuantWeight(nn.Module):
             self.register_parameter("log_step_size", None)
         else:
             rows = self.outputs_first(self.weight)
-            log = initial_step_size(rows, bits).log()
+            # On meta, where values come later, arithmetic imports torch's compiler, for seconds.
+            log = rows.new_empty(len(rows)) if rows.is_meta else initial_step_size(rows, bits).log()
             self.log_step_size = nn.Parameter(log.to(self.weight.dtype))
 
     @property

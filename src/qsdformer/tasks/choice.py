@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from qsdformer.data import DataInfo
+from qsdformer.data.loading import Batches
 from qsdformer.models.dense.config import DetectionConfig
 from qsdformer.recipes.dense import DetectionRecipe
 from qsdformer.recipes.recipe import Recipe
-from qsdformer.tasks.base import NetworkTask
-from qsdformer.tasks.teachers import Teacher
+
+if TYPE_CHECKING:  # they need Lightning and timm, which take seconds
+    from qsdformer.tasks.base import NetworkTask
+    from qsdformer.tasks.teachers import Teacher
 
 # "module:class" of what is trained, and of what serves its batches.
 TASKS = {
@@ -32,8 +35,8 @@ DATA = {
 }
 
 
-class TaskData(Protocol):
-    """What training needs of a data module, beside Lightning's own methods."""
+class TaskData(Batches, Protocol):
+    """What training needs of a data module."""
 
     @property
     def info(self) -> DataInfo:
@@ -91,6 +94,8 @@ def data_options(task: str, section: DetectionRecipe | None) -> dict[str, Any]:
 
 def make_task(recipe: Recipe, data: TaskData, teacher: Teacher | None = None) -> NetworkTask:
     """The module that trains a network as the recipe says, with new weights."""
+    from qsdformer.tasks.base import NetworkTask
+
     if teacher is None:
         task = _named(TASKS[recipe.task])(recipe, data.info)
     else:

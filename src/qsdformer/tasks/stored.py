@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
 from qsdformer.data import DataInfo, DataModule
-from qsdformer.data.base import ImageSize, numbered_classes
+from qsdformer.data.base import IMAGENET_MEAN, IMAGENET_STD, ImageSize, numbered_classes
 from qsdformer.data.cifar import HUNDRED, TEN, is_published
 from qsdformer.data.detection.config import DetectionData
 from qsdformer.data.detection.voc import is_voc
@@ -178,8 +176,8 @@ def usual_inputs(size: ImageSize, classes: int) -> DataInfo:
         image_size=size,
         channels=3,
         class_names=numbered_classes(classes),
-        mean=IMAGENET_DEFAULT_MEAN,
-        std=IMAGENET_DEFAULT_STD,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
         interpolation="bicubic",
         crop_pct=CROP_PCT,
     )

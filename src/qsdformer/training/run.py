@@ -11,16 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from qsdformer.data.base import size_text
+from qsdformer.data.lightning import LightningData
 from qsdformer.errors import UserError, one_line
 from qsdformer.files import write_json, write_text
 from qsdformer.models import checkpoint
@@ -114,9 +115,7 @@ def fit(
     with _quiet_lightning(), _plain_interrupts(), _plain_errors(), FAMILY.training(advice), stop:
         try:
             path = None if start is None else start.path
-            trainer.fit(
-                task, datamodule=cast(LightningDataModule, data), ckpt_path=path, weights_only=True
-            )
+            trainer.fit(task, datamodule=LightningData(data), ckpt_path=path, weights_only=True)
         except Exception:
             if trainer.global_step == 0 and first and start is None:
                 clear(folder)

@@ -1,13 +1,11 @@
-"""The Lightning data module for images with boxes."""
+"""The data module for images with boxes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
-from qsdformer.data.base import DataInfo
+from qsdformer.data.base import IMAGENET_MEAN, IMAGENET_STD, DataInfo
 from qsdformer.data.decoding import EXTENSIONS
 from qsdformer.data.detection.coco import read_coco
 from qsdformer.data.detection.config import DetectionData
@@ -131,8 +129,8 @@ def described(config: DetectionData, class_names: Sequence[str]) -> DataInfo:
         image_size=config.image_size,
         channels=config.channels,
         class_names=tuple(class_names),
-        mean=GREY_MEAN if grey else IMAGENET_DEFAULT_MEAN,
-        std=GREY_STD if grey else IMAGENET_DEFAULT_STD,
+        mean=GREY_MEAN if grey else IMAGENET_MEAN,
+        std=GREY_STD if grey else IMAGENET_STD,
         fit="pad" if config.keep_aspect else "stretch",
     )
 

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from qsdformer.data.augment import image_keys
-from qsdformer.data.base import DataError, DataInfo, Source
+from qsdformer.data.base import IMAGENET_MEAN, IMAGENET_STD, DataError, DataInfo, Source
 from qsdformer.data.decoding import upright_size
 from qsdformer.data.folders import check_images
 from qsdformer.data.images import normalise, read_image
@@ -186,8 +185,8 @@ def load(config: SegmentationData, seed: int) -> Source:
         image_size=config.image_size,
         channels=3,
         class_names=labels.classes,
-        mean=IMAGENET_DEFAULT_MEAN,
-        std=IMAGENET_DEFAULT_STD,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
         fit="stretch",
     )
 

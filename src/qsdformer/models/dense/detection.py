@@ -12,13 +12,13 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
+from qsdformer.data.base import IMAGENET_MEAN, IMAGENET_STD
 from qsdformer.models.dense.backbone import Backbone, check_strides
 from qsdformer.models.dense.base import DenseNetwork, Part
 from qsdformer.models.dense.batching import Batching, Size
@@ -149,9 +149,7 @@ def build_detector(config: DetectionConfig, info: DataInfo | None = None) -> Det
     """
     backbone = DetectorBackbone(config)
     channels = config.in_channels
-    mean, std = (
-        (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if channels == 3 else ((0.5,) * channels,) * 2
-    )
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,) * channels,) * 2
     if config.detector == "retinanet":
         detector = _retinanet(config, backbone)
     else:
