@@ -85,7 +85,7 @@ def closed(rows: list[Row]) -> str:
     ("name", "columns", "lines"),
     [  # speeds are left out of all three
         ("ablation-cifar10-spikformer", 9, 2 + 18 + 15),
-        ("ablation-cifar10", 9, 2 + 11 + 3),
+        ("ablation-cifar10", 9, 2 + 11 + 10),
         ("ablation-cifar10-gap", 5, 2 + 27 + 6),
     ],
 )
@@ -229,24 +229,27 @@ def test_what_is_said_of_metaspikeformer_is_that_of_its_rows() -> None:
     ]
     assert "from {} to {} bits".format(*bits) in text
 
-    def first(name: str) -> str:
-        return f"{found(name)[0]:.1f}"
-
-    assert f"(one seed; its untaught network has {first('rectified')} %)" in text
-    assert (
-        f"weight 1 on counts {first('fgd-counts')}, on membrane potentials {first('fgd')}" in text
-    )
-    assert f"weight 3 {first('fgd-3')} %, where weight 10 gives {first('fgd-10')};" in text
-    assert f"logits alone {first('logits')}." in text
-    assert f"with fp32 weights has {first('ielif-fp32')} % in that seed" in text
     with (RESULTS / "distortion-cifar10-metaspikeformer.csv").open(newline="") as file:
         distortions = [float(row["distortion"]) for row in csv.DictReader(file)]
-    assert len(distortions) == 9  # 3 blocks of q, k and v
-    assert f"at most {max(distortions):.3f} bits (Jensen-Shannon) from those of the" in text
-    direct, full = first("lif-4bit"), first("lif-fp32")
-    assert f"accuracy is {direct} in place of {full} %" in text
-    above_lif = found("rectified")[0] - found("lif-4bit")[0]
-    assert f"is {above_lif:.1f} points above direct LIF in that seed" in text
+    assert len(distortions) % 9 == 0  # 3 blocks of q, k and v
+    assert f"at most {max(distortions):.3f} bits (Jensen-Shannon; " in text
+    shown = {
+        "In accuracy it costs {} points (95 % interval {}), where": ("lif-4bit", "lif-fp32"),
+        "IE-LIF is {} points ({}) above direct LIF": ("lif-4bit", "plain"),
+        "above direct LIF, rectified {} ({}).": ("lif-4bit", "rectified"),
+        "with fp32 weights it is {} points less accurate ({})": ("ielif-fp32", "rectified"),
+        "of weight 1 is worth {} points ({}) on membrane": ("rectified", "fgd"),
+        "and {} ({}) on counts": ("rectified", "fgd-counts"),
+        "logits alone {} ({}).": ("rectified", "logits"),
+        "as much as weight 10 here, {} ({}):": ("rectified", "fgd-3"),
+        "the two are {} points apart ({}).": ("fgd-3", "fgd-10"),
+    }
+    for wanted, pair in shown.items():
+        difference = paired_difference(*map(found, pair))
+        seeds = "" if difference[2] == 3 else f"; n = {difference[2]}"
+        value = f"{difference[0]:.1f}".replace("-0.0", "0.0").replace("-", "−")
+        assert wanted.format(value, interval(difference) + seeds) in text, wanted
+    assert f"of `ablation-cifar10` {len(rows)} of 60" in PAGE
 
 
 def test_what_closes_the_gap_is_that_of_its_rows() -> None:
